@@ -1,0 +1,1 @@
+"""Every format that people keep their data in, and how a model reads it."""

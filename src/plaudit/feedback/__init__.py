@@ -1,0 +1,1 @@
+"""What people said: stored, assigned, measured. No torch in this room."""

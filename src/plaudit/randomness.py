@@ -1,0 +1,23 @@
+"""Randomness is keyed, not carried.
+
+Every draw comes from a key such as (seed, "rollout", round, step, sample), so that what was drawn before, in
+which order or in which process, changes nothing: a killed run that starts again draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def rng(*key: int | str) -> np.random.Generator:
+    """A generator that depends on the key alone (PCG64 seeded with the key's BLAKE2b digest)."""
+    words = "\x1f".join(f"{type(part).__name__}:{part}" for part in key).encode()
+    digest = hashlib.blake2b(words, digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def torch_seed(*key: int | str) -> int:
+    """A seed for `torch.Generator.manual_seed` that depends on the key alone."""
+    return int(rng(*key, "torch").integers(0, 2**63 - 1))

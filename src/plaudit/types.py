@@ -1,0 +1,136 @@
+"""The records that people's words travel in, and the errors that people are told. Frozen; no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+Choice = Literal[0, 1, "tie", "both_bad"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+
+
+class UserError(Exception):
+    """The user's words, config or data are at fault: one line that says what, where and how to mend it.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        line = (f"{where}: " if where else "") + what + (f"; {fix}" if fix else "")
+        super().__init__(" ".join(line.split()))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role is {self.role!r}, not one of {', '.join(ROLES)}")
+        if not isinstance(self.content, str):
+            raise ValueError(f"content is {type(self.content).__name__}, not text")
+
+
+Prompt = str | tuple[Message, ...]
+"""Plain text, or the messages so far (rendered with the model's chat template)."""
+
+
+def _check_prompt(prompt: Prompt) -> None:
+    if not prompt:
+        raise ValueError("prompt is empty")
+    if isinstance(prompt, tuple):
+        if not all(isinstance(message, Message) for message in prompt):
+            raise ValueError("prompt holds something that is not a message")
+    elif not isinstance(prompt, str):
+        raise ValueError(f"prompt is {type(prompt).__name__}, not text or messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt and an answer worth imitating."""
+
+    prompt: Prompt
+    completion: str
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not isinstance(self.completion, str) or not self.completion:
+            raise ValueError("completion is empty or not text")
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two completions of one prompt and which is better.
+
+    choice: 0 or 1 (an index into completions), "tie" or "both_bad".
+    strength: 1 (slightly) to 4 (very much), None when it was not asked.
+    presented: the order on the rater's screen, e.g. (1, 0): completions[1] stood first.
+    """
+
+    prompt: Prompt
+    completions: tuple[str, str]
+    choice: Choice
+    strength: int | None = None
+    presented: tuple[int, int] | None = None
+    rater: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if len(self.completions) != 2 or not all(isinstance(c, str) for c in self.completions):
+            raise ValueError("completions must be two texts")
+        if isinstance(self.choice, bool) or self.choice not in (0, 1, "tie", "both_bad"):
+            raise ValueError(f'choice is {self.choice!r}, not 0, 1, "tie" or "both_bad"')
+        if self.strength not in (None, 1, 2, 3, 4) or isinstance(self.strength, bool):
+            raise ValueError(f"strength is {self.strength!r}, not 1 to 4")
+        if self.presented is not None and tuple(self.presented) not in ((0, 1), (1, 0)):
+            raise ValueError(f"presented is {self.presented!r}, not [0, 1] or [1, 0]")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """K completions of one prompt, best first: ranking[0] is the index of the best."""
+
+    prompt: Prompt
+    completions: tuple[str, ...]
+    ranking: tuple[int, ...]
+    rater: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if len(self.completions) < 2 or not all(isinstance(c, str) for c in self.completions):
+            raise ValueError("completions must be two texts or more")
+        if sorted(self.ranking) != list(range(len(self.completions))):
+            raise ValueError(
+                f"ranking {list(self.ranking)} does not name each of {len(self.completions)} completions once"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """Scores from 0 (worst) to 1 (best) for one completion, by criterion; "overall" is the usual one."""
+
+    prompt: Prompt
+    completion: str
+    scores: dict[str, float] = field(default_factory=dict)
+    rater: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not isinstance(self.completion, str):
+            raise ValueError("completion is not text")
+        if not self.scores:
+            raise ValueError("scores are empty")
+        for criterion, score in self.scores.items():
+            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+                raise ValueError(f"score of {criterion!r} is {score!r}, not a number")
+            if not 0 <= score <= 1:
+                raise ValueError(f"score of {criterion!r} is {score}, not within 0 to 1")
+
+
+Record = Demonstration | Preference | Ranking | Rating
