@@ -1,0 +1,72 @@
+"""From scores to what each token is worth: shaped rewards, and generalised advantage estimation.
+
+All of these are data for a loss: they carry no gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from plaudit.algorithms.masking import check_same_shape, zero_masked
+
+
+def replace_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float) -> Tensor:
+    """The score, or the penalty in its place where a completion did not end by itself. [B] -> [B].
+
+    scores: [B]; finished: [B] bool, True where the end-of-text token was drawn.
+    Raises ValueError where the shapes differ or finished is not boolean.
+
+    Source: DESIGN, PPO detail 6; Huang et al. 2024 (summarize_from_feedback_details), where it is -1: a fixed
+    number, not a subtraction, so that a good unfinished completion is no better than a bad one.
+    """
+    check_same_shape(scores=scores, mask=finished)
+    return torch.where(finished, scores, torch.full_like(scores, penalty))
+
+
+@torch.no_grad()
+def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, coef: float) -> Tensor:
+    """-coef * kl on each counted token, and the score on top at the last of them; 0 elsewhere. -> [B, T].
+
+    scores: [B]; kl: [B, T], per token, in nats (see `kl.k1`); mask: [B, T]. Nothing is reduced.
+    Raises ValueError where the shapes do not fit or a row counts no token (its score would vanish).
+
+    Source: Ziegler et al. 2019, equation 2, R(x, y) = r(x, y) - beta log(pi(y|x) / rho(y|x)), spread over the
+    tokens as in lm-human-preferences (`compute_rewards`).
+    """
+    check_same_shape(kl=kl, mask=mask)
+    if scores.shape != mask.shape[:1]:
+        raise ValueError(f"scores {tuple(scores.shape)} do not fit a mask of {tuple(mask.shape)}")
+    if not bool(mask.any(dim=1).all()):
+        raise ValueError("a completion has no counted token for its score to sit on")
+    rewards = -coef * zero_masked(kl, mask)
+    place = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = (mask * place).argmax(dim=1, keepdim=True)
+    return rewards.scatter_add(1, last, scores.to(rewards.dtype).unsqueeze(1))
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation. -> (advantages [B, T], returns [B, T]), both 0 where mask is False.
+
+    rewards, values, mask: [B, T]. values[:, t] is the value before token t is drawn. An episode ends at its
+    last counted token, with nothing after it (zero bootstrap). The mask may have holes (observation tokens):
+    they are skipped, so the step after a counted token is the next counted one, and what stands in a hole
+    (rewards too) is not read. returns = advantages + values, the target of the value loss. gamma 1: an
+    episode's reward is not worth less for a longer completion. Raises ValueError where shapes differ.
+
+    Source: Schulman et al. 2016 (GAE), equation 16; Schulman et al. 2017 (PPO), equations 11 and 12:
+    A_t = sum over l of (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t.
+    """
+    check_same_shape(rewards=rewards, values=values, mask=mask)
+    rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
+    advantages = torch.zeros_like(values)
+    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    for t in range(mask.shape[1] - 1, -1, -1):
+        counts = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        advantages[:, t] = zero_masked(advantage, counts)
+        next_advantage = torch.where(counts, advantage, next_advantage)
+        next_value = torch.where(counts, values[:, t], next_value)
+    return advantages, advantages + values
