@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -40,7 +41,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
             raise
-        _sync_directory(path.parent)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -52,39 +53,61 @@ def new_directory(path: Path) -> Iterator[Path]:
         try:
             beside.chmod(0o755)
             yield beside
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    with file.open("rb+") as handle:
-                        os.fsync(handle.fileno())
-            if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-                os.replace(path, old / path.name)
-                os.replace(beside, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(beside, path)
+            for entry in [*beside.rglob("*"), beside]:
+                if entry.is_file() or entry.is_dir():
+                    _sync(entry)
+            _put_in_place(beside, path)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-        _sync_directory(path.parent)
+        _sync(path.parent)
+
+
+def _put_in_place(beside: Path, path: Path) -> None:
+    """Rename a directory; what stood at the path goes only once the new one stands."""
+    if not path.exists():
+        os.replace(beside, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        os.replace(path, old / path.name)
+        try:
+            os.replace(beside, path)
+        except BaseException:
+            os.replace(old / path.name, path)
+            raise
+    finally:
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turns the errors of writing to the path into UserErrors."""
+    """Turns the errors of writing to the path into UserErrors; those about other files pass as they are."""
     try:
         yield
-    except PermissionError:
-        raise UserError("no permission to write here", where=str(path), fix="choose another place") from None
     except OSError as error:
-        if error.filename is None and error.errno is None:
+        if error.errno is None or not _concerns(error, path):
             raise
-        hint = "free some space" if error.errno in (28, 122) else "choose another place"
+        if isinstance(error, PermissionError):
+            raise UserError(
+                "no permission to write here", where=str(path), fix="choose another place"
+            ) from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space" if full else "choose another place"
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot be written ({reason})", where=str(path), fix=hint) from None
 
 
-def _sync_directory(path: Path) -> None:
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether the error names no file, or one above the path, or one beside or below it."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    path, named = path.absolute(), Path(error.filename).absolute()
+    return named in path.parents or path.parent in named.parents
+
+
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

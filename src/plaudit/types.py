@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +30,7 @@ class Message:
     content: str
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
+        if not isinstance(self.role, str) or self.role not in ROLES:
             raise ValueError(f"role is {self.role!r}, not one of {', '.join(ROLES)}")
         if not isinstance(self.content, str):
             raise ValueError(f"content is {type(self.content).__name__}, not text")
@@ -49,6 +48,19 @@ def _check_prompt(prompt: Prompt) -> None:
             raise ValueError("prompt holds something that is not a message")
     elif not isinstance(prompt, str):
         raise ValueError(f"prompt is {type(prompt).__name__}, not text or messages")
+
+
+def _check_rater(rater: str | None) -> None:
+    if rater is not None and not isinstance(rater, str):
+        raise ValueError(f"rater is {type(rater).__name__}, not text")
+
+
+def _are_texts(completions: object) -> bool:
+    return isinstance(completions, tuple) and all(isinstance(text, str) for text in completions)
+
+
+def _are_indices(numbers: object) -> bool:
+    return isinstance(numbers, tuple) and all(type(number) is int for number in numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +94,16 @@ class Preference:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
-        if len(self.completions) != 2 or not all(isinstance(c, str) for c in self.completions):
+        _check_rater(self.rater)
+        if not _are_texts(self.completions) or len(self.completions) != 2:
             raise ValueError("completions must be two texts")
-        if isinstance(self.choice, bool) or self.choice not in (0, 1, "tie", "both_bad"):
+        if type(self.choice) not in (int, str) or self.choice not in (0, 1, "tie", "both_bad"):
             raise ValueError(f'choice is {self.choice!r}, not 0, 1, "tie" or "both_bad"')
-        if self.strength not in (None, 1, 2, 3, 4) or isinstance(self.strength, bool):
+        if self.strength is not None and (type(self.strength) is not int or not 1 <= self.strength <= 4):
             raise ValueError(f"strength is {self.strength!r}, not 1 to 4")
-        if self.presented is not None and tuple(self.presented) not in ((0, 1), (1, 0)):
+        if self.presented is None:
+            return
+        if not _are_indices(self.presented) or self.presented not in ((0, 1), (1, 0)):
             raise ValueError(f"presented is {self.presented!r}, not [0, 1] or [1, 0]")
 
 
@@ -103,12 +118,12 @@ class Ranking:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
-        if len(self.completions) < 2 or not all(isinstance(c, str) for c in self.completions):
+        _check_rater(self.rater)
+        if not _are_texts(self.completions) or len(self.completions) < 2:
             raise ValueError("completions must be two texts or more")
-        if sorted(self.ranking) != list(range(len(self.completions))):
-            raise ValueError(
-                f"ranking {list(self.ranking)} does not name each of {len(self.completions)} completions once"
-            )
+        count = len(self.completions)
+        if not _are_indices(self.ranking) or sorted(self.ranking) != list(range(count)):
+            raise ValueError(f"ranking {self.ranking!r} does not name each of {count} completions once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +139,13 @@ class Rating:
         _check_prompt(self.prompt)
         if not isinstance(self.completion, str):
             raise ValueError("completion is not text")
-        if not self.scores:
-            raise ValueError("scores are empty")
+        _check_rater(self.rater)
+        if not isinstance(self.scores, dict) or not self.scores:
+            raise ValueError("scores are empty or not named by criterion")
         for criterion, score in self.scores.items():
-            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            if not isinstance(criterion, str):
+                raise ValueError(f"criterion {criterion!r} is not text")
+            if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
                 raise ValueError(f"score of {criterion!r} is {score!r}, not a number")
             if not 0 <= score <= 1:
                 raise ValueError(f"score of {criterion!r} is {score}, not within 0 to 1")
