@@ -1,0 +1,117 @@
+"""Who judges what next: rows made ahead, claimed by one atomic update, completed by the event that answers them.
+
+An item has as many slots as judgements are wanted of it; a rater gets at most one of them. `Store` calls these
+with a connection that writes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from plaudit.feedback import schema
+from plaudit.feedback.events import JUDGEMENTS, Event
+from plaudit.types import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One slot of an item, held by a rater until `expires` (seconds, on the claimant's clock)."""
+
+    id: int
+    item: str
+    slot: int
+    rater: str
+    expires: float
+
+
+def assign(connection: Connection, items: Iterable[str], overlap: int, lost: sa.Select[tuple[str]]) -> int:
+    """Opens slots until `overlap` judgements of each item are given or to come; returns how many were opened.
+
+    lost: ids of the events that no longer count (skips, retractions), whose slots are opened anew.
+    """
+    slots = schema.assignments
+    opened = 0
+    for item in dict.fromkeys(items):
+        if connection.scalar(sa.select(schema.items.c.id).where(schema.items.c.id == item)) is None:
+            raise UserError("there is no such item", where=f"item {item}", fix="add it first")
+        live = connection.scalar(
+            sa.select(sa.func.count()).where(
+                slots.c.item == item, sa.or_(slots.c.event.is_(None), slots.c.event.not_in(lost))
+            )
+        )
+        for _ in range(overlap - int(live or 0)):
+            _open_slot(connection, item)
+            opened += 1
+    return opened
+
+
+def claim(connection: Connection, rater: str, now: float, lease_seconds: float) -> Assignment | None:
+    """The next item for the rater, or None when nothing is left for them.
+
+    What the rater already holds comes first (a page loaded again shows the same item), then items with the
+    fewest judgements, in the order in which they were assigned. Never an item that the rater has judged or
+    skipped. A slot whose time has run out is free again.
+    """
+    slots, other, events = schema.assignments, schema.assignments.alias(), schema.events
+    free = sa.or_(slots.c.rater.is_(None), slots.c.rater == rater, slots.c.expires <= now)
+    elsewhere = sa.exists().where(
+        other.c.item == slots.c.item, other.c.rater == rater, other.c.id != slots.c.id
+    )
+    judged = sa.exists().where(
+        events.c.rater == rater, events.c.item == slots.c.item, events.c.kind.in_(JUDGEMENTS)
+    )
+    readable = sa.exists().where(schema.items.c.id == slots.c.item, schema.items.c.prompt.is_not(None))
+    first = (
+        sa.select(slots.c.id)
+        .where(slots.c.event.is_(None), free, ~elsewhere, ~judged, readable)
+        .order_by(sa.case((slots.c.rater == rater, 0), else_=1), slots.c.slot, slots.c.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    row = connection.execute(
+        slots.update()
+        .where(slots.c.id == first)
+        .values(rater=rater, expires=now + lease_seconds)
+        .returning(slots.c.id, slots.c.item, slots.c.slot, slots.c.rater, slots.c.expires)
+    ).first()
+    return None if row is None else Assignment(row.id, row.item, row.slot, row.rater, row.expires)
+
+
+def check_answer(connection: Connection, event: Event) -> None:
+    """UserError when the event's assignment is unknown, of another item, or answered by this rater already."""
+    row = connection.execute(
+        sa.select(schema.assignments).where(schema.assignments.c.id == event.assignment)
+    ).first()
+    where = f"event {event.id}"
+    if row is None:
+        raise UserError(f"there is no assignment {event.assignment}", where=where)
+    if row.item != event.item:
+        raise UserError(f"assignment {event.assignment} is of item {row.item}, not {event.item}", where=where)
+    if row.rater == event.rater and row.event is not None and event.supersedes is None:
+        raise UserError(f"already answered by event {row.event}", where=where, fix="correct that event")
+
+
+def complete(connection: Connection, event: Event) -> None:
+    """Closes the assignment that the stored event answers; after a skip, opens a slot for somebody else.
+
+    When the rater's time ran out and somebody else holds the slot, the judgement is kept all the same, and
+    the slot stays with its new holder.
+    """
+    slots = schema.assignments
+    closed = connection.execute(
+        slots.update()
+        .where(slots.c.id == event.assignment, slots.c.rater == event.rater, slots.c.event.is_(None))
+        .values(event=event.id, expires=None)
+    ).rowcount
+    if closed and event.kind == "skip" and event.item is not None:
+        _open_slot(connection, event.item)
+
+
+def _open_slot(connection: Connection, item: str) -> None:
+    slots = schema.assignments
+    last = connection.scalar(sa.select(sa.func.max(slots.c.slot)).where(slots.c.item == item))
+    connection.execute(slots.insert().values(item=item, slot=0 if last is None else last + 1))

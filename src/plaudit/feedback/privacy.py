@@ -1,0 +1,83 @@
+"""Who the raters are: identity and free text, sealed under one key a rater, so that forgetting is final."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from cryptography.fernet import Fernet
+from sqlalchemy.engine import Connection
+
+from plaudit.feedback import schema
+from plaudit.types import UserError
+
+
+def ensure(connection: Connection, rater: str) -> None:
+    """Enters the rater; one who is already there stays as they are. UserError for one who was forgotten."""
+    row = connection.execute(sa.select(schema.raters.c.forgotten).where(schema.raters.c.id == rater)).first()
+    if row is None:
+        connection.execute(schema.raters.insert().values(id=rater))
+    elif row.forgotten is not None:
+        raise UserError("this rater was forgotten", where=f"rater {rater}", fix="start under a new pseudonym")
+
+
+def seal(connection: Connection, rater: str, text: str) -> bytes:
+    """The text as only the rater's key opens it; the key is made at the first need."""
+    key = connection.scalar(sa.select(schema.raters.c.key).where(schema.raters.c.id == rater))
+    if key is None:
+        key = Fernet.generate_key()
+        connection.execute(schema.raters.update().where(schema.raters.c.id == rater).values(key=key))
+    return Fernet(key).encrypt(text.encode())
+
+
+def unseal(key: bytes | None, sealed: bytes | None) -> str | None:
+    """The text again, or None when there is none or its key is destroyed."""
+    if sealed is None or key is None:
+        return None
+    return Fernet(key).decrypt(sealed).decode()
+
+
+def set_identity(connection: Connection, rater: str, identity: Mapping[str, str]) -> None:
+    """Keeps the rater's name, e-mail and so on, sealed."""
+    ensure(connection, rater)
+    if identity:
+        sealed = seal(connection, rater, json.dumps(dict(identity)))
+        connection.execute(schema.raters.update().where(schema.raters.c.id == rater).values(identity=sealed))
+
+
+def identity(connection: Connection, rater: str) -> dict[str, str]:
+    """What is known of the rater; empty when nothing is, or no more."""
+    row = connection.execute(
+        sa.select(schema.raters.c.key, schema.raters.c.identity).where(schema.raters.c.id == rater)
+    ).first()
+    text = None if row is None else unseal(row.key, row.identity)
+    return {} if text is None else dict(json.loads(text))
+
+
+def erase(connection: Connection, rater: str, seq: int) -> None:
+    """Destroys the rater's key, what their judgements and their items said, and gives their open work back.
+
+    What is left of an event is its tombstone: number, id, kind, item, pseudonym, versions and time.
+    seq: number of the event that says so.
+    """
+    raters, events, items = schema.raters, schema.events, schema.items
+    connection.execute(
+        raters.update().where(raters.c.id == rater).values(key=None, identity=None, forgotten=seq)
+    )
+    connection.execute(
+        events.update()
+        .where(events.c.rater == rater, events.c.seq < seq)
+        .values(payload=sa.null(), comment=sa.null(), presented=sa.null())
+    )
+    connection.execute(
+        items.update()
+        .where(items.c.author == rater)
+        .values(prompt=sa.null(), completions=sa.null(), meta=sa.null())
+    )
+    open_work = schema.assignments.c.event.is_(None)
+    connection.execute(
+        schema.assignments.update()
+        .where(schema.assignments.c.rater == rater, open_work)
+        .values(rater=None, expires=None)
+    )

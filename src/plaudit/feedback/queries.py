@@ -1,0 +1,123 @@
+"""What the store reads: events, items and the current view, as SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from plaudit.feedback import privacy, schema
+from plaudit.feedback.events import JUDGEMENTS, Event, Item, prompt_from_json
+from plaudit.types import UserError
+
+_FEW = 500
+"""Ids asked for in one query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A name, such as a model's, for "events up to seq"."""
+
+    name: str
+    seq: int
+    note: str
+    created_at: str
+
+
+def logged(*columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Events with their rater's key and item, or the given columns of them."""
+    events, raters, items = schema.events, schema.raters, schema.items
+    query = sa.select(*columns) if columns else sa.select(events, raters.c.key)
+    return query.join_from(events, raters, raters.c.id == events.c.rater).outerjoin(
+        items, items.c.id == events.c.item
+    )
+
+
+def standing(
+    up_to: int | None, *columns: sa.ColumnElement[Any], before_forgetting: bool = False
+) -> sa.Select[Any]:
+    """The current view as of `up_to`; before_forgetting: as it was then, with those who were forgotten since."""
+    events, raters, items = schema.events, schema.raters, schema.items
+    later, rule, undo, author = events.alias(), events.alias(), events.alias(), raters.alias()
+
+    def within(table: sa.FromClause) -> sa.ColumnElement[bool]:
+        return sa.true() if up_to is None else table.c.seq <= up_to
+
+    def known(people: sa.FromClause) -> sa.ColumnElement[bool]:
+        unforgotten = people.c.forgotten.is_(None)
+        return sa.or_(unforgotten, people.c.forgotten > (up_to or 0)) if before_forgetting else unforgotten
+
+    superseded = sa.exists().where(later.c.supersedes == events.c.id, within(later))
+    undone = sa.exists().where(
+        undo.c.rater == rule.c.rater, undo.c.kind == "restore_rater", undo.c.seq > rule.c.seq, within(undo)
+    )
+    retracted = sa.select(rule.c.rater).where(rule.c.kind == "retract_rater", within(rule), ~undone)
+    return (
+        logged(*columns)
+        .outerjoin(author, author.c.id == items.c.author)
+        .where(events.c.kind.in_(JUDGEMENTS), within(events), ~superseded, events.c.rater.not_in(retracted))
+        .where(known(raters), known(author))
+    )
+
+
+def event(row: sa.Row[Any]) -> Event:
+    """A row of `logged()` as an event; the payload of a tombstone is empty."""
+    values = dict(row._mapping)
+    key = values.pop("key")
+    values["payload"] = values["payload"] or {}
+    return Event(**(values | {"comment": privacy.unseal(key, values["comment"])}))
+
+
+def events(connection: Connection, ids: Sequence[str]) -> dict[str, Event]:
+    """Those of the events that there are, by id."""
+    found = {}
+    for start in range(0, len(ids), _FEW):
+        for row in connection.execute(logged().where(schema.events.c.id.in_(ids[start : start + _FEW]))):
+            found[row.id] = event(row)
+    return found
+
+
+def items(connection: Connection, ids: Sequence[str] | None) -> dict[str, Item | None]:
+    """Items by id, None for a forgotten one."""
+    found: dict[str, Item | None] = {}
+    query = sa.select(schema.items)
+    chunks = [None] if ids is None else [ids[i : i + _FEW] for i in range(0, len(ids), _FEW)]
+    for chunk in chunks:
+        rows = connection.execute(query if chunk is None else query.where(schema.items.c.id.in_(chunk)))
+        for row in rows:
+            values = dict(row._mapping)
+            if values["prompt"] is None:
+                found[row.id] = None
+            else:
+                found[row.id] = Item(**(values | {"prompt": prompt_from_json(values["prompt"])}))
+    return found
+
+
+def last_seq(connection: Connection) -> int:
+    """The number of the last event, 0 before the first."""
+    return int(connection.scalar(sa.select(sa.func.max(schema.events.c.seq))) or 0)
+
+
+def last_rule(connection: Connection, rater: str) -> sa.Row[Any] | None:
+    """The last event that retracted or restored the rater."""
+    events = schema.events
+    rules = events.c.kind.in_(("retract_rater", "restore_rater"))
+    query = sa.select(events).where(events.c.rater == rater, rules).order_by(events.c.seq.desc()).limit(1)
+    return connection.execute(query).first()
+
+
+def refuse_retracted(connection: Connection, rater: str) -> None:
+    """UserError for a rater who stands retracted."""
+    last = last_rule(connection, rater)
+    if last is not None and last.kind == "retract_rater":
+        raise UserError("this rater was retracted", where=f"rater {rater}", fix="restore the rater first")
+
+
+def snapshots(connection: Connection) -> list[Snapshot]:
+    """All of them, by seq and name."""
+    table = schema.snapshots
+    rows = connection.execute(sa.select(table).order_by(table.c.seq, table.c.name))
+    return [Snapshot(row.name, row.seq, row.note, row.created_at) for row in rows]

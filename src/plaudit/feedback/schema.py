@@ -1,0 +1,195 @@
+"""The tables of the feedback store, how it is opened, and its migrations."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from plaudit.files import writable
+from plaudit.types import UserError
+
+HEAD = "0001"
+"""The newest migration; a test holds it to what `migrations/versions` says."""
+BUSY_SECONDS = 30.0
+_LOCK = 0x706C6175
+"""The key of PostgreSQL's advisory lock: one writer at a time, so that `seq` is gapless and in order of commit."""
+
+metadata = sa.MetaData()
+_json = sa.JSON(none_as_null=True)
+
+raters = sa.Table(
+    "raters",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("key", sa.LargeBinary),  # seals identity and free text; destroyed by forgetting
+    sa.Column("identity", sa.LargeBinary),  # sealed JSON: name, e-mail
+    sa.Column("forgotten", sa.Integer),  # seq of the event that forgot the rater
+)
+items = sa.Table(
+    "items",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("prompt", _json),
+    sa.Column("completions", _json),
+    sa.Column("policy_version", sa.Text),
+    sa.Column("meta", _json),
+    sa.Column("author", sa.Text, sa.ForeignKey("raters.id")),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id")),
+    sa.Column("rater", sa.Text, sa.ForeignKey("raters.id"), nullable=False),
+    sa.Column("payload", _json),  # null: forgotten
+    sa.Column("comment", sa.LargeBinary),  # free text, sealed under the rater's key
+    sa.Column("presented", _json),
+    sa.Column("policy_version", sa.Text),
+    sa.Column("guideline_version", sa.Text),
+    sa.Column("supersedes", sa.Text, sa.ForeignKey("events.id"), unique=True),
+    sa.Column("assignment", sa.Integer, sa.ForeignKey("assignments.id")),
+    sa.Column("created_at", sa.Text, nullable=False),
+)
+assignments = sa.Table(
+    "assignments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id"), nullable=False),
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("rater", sa.Text, sa.ForeignKey("raters.id")),
+    sa.Column("expires", sa.Double),  # seconds, on the clock of whoever claims
+    sa.Column("event", sa.Text),  # id of the event that answered it
+)
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+)
+
+
+def url_of(path_or_url: str | Path) -> URL:
+    """The database's address; a path means a SQLite file. UserError for what is no address, or only in memory."""
+    if isinstance(path_or_url, Path) or "://" not in path_or_url:
+        return URL.create("sqlite", database=str(Path(path_or_url)))
+    try:
+        url = make_url(path_or_url)
+    except ArgumentError:
+        raise UserError("is not a database address", where=str(path_or_url)) from None
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise UserError("is neither SQLite nor PostgreSQL", where=url.render_as_string())
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise UserError("feedback in memory would be lost", where=str(path_or_url), fix="name a file")
+    return url
+
+
+def open_engine(path_or_url: str | Path) -> Engine:
+    """An engine on the database, brought up to the newest migration. UserError when it cannot be opened."""
+    url = url_of(path_or_url)
+    where = url.render_as_string()  # without the password
+    if url.get_backend_name() == "sqlite":
+        assert url.database is not None
+        where = url.database
+        with writable(Path(where)):
+            Path(where).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        engine = sa.create_engine(url, json_serializer=to_json)
+    except (ImportError, NoSuchModuleError) as error:
+        raise UserError(
+            f"its driver is missing ({error})", where=where, fix="pip install plaudit[postgres]"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    try:
+        _migrate(engine, where)
+    except DBAPIError as error:
+        engine.dispose()
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise UserError(f"cannot be opened as a feedback store ({reason})", where=where) from None
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON; NaN and infinity are refused (ValueError)."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One transaction that writes, alone; when the block ends well it is on disk. UserError when busy for long."""
+    with engine.connect().execution_options(plaudit_writes=True) as connection:
+        try:
+            with connection.begin():
+                if connection.dialect.name == "postgresql":
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                yield connection
+        except OperationalError as error:
+            if "locked" in str(error.orig):
+                where = str(engine.url.database)
+                raise UserError(
+                    "another process keeps the store busy", where=where, fix="try again"
+                ) from None
+            raise
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin below, where it says how
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        "secure_delete = ON",  # what is forgotten is overwritten
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("plaudit_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return found
+
+
+def _migrate(engine: Engine, where: str) -> None:
+    with engine.connect() as connection:
+        if _revision(connection) == HEAD:
+            return
+    with writing(engine) as connection:
+        revision = _revision(connection)
+        if revision == HEAD:
+            return
+        from alembic import command
+        from alembic.config import Config
+        from alembic.script import ScriptDirectory
+
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", "plaudit.feedback:migrations")
+        config.set_main_option("path_separator", "os")
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if revision is not None and revision not in known:
+            raise UserError("was written by a newer Plaudit", where=where, fix="update Plaudit")
+        command.upgrade(config, "head")

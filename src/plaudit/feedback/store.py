@@ -1,0 +1,357 @@
+"""The feedback store: an append-only log of what people said, with a current view.
+
+Nothing is changed and nothing is deleted: a correction, a retraction and even forgetting are events. "Events up
+to N" is the snapshot that a training run names; it says the same for ever, save that a rater who was forgotten
+is gone from it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from plaudit.feedback import assignments, privacy, queries, schema
+from plaudit.feedback.assignments import Assignment
+from plaudit.feedback.events import (
+    JUDGEMENTS,
+    Event,
+    Item,
+    Kind,
+    as_stored,
+    check,
+    event_id,
+    prompt_to_json,
+    same_content,
+)
+from plaudit.feedback.queries import Snapshot
+from plaudit.types import UserError
+
+
+class Store:
+    """One database of feedback; safe to use from many threads and processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def open(cls, path_or_url: str | Path) -> Store:
+        """Opens or makes a store: a SQLite file, or a database URL (postgresql+psycopg://...).
+
+        Brings an older one up to date. UserError when it cannot be opened or a newer Plaudit wrote it.
+        """
+        return cls(schema.open_engine(path_or_url))
+
+    def close(self) -> None:
+        """Gives the connections back. The store opens new ones when it is used again."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Items
+
+    def add_items(self, items: Iterable[Item]) -> list[str]:
+        """Stores the items and returns their ids, in order; the same item again is harmless.
+
+        UserError when an id is taken by another item, or the author was forgotten.
+        """
+        items = list(items)
+        with self._writing() as connection:
+            stored = queries.items(connection, [item.id for item in items])
+            for item in items:
+                if item.id in stored:
+                    if stored[item.id] not in (None, replace(item, meta=as_stored(item.meta))):
+                        raise UserError("this id belongs to another item", where=f"item {item.id}")
+                    continue
+                if item.author is not None:
+                    privacy.ensure(connection, item.author)
+                meta = as_stored(item.meta)
+                row = {
+                    "id": item.id,
+                    "prompt": prompt_to_json(item.prompt),
+                    "completions": list(item.completions),
+                }
+                row |= {"policy_version": item.policy_version, "meta": meta, "author": item.author}
+                connection.execute(schema.items.insert(), row)
+                stored[item.id] = replace(item, meta=meta)
+        return [item.id for item in items]
+
+    def items(self, ids: Iterable[str] | None = None) -> dict[str, Item]:
+        """The items by id, all of them or those asked for; what was forgotten or never there is left out."""
+        with self.engine.connect() as connection:
+            found = queries.items(connection, None if ids is None else list(ids))
+        return {key: item for key, item in found.items() if item is not None}
+
+    # The log
+
+    def append(self, event: Event) -> int:
+        """Writes the event, and completes the assignment that it names. When this returns, it is on disk.
+
+        Returns its seq: 1, 2, 3, ... without a gap, in order of commit. An event that is there already gives
+        the seq that it has. UserError, and nothing written, when the id is taken by an event that says
+        something else, or the event does not fit its item, its assignment, or what it supersedes.
+        """
+        return self.extend([event])[0]
+
+    def extend(self, events: Sequence[Event]) -> list[int]:
+        """Writes the events in order, all or none; one wait for the disk. As `append`."""
+        with self._writing() as connection:
+            log = _Log(connection, events)
+            return [log.append(event) for event in events]
+
+    def correct(self, event: str, new: Event) -> int:
+        """Writes `new` in place of the rater's earlier event on the same item; a skip takes it back."""
+        return self.append(replace(new, supersedes=event))
+
+    def retract(self, event: str) -> int:
+        """Takes one judgement back from here on; again is harmless. UserError when there is no such event."""
+        with self._writing() as connection:
+            old = queries.events(connection, [event]).get(event)
+            if old is None:
+                raise UserError("there is no such event", where=f"event {event}")
+            new = Event(event_id("retract", event), "retract", old.rater, old.item, supersedes=event)
+            return _Log(connection, [new]).append(new)
+
+    def current(self, up_to: int | None = None) -> list[Event]:
+        """The judgements that stand, in order of seq, as of event number `up_to` (None: now).
+
+        Without what was superseded, retracted or forgotten. A skip is among them.
+        """
+        with self.engine.connect() as connection:
+            rows = connection.execute(queries.standing(up_to).order_by(schema.events.c.seq))
+            return [queries.event(row) for row in rows]
+
+    def log(self, after: int = 0, limit: int | None = None) -> list[Event]:
+        """The events as they were written, from seq `after` + 1 on; what is forgotten has an empty payload."""
+        with self.engine.connect() as connection:
+            query = (
+                queries.logged().where(schema.events.c.seq > after).order_by(schema.events.c.seq).limit(limit)
+            )
+            return [queries.event(row) for row in connection.execute(query)]
+
+    def event(self, id: str) -> Event | None:
+        """One event, whether it still stands or not."""
+        with self.engine.connect() as connection:
+            return queries.events(connection, [id]).get(id)
+
+    def last_seq(self) -> int:
+        """The number of the last event, 0 before the first."""
+        with self.engine.connect() as connection:
+            return queries.last_seq(connection)
+
+    # Raters
+
+    def set_identity(self, rater: str, identity: Mapping[str, str]) -> None:
+        """Keeps who is behind the pseudonym (name, e-mail, ...), sealed under the rater's own key."""
+        with self._writing() as connection:
+            privacy.set_identity(connection, rater, identity)
+
+    def identity(self, rater: str) -> dict[str, str]:
+        """Who is behind the pseudonym; empty when it is not known, or forgotten."""
+        with self.engine.connect() as connection:
+            return privacy.identity(connection, rater)
+
+    def retract_rater(self, rater: str) -> int:
+        """Hides all that the rater said from the current view, from here on; returns the event's seq.
+
+        Their further judgements are refused until `restore_rater`. Older snapshots show them as before.
+        """
+        return self._rule(rater, "retract_rater")
+
+    def restore_rater(self, rater: str) -> int:
+        """Undoes `retract_rater`: from here on the rater's judgements stand again."""
+        return self._rule(rater, "restore_rater")
+
+    def forget_rater(self, rater: str) -> int:
+        """Destroys the rater's key and all that they said, in every snapshot; leaves tombstones. Final.
+
+        Returns the event's seq. On SQLite the freed space is overwritten and the write-ahead log cut. Backups
+        made before still hold the key: destroy them too.
+        """
+        with self._writing() as connection:
+            seq = self._rule_in(connection, rater, "forget_rater")
+            privacy.erase(connection, rater, seq)
+        if self.engine.dialect.name == "sqlite":
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return seq
+
+    # Snapshots
+
+    def name_snapshot(self, name: str, seq: int, note: str = "") -> Snapshot:
+        """Names "events up to seq", as the run that trains on them does; again is harmless.
+
+        UserError when the name stands for another seq, or there are not so many events.
+        """
+        with self._writing() as connection:
+            if not 0 <= seq <= (last := queries.last_seq(connection)):
+                raise UserError(f"there are {last} events, not {seq}", where=f"snapshot {name}")
+            known = {snapshot.name: snapshot for snapshot in queries.snapshots(connection)}
+            if name not in known:
+                known[name] = Snapshot(name, seq, note, _now())
+                row = {"name": name, "seq": seq, "note": note, "created_at": known[name].created_at}
+                connection.execute(schema.snapshots.insert(), row)
+            if known[name].seq != seq:
+                raise UserError(f"this name stands for event {known[name].seq}", where=f"snapshot {name}")
+            return known[name]
+
+    def snapshots(self) -> list[Snapshot]:
+        """All of them, by seq and name."""
+        with self.engine.connect() as connection:
+            return queries.snapshots(connection)
+
+    def models_trained_on(self, rater: str) -> list[str]:
+        """The named snapshots in which a judgement by the rater, or of the rater's words, stood.
+
+        Forgetting the rater does not change the answer, so that the owner knows which models to train again.
+        """
+        theirs = sa.or_(schema.events.c.rater == rater, schema.items.c.author == rater)
+        with self.engine.connect() as connection:
+            return [
+                snapshot.name
+                for snapshot in queries.snapshots(connection)
+                if connection.execute(
+                    queries.standing(snapshot.seq, before_forgetting=True)
+                    .where(theirs, schema.events.c.kind != "skip")
+                    .limit(1)
+                ).first()
+            ]
+
+    # Assignments
+
+    def assign(self, items: Iterable[str], overlap: int = 1) -> int:
+        """Opens slots until each item has `overlap` standing or coming judgements; returns how many it opened.
+
+        Asked again it opens what is missing: more overlap, or in place of judgements that were retracted.
+        """
+        standing = queries.standing(None, schema.events.c.id).where(schema.events.c.kind != "skip")
+        lost = sa.select(schema.events.c.id).where(schema.events.c.id.not_in(standing))
+        with self._writing() as connection:
+            return assignments.assign(connection, items, overlap, lost)
+
+    def claim(self, rater: str, now: float, lease_seconds: float) -> Assignment | None:
+        """The next item for this rater until now + lease_seconds, or None. Never one that they judged before.
+
+        now: seconds on any clock that all claimants share. UserError for a rater who was forgotten.
+        """
+        with self._writing() as connection:
+            privacy.ensure(connection, rater)
+            queries.refuse_retracted(connection, rater)
+            return assignments.claim(connection, rater, now, lease_seconds)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with schema.writing(self.engine) as connection:
+            yield connection
+
+    def _rule(self, rater: str, kind: Kind) -> int:
+        with self._writing() as connection:
+            return self._rule_in(connection, rater, kind)
+
+    def _rule_in(self, connection: Connection, rater: str, kind: Kind) -> int:
+        """Writes an event about a rater, unless the last such event already says so."""
+        row = connection.execute(sa.select(schema.raters).where(schema.raters.c.id == rater)).first()
+        if row is None:
+            raise UserError("there is no such rater", where=f"rater {rater}")
+        if row.forgotten is not None:
+            return int(row.forgotten)
+        last = queries.last_rule(connection, rater)
+        if last is not None and last.kind == kind:
+            return int(last.seq)
+        number = queries.last_seq(connection) + 1
+        _insert(connection, number, Event(event_id(kind, rater, number), kind, rater))
+        return number
+
+
+class _Log:
+    """Appends to the log within one transaction; reads ahead what its checks need."""
+
+    def __init__(self, connection: Connection, events: Sequence[Event]) -> None:
+        self.connection = connection
+        self.known = queries.events(connection, [event.id for event in events])
+        self.items = queries.items(connection, [event.item for event in events if event.item is not None])
+        self.raters: set[str] = set()
+        self.last = queries.last_seq(connection)
+
+    def append(self, event: Event) -> int:
+        event = replace(event, payload=as_stored(event.payload))
+        if event.id in self.known:
+            return self._replay(event)
+        if event.kind not in JUDGEMENTS and event.kind != "retract":
+            raise UserError("is the store's own to write", where=f"event {event.id} ({event.kind})")
+        if event.rater not in self.raters:
+            privacy.ensure(self.connection, event.rater)
+            queries.refuse_retracted(self.connection, event.rater)
+            self.raters.add(event.rater)
+        item = None if event.item is None else self.items.get(event.item)
+        if item is None:
+            raise UserError(f"there is no item {event.item}", where=f"event {event.id}", fix="add it first")
+        check(event, len(item.completions))
+        if event.supersedes is not None or event.kind == "retract":
+            self._check_superseded(event)
+        if event.assignment is not None:
+            assignments.check_answer(self.connection, event)
+        self.last += 1
+        _insert(self.connection, self.last, event)
+        if event.assignment is not None:
+            assignments.complete(self.connection, event)
+        self.known[event.id] = replace(event, seq=self.last)
+        return self.last
+
+    def _replay(self, event: Event) -> int:
+        known = self.known[event.id]
+        query = sa.select(schema.raters.c.forgotten).where(schema.raters.c.id == known.rater)
+        forgotten = self.connection.scalar(query) is not None
+        if event.rater != known.rater or not (forgotten or same_content(event, known)):
+            raise UserError("this id belongs to an event that says something else", where=f"event {event.id}")
+        return known.seq
+
+    def _check_superseded(self, event: Event) -> None:
+        where = f"event {event.id}"
+        old = queries.events(self.connection, [event.supersedes or ""]).get(event.supersedes or "")
+        if old is None:
+            raise UserError(f"there is no event {event.supersedes} to supersede", where=where)
+        if (old.rater, old.item) != (event.rater, event.item):
+            raise UserError(f"event {old.id} is of another rater or item", where=where)
+        taken = sa.select(schema.events.c.id).where(schema.events.c.supersedes == old.id)
+        if (later := self.connection.scalar(taken)) is not None:
+            raise UserError(f"event {old.id} is superseded by {later}", where=where, fix="supersede that one")
+
+
+def _insert(connection: Connection, seq: int, event: Event) -> None:
+    sealed = None if event.comment is None else privacy.seal(connection, event.rater, event.comment)
+    connection.execute(
+        schema.events.insert(),
+        {
+            "seq": seq,
+            "id": event.id,
+            "kind": event.kind,
+            "item": event.item,
+            "rater": event.rater,
+            "payload": dict(event.payload),
+            "comment": sealed,
+            "presented": None if event.presented is None else list(event.presented),
+            "policy_version": event.policy_version,
+            "guideline_version": event.guideline_version,
+            "supersedes": event.supersedes,
+            "assignment": event.assignment,
+            "created_at": _now(),
+        },
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
