@@ -209,6 +209,8 @@ def test_broken_overrides_are_refused(override: str) -> None:
 
 TEXTS = st.text() | st.sampled_from(
     [
+        "a\x85b",
+        "a\u2028b",
         "1e4",
         "1e-4",
         ".5",

@@ -145,7 +145,7 @@ class Rating:
         for criterion, score in self.scores.items():
             if not isinstance(criterion, str):
                 raise ValueError(f"criterion {criterion!r} is not text")
-            if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
+            if isinstance(score, bool) or not isinstance(score, int | float):
                 raise ValueError(f"score of {criterion!r} is {score!r}, not a number")
             if not 0 <= score <= 1:
                 raise ValueError(f"score of {criterion!r} is {score}, not within 0 to 1")
