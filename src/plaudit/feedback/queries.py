@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -107,6 +107,18 @@ def last_rule(connection: Connection, rater: str) -> sa.Row[Any] | None:
     rules = events.c.kind.in_(("retract_rater", "restore_rater"))
     query = sa.select(events).where(events.c.rater == rater, rules).order_by(events.c.seq.desc()).limit(1)
     return connection.execute(query).first()
+
+
+def raters(connection: Connection) -> dict[str, Literal["active", "retracted", "forgotten"]]:
+    """Everybody, and how they stand."""
+    events, people = schema.events, schema.raters
+    kinds = ("retract_rater", "restore_rater")
+    rules = sa.select(events.c.rater, events.c.kind).where(events.c.kind.in_(kinds)).order_by(events.c.seq)
+    last = {row.rater: row.kind for row in connection.execute(rules)}
+    return {
+        row.id: "forgotten" if row.forgotten else "retracted" if last.get(row.id) == kinds[0] else "active"
+        for row in connection.execute(sa.select(people.c.id, people.c.forgotten).order_by(people.c.id))
+    }
 
 
 def refuse_retracted(connection: Connection, rater: str) -> None:

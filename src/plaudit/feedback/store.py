@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -153,6 +153,11 @@ class Store:
             return queries.last_seq(connection)
 
     # Raters
+
+    def raters(self) -> dict[str, Literal["active", "retracted", "forgotten"]]:
+        """Every pseudonym in the store, and how its holder stands now."""
+        with self.engine.connect() as connection:
+            return queries.raters(connection)
 
     def set_identity(self, rater: str, identity: Mapping[str, str]) -> None:
         """Keeps who is behind the pseudonym (name, e-mail, ...), sealed under the rater's own key."""

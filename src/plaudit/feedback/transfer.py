@@ -1,0 +1,189 @@
+"""Feedback from files, to files, and in figures: what `plaudit feedback import|export|stats` call.
+
+(`plaudit feedback agreement` calls `plaudit.feedback.agreement.report`.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from plaudit.data.formats import read_records, write_records
+from plaudit.feedback import schema
+from plaudit.feedback.events import (
+    Event,
+    Item,
+    as_stored,
+    comparison_event,
+    demonstration_event,
+    event_id,
+    ranking_event,
+    rating_event,
+)
+from plaudit.feedback.judgements import Judged, demonstrations, preferences, rankings, ratings
+from plaudit.feedback.schema import to_json
+from plaudit.feedback.store import Store
+from plaudit.types import Demonstration, Preference, Ranking, Rating, Record, UserError
+
+ANONYMOUS = "anonymous"
+"""The rater of records that name none."""
+
+
+def import_file(
+    store: Store, path: str | Path, format: str = "auto", *, policy_version: str | None = None
+) -> dict[str, int]:
+    """Enters the records of a file as items and events, all or none.
+
+    Ids come from the content, so importing the file again adds nothing; a record that stands in the file twice
+    counts twice. policy_version: the model that wrote the completions, where one did. Returns the counts:
+    records, items and events that are new, events that were there already ("known"), and records left out
+    because their rater is retracted or forgotten ("left_out"). UserError for a file that cannot be read.
+    """
+    records = read_records(path, format)
+    barred = {rater for rater, state in store.raters().items() if state != "active"}
+    welcome = [record for record in records if _rater(record) not in barred]
+    items = [_item(record, policy_version) for record in welcome]
+    times: Counter[str] = Counter()
+    events = []
+    for item, record in zip(items, welcome, strict=True):
+        event = _event(item.id, record)
+        said = to_json(as_stored(event.payload)) + str(event.presented)
+        times[item.id + event.rater + said] += 1
+        events.append(
+            replace(
+                event, id=event_id("import", item.id, event.rater, said, times[item.id + event.rater + said])
+            )
+        )
+    known = store.items({item.id for item in items})
+    store.add_items(items)
+    before = store.last_seq()
+    new = sum(seq > before for seq in store.extend(events))
+    return {
+        "records": len(records),
+        "items": len({item.id for item in items} - known.keys()),
+        "events": new,
+        "known": len(events) - new,
+        "left_out": len(records) - len(welcome),
+    }
+
+
+def export_file(
+    store: Store,
+    path: str | Path,
+    format: str = "plaudit",
+    up_to: int | None = None,
+    *,
+    skip_unrepresentable: bool = False,
+) -> dict[str, int]:
+    """Writes the judgements that stand as of event `up_to` (None: now), in order; skips are not among them.
+
+    Returns the counts: records written, and records that the format cannot hold and that were left out, which
+    is a UserError unless `skip_unrepresentable` is set. UserError when there is nothing to write.
+    """
+    up_to = store.last_seq() if up_to is None else up_to
+    views: tuple[Sequence[Judged[Record]], ...] = (
+        preferences(store, up_to),
+        ratings(store, up_to),
+        rankings(store, up_to),
+        demonstrations(store, up_to),
+    )
+    in_order = sorted((judged for view in views for judged in view), key=lambda judged: judged.seq)
+    if not in_order:
+        raise UserError("there is no feedback to export", where=str(path))
+    records = [_unnamed(judged.record) for judged in in_order]
+    left_out = write_records(records, Path(path), format, skip_unrepresentable=skip_unrepresentable)
+    return {"records": len(records) - left_out, "left_out": left_out}
+
+
+def stats(store: Store) -> dict[str, Any]:
+    """What the store holds, ready for JSON.
+
+    {"events", "items", "written": {kind: n}, "standing": {kind: n}, "raters": {rater: {"state", "judgements",
+    "skips"}}, "overlap": {number of raters: number of items}, "superseded", "hidden": {"retracted",
+    "forgotten"}, "assignments": {"open", "held", "answered"}, "snapshots": {name: seq}}.
+    "superseded" and "hidden" count judgements that were written and do not stand.
+    """
+    log, standing = store.log(), store.current()
+    states = store.raters()
+    judgements = [event for event in log if event.item is not None and event.kind != "retract"]
+    superseded = {event.supersedes for event in log if event.supersedes is not None}
+    latest = [event for event in judgements if event.id not in superseded]
+    judges: dict[str, set[str]] = {}
+    for event in standing:
+        if event.kind != "skip":
+            judges.setdefault(str(event.item), set()).add(event.rater)
+    return {
+        "events": len(log),
+        "items": len(store.items()),
+        "written": dict(sorted(Counter(event.kind for event in log).items())),
+        "standing": dict(sorted(Counter(event.kind for event in standing).items())),
+        "raters": {rater: _tally(rater, state, standing) for rater, state in sorted(states.items())},
+        "overlap": {str(n): count for n, count in sorted(Counter(map(len, judges.values())).items())},
+        "superseded": len(judgements) - len(latest),
+        "hidden": {
+            state: sum(states[event.rater] == state for event in latest)
+            for state in ("retracted", "forgotten")
+        },
+        "assignments": _assignments(store),
+        "snapshots": {snapshot.name: snapshot.seq for snapshot in store.snapshots()},
+    }
+
+
+def _tally(rater: str, state: str, standing: list[Event]) -> dict[str, Any]:
+    kinds = Counter(
+        "skips" if event.kind == "skip" else "judgements" for event in standing if event.rater == rater
+    )
+    return {"state": state, "judgements": kinds["judgements"], "skips": kinds["skips"]}
+
+
+def _assignments(store: Store) -> dict[str, int]:
+    slots = schema.assignments
+    answered, held = slots.c.event.is_not(None), slots.c.rater.is_not(None)
+    query = sa.select(
+        sa.func.count().filter(~answered, ~held),
+        sa.func.count().filter(~answered, held),
+        sa.func.count().filter(answered),
+    ).select_from(slots)
+    with store.engine.connect() as connection:
+        row = connection.execute(query).one()
+    return dict(zip(("open", "held", "answered"), (int(n) for n in row), strict=True))
+
+
+def _rater(record: Record) -> str:
+    return (None if isinstance(record, Demonstration) else record.rater) or ANONYMOUS
+
+
+def _unnamed(record: Record) -> Record:
+    if isinstance(record, Demonstration) or record.rater != ANONYMOUS:
+        return record
+    return replace(record, rater=None)
+
+
+def _item(record: Record, policy_version: str | None) -> Item:
+    match record:
+        case Demonstration():
+            return Item(record.prompt, ())
+        case Rating():
+            return Item(record.prompt, (record.completion,), policy_version)
+        case _:
+            return Item(record.prompt, record.completions, policy_version)
+
+
+def _event(item: str, record: Record) -> Event:
+    rater = _rater(record)
+    match record:
+        case Demonstration():
+            return demonstration_event(item, rater, record.completion)
+        case Rating():
+            return rating_event(item, rater, record.scores)
+        case Ranking():
+            return ranking_event(item, rater, record.ranking)
+        case Preference():
+            return comparison_event(
+                item, rater, record.choice, strength=record.strength, presented=record.presented
+            )
