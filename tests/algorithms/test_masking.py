@@ -9,10 +9,15 @@ from torch import Tensor
 
 from plaudit.algorithms.masking import masked_mean, masked_sum, masked_var, whiten, zero_masked
 
-# OpenAI, lm-human-preferences: `whiten` of this table, by TensorFlow (as printed in the notes of Huang et al.
-# 2024, "The N implementation details of RLHF with PPO", with the mean kept).
+# `whiten` of OpenAI's lm-human-preferences on this table, run in TensorFlow (float32), the mean kept; printed in
+# Huang, Liu & von Werra 2023, "The N Implementation Details of RLHF with PPO", which also shows that the
+# unbiased variance would give 0.1394 first.
 TABLE = [[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]]
-TABLE_MEAN_KEPT = [0.0508, 0.4381, 0.8254]
+MEAN_KEPT = [
+    [0.05080712, 0.4381051, 0.8254035],
+    [1.2127019, 1.6000004, 1.9872988],
+    [2.3745968, 2.7618952, 3.1491938],
+]
 
 
 def table() -> Tensor:
@@ -30,13 +35,15 @@ def garbage() -> tuple[Tensor, Tensor]:
 
 def test_whitening_with_the_mean_kept_is_lm_human_preferences() -> None:
     white = whiten(table(), torch.ones(3, 3, dtype=torch.bool), keep_mean=True)
-    assert white[0].tolist() == pytest.approx(TABLE_MEAN_KEPT, abs=5e-5)  # the source prints four digits
+    expected = torch.tensor(MEAN_KEPT, dtype=torch.float64)
+    torch.testing.assert_close(white, expected, rtol=0, atol=2e-6)  # the source is float32
     assert white.mean().item() == pytest.approx(1.6, abs=1e-12)
 
 
 def test_whitening_without_the_mean_is_the_same_less_the_mean() -> None:
     white = whiten(table(), torch.ones(3, 3, dtype=torch.bool), keep_mean=False)
-    assert white[0].tolist() == pytest.approx([value - 1.6 for value in TABLE_MEAN_KEPT], abs=5e-5)
+    expected = torch.tensor(MEAN_KEPT, dtype=torch.float64) - 1.6
+    torch.testing.assert_close(white, expected, rtol=0, atol=2e-6)
     assert white.mean().item() == pytest.approx(0.0, abs=1e-12)
 
 

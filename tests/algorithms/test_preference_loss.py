@@ -110,11 +110,13 @@ def test_the_best_score_says_the_mean_rating() -> None:
 
 
 def test_rating_weights_and_error() -> None:
-    loss, metrics = rating_regression(
-        vec(1.0, 0.0, math.nan), vec(1.0, 0.25, math.nan), vec(3.0, 1.0, 0.0), total=4
-    )
+    scores = vec(1.0, 0.0, math.nan).requires_grad_()
+    loss, metrics = rating_regression(scores, vec(1.0, 0.25, math.nan), vec(3.0, 1.0, 0.0), total=4)
+    loss.backward()
     assert loss.item() == pytest.approx((3 * WON + 0.6931471805599453) / 4, abs=1e-14)
     assert metrics["rating_error"].item() == pytest.approx((3 * (1 - SIGMOID1) + 0.25) / 4, abs=1e-14)
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([3 * (SIGMOID1 - 1) / 4, 0.25 / 4, 0.0], abs=1e-14)
 
 
 def test_micro_batches_with_one_total_sum_to_the_whole() -> None:

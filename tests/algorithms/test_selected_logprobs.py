@@ -161,6 +161,30 @@ def test_bfloat16_does_not_round_the_targets_logit(train_weight: bool) -> None:
     assert (grad.double() - exact_grad).norm(dim=1).max().item() < 0.02 * scale.item()
 
 
+@pytest.mark.parametrize("train_weight", [False, True])
+def test_float32_states_on_a_bfloat16_layer(train_weight: bool) -> None:
+    """The products are bfloat16's; what is asked of the target and what comes back is float32."""
+    hidden, weight, bias, targets = layer(20, d=64, vocab=300, dtype=torch.float32)
+    hidden = (hidden / 8).requires_grad_()  # logits of about 1, where bfloat16 steps are 0.008
+    weight, bias = weight.bfloat16().requires_grad_(train_weight), bias.bfloat16()
+    ours, entropy = selected_logprobs(hidden, weight, targets, chunk=8, bias=bias)
+    exact_hidden = hidden.detach().double().requires_grad_()
+    exact_weight = weight.detach().double().requires_grad_()
+    exact, exact_entropy = dense(exact_hidden, exact_weight, bias.double(), targets, 1.0)
+    assert ours.dtype == entropy.dtype == torch.float32
+    # 300 logits with independent errors of up to 0.008 average out in the sum over words
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-3)
+    torch.testing.assert_close(entropy.double(), exact_entropy, rtol=0, atol=4e-3)
+    ours.sum().backward()
+    exact.sum().backward()
+    learned = [(hidden, exact_hidden), (weight, exact_weight)][: 2 if train_weight else 1]
+    for mine, their in learned:
+        assert mine.grad is not None
+        assert their.grad is not None
+        assert mine.grad.dtype == mine.dtype
+        assert (mine.grad.double() - their.grad).norm().item() < 0.01 * their.grad.norm().item()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_log_probability_is_above_zero(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -231,9 +255,10 @@ def test_what_does_not_fit_is_refused() -> None:
         lambda: selected_logprobs(hidden, weight[:, :3], targets),
         lambda: selected_logprobs(hidden, weight, targets[:3]),
         lambda: selected_logprobs(hidden, weight, targets, bias=bias[:3]),
-        lambda: selected_logprobs(hidden, weight.float(), targets),
+        lambda: selected_logprobs(hidden.float(), weight, targets),
+        lambda: selected_logprobs(hidden, weight, targets, bias=bias.float()),
         lambda: selected_logprobs(hidden, weight, targets, temperature=0.0),
         lambda: selected_logprobs(hidden, weight, targets, chunk=0),
     ):
-        with pytest.raises(ValueError, match=r"are not|do not fit|where hidden is|must be"):
+        with pytest.raises(ValueError, match=r"are not|do not fit|wider than|bias is|must be"):
             bad()

@@ -22,20 +22,21 @@ def selected_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log softmax((hidden @ weight.T + bias) / temperature)[targets]. -> (logprobs [N], entropy [N]), nats.
 
-    hidden: [N, d], the trunk's last; weight: [V, d] and bias: [V] or None, the output layer's, of hidden's
-    dtype; targets: [N] int64 in [0, V). temperature: > 0, divides the logits, as in sampling. chunk: tokens
-    at a time. Both results are float32 (float64 where hidden is); entropy, of the whole distribution, carries
-    no gradient.
+    hidden: [N, d], the trunk's last; weight: [V, d] and bias: [V] or None, the output layer's; targets: [N]
+    int64 in [0, V). temperature: > 0, divides the logits, as in sampling. chunk: tokens at a time. Both results
+    are float32 (float64 where hidden is); entropy, of the whole distribution, carries no gradient.
 
-    Numerics: logits are multiplied out in hidden's dtype and go on in float32; the target's own logit is
-    taken anew in float32 and stands in its place, so that the rounding of a bfloat16 logit (up to 0.06 at 16)
-    is not that of the log-probability, and no log-probability exceeds 0.
+    Numerics: weight is of hidden's dtype, or of a narrower one (float32 states on a bfloat16 trunk). Logits are
+    multiplied out in weight's dtype and go on in float32; the target's own logit is taken anew in float32 and
+    stands in its place, so that the rounding of a bfloat16 logit (up to 0.06 at 16) is not that of the
+    log-probability, and no log-probability exceeds 0.
 
     Gradient: with the weights frozen (the usual case here) d logprob_t / d hidden_t = (W[y_t] - softmax_t W)
     / temperature is worked out within the forward pass, one [N, d] tensor, and the backward pass is one
     multiplication. Where weight or bias is trained, the chunks are computed again in the backward pass.
 
-    Raises ValueError on shapes that do not fit, dtypes that differ, temperature <= 0 or chunk < 1.
+    Raises ValueError on shapes that do not fit, a weight wider than hidden, a bias of another dtype than weight,
+    temperature <= 0 or chunk < 1.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -45,8 +46,10 @@ def selected_logprobs(
         raise ValueError(
             f"targets {tuple(targets.shape)} or bias do not fit {tuple(hidden.shape)} hidden states"
         )
-    if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
-        raise ValueError(f"weight is {weight.dtype} where hidden is {hidden.dtype} (bias must be so, too)")
+    if torch.promote_types(weight.dtype, hidden.dtype) != hidden.dtype:
+        raise ValueError(f"weight is {weight.dtype}, wider than hidden, which is {hidden.dtype}")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise ValueError(f"bias is {bias.dtype} where weight is {weight.dtype}")
     if temperature <= 0 or chunk < 1:
         raise ValueError(f"temperature {temperature} must be > 0, chunk {chunk} at least 1")
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -62,7 +65,7 @@ def _chunk_logits(
 ) -> Tensor:
     """[n, V], float32 (or float64), divided by the temperature; the targets' own in full precision."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    logits = (hidden @ weight.T).to(wide)
+    logits = (hidden.to(weight.dtype) @ weight.T).to(wide)
     own = (hidden.to(wide) * weight[targets].to(wide)).sum(-1)
     logits.scatter_(1, targets.unsqueeze(1), own.unsqueeze(1))
     if bias is not None:
@@ -126,11 +129,11 @@ class _SelectedLogprobs(torch.autograd.Function):
             grad_logits = torch.softmax(logits, -1).mul_(-share).scatter_add_(1, own, share)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
+            grad_logits = grad_logits.to(weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ weight
+                grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[rows]
+                grad_weight += grad_logits.T @ hidden[rows].to(weight.dtype)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
