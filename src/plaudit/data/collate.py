@@ -1,0 +1,151 @@
+"""Packing: several completions of one prompt stand in one row, so that the prompt is computed once.
+
+A row is [prompt, completion 1, completion 2, ...], right-padded. Completions see the prompt and themselves, never
+each other, and each continues the prompt's positions. How samples were packed changes no number beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """R rows of S columns that hold B samples of up to T completion tokens.
+
+    ids, positions [R, S] long; segments [R, S] long: 0 prompt, 1.. the row's completions, -1 padding.
+    tokens [B, T] long, mask [B, T] bool (True: a token of the completion, from lengths, never from ids).
+    predictor [B, T] long: where in the flattened [R * S] columns the state stands that predicts the token, and
+    the state whose value it is; last [B] long: where the completion's last token stands. row [B] long.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    tokens: Tensor
+    mask: Tensor
+    predictor: Tensor
+    last: Tensor
+    row: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.ids.shape[0]
+
+    def visible(self) -> Tensor:
+        """[R, S, S] bool: True where column s may look at column k."""
+        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        columns = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return ((key == 0) | (key == query)) & (columns[None, :] <= columns[:, None])
+
+    def take(self, rows: Tensor) -> tuple[Packed, Tensor]:
+        """These rows alone, cut to their longest, and the samples [b] that stand in them."""
+        width, old = self.ids.shape[1], self.row
+        place = torch.full((self.rows,), -1, dtype=torch.long, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        samples = torch.nonzero(place[old] >= 0)[:, 0]
+        samples = samples[torch.argsort(place[old[samples]], stable=True)]
+        cut = int((self.segments[rows] != PADDING).sum(1).max())
+        steps = int(self.mask[samples].sum(1).max())
+        row = place[old[samples]]
+
+        def move(flat: Tensor, index: Tensor) -> Tensor:
+            return flat % width + index * cut
+
+        mask = self.mask[samples, :steps]
+        part = Packed(
+            ids=self.ids[rows, :cut],
+            positions=self.positions[rows, :cut],
+            segments=self.segments[rows, :cut],
+            tokens=self.tokens[samples, :steps],
+            mask=mask,
+            predictor=move(self.predictor[samples, :steps], row[:, None]).masked_fill(~mask, 0),
+            last=move(self.last[samples], row),
+            row=row,
+        )
+        return part, samples
+
+
+def pack(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    max_row: int = 1024,
+    device: torch.device | str = "cpu",
+) -> Packed:
+    """Pack samples; neighbours with the same prompt share a row while it has room for max_row tokens.
+
+    prompts, completions: one of each a sample; neither may be empty (ValueError). Samples keep their order.
+    """
+    rows: list[list[int]] = []  # sample indices
+    used = 0
+    for sample, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        if not prompt or not completion:
+            raise ValueError(f"sample {sample} has an empty {'completion' if prompt else 'prompt'}")
+        shared = rows and list(prompts[rows[-1][0]]) == list(prompt)
+        if shared and used + len(completion) <= max_row:
+            rows[-1].append(sample)
+            used += len(completion)
+        else:
+            rows.append([sample])
+            used = len(prompt) + len(completion)
+
+    width = max(len(prompts[row[0]]) + sum(len(completions[s]) for s in row) for row in rows)
+    steps = max(len(completion) for completion in completions)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros(len(rows), width, dtype=torch.long)
+    segments = torch.full((len(rows), width), PADDING, dtype=torch.long)
+    tokens = torch.zeros(len(completions), steps, dtype=torch.long)
+    mask = torch.zeros(len(completions), steps, dtype=torch.bool)
+    predictor = torch.zeros(len(completions), steps, dtype=torch.long)
+    last = torch.zeros(len(completions), dtype=torch.long)
+    owner = torch.zeros(len(completions), dtype=torch.long)
+
+    for row, members in enumerate(rows):
+        prompt = prompts[members[0]]
+        start = len(prompt)
+        ids[row, :start] = torch.tensor(prompt)
+        positions[row, :start] = torch.arange(start)
+        segments[row, :start] = 0
+        for segment, sample in enumerate(members, start=1):
+            completion = completions[sample]
+            end = start + len(completion)
+            ids[row, start:end] = torch.tensor(completion)
+            positions[row, start:end] = torch.arange(len(prompt), len(prompt) + len(completion))
+            segments[row, start:end] = segment
+            tokens[sample, : len(completion)] = ids[row, start:end]
+            mask[sample, : len(completion)] = True
+            predictor[sample, 0] = row * width + len(prompt) - 1
+            predictor[sample, 1 : len(completion)] = row * width + torch.arange(start, end - 1)
+            last[sample] = row * width + end - 1
+            owner[sample] = row
+            start = end
+    fields = (ids, positions, segments, tokens, mask, predictor, last, owner)
+    return Packed(*(field.to(device) for field in fields))
+
+
+def micro_batches(packed: Packed, budget: int, rows: Tensor | None = None) -> list[Tensor]:
+    """Rows (None: all) in groups of at most `budget` columns, padding counted; a longer row stands alone.
+
+    They are sorted by length, so that there is little padding.
+    """
+    if rows is None:
+        rows = torch.arange(packed.rows, device=packed.ids.device)
+    lengths = (packed.segments[rows] != PADDING).sum(1)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    groups: list[list[int]] = []
+    widest = 0
+    for place in order.tolist():
+        widest = max(widest, int(lengths[place]))
+        if groups and widest * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(int(rows[place]))
+        else:
+            groups.append([int(rows[place])])
+            widest = int(lengths[place])
+    return [torch.tensor(group, device=packed.ids.device) for group in groups]

@@ -1,0 +1,101 @@
+"""Judgements of one prompt's completions, gathered for training: pairs with targets, and ratings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from plaudit.data.tokenizer import Tokenizer
+from plaudit.randomness import rng
+from plaudit.types import Demonstration, Preference, Prompt, Ranking, Rating, Record, UserError
+
+KnownIds = dict[tuple[str, str], list[int]]
+"""(prompt's key, completion's text) -> the ids that were sampled."""
+
+
+@dataclass(slots=True)
+class Judged:
+    """One prompt's ids, its completions' ids and texts, and what was said of them.
+
+    pairs: (a, b, target), a and b places in completions, target in 0 to 1 the share of a: 1 chosen, 0 rejected,
+    0.5 a tie or both bad. ratings: (place, overall rating in 0 to 1).
+    """
+
+    key: str
+    prompt: list[int]
+    completions: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    pairs: list[tuple[int, int, float]] = field(default_factory=list)
+    ratings: list[tuple[int, float]] = field(default_factory=list)
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A text that is equal for equal prompts."""
+    value = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def known_ids(paths: Sequence[str]) -> KnownIds:
+    """The ids of sampled completions, from files that `plaudit generate` wrote."""
+    ids: KnownIds = {}
+    for path in paths:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            key = json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True)
+            ids[key, row["completion"]] = row["completion_ids"]
+    return ids
+
+
+def group_by_prompt(
+    records: Sequence[Record], tokenizer: Tokenizer, ids: KnownIds, *, context: int
+) -> list[Judged]:
+    """Records by prompt, in order of first appearance. A text's ids are the sampled ones where known; else it is
+    encoded as a whole completion, ended. UserError for a completion without tokens or too long for the model."""
+    groups: dict[str, Judged] = {}
+    for record in records:
+        key = prompt_key(record.prompt)
+        if key not in groups:
+            groups[key] = Judged(key, tokenizer.render(record.prompt))
+        _add(groups[key], record, tokenizer, ids, context)
+    return list(groups.values())
+
+
+def _add(group: Judged, record: Record, tokenizer: Tokenizer, ids: KnownIds, context: int) -> None:
+    def place(text: str) -> int:
+        if text not in group.texts:
+            tokens = ids.get((group.key, text)) or tokenizer.complete(text)
+            if len(group.prompt) + len(tokens) > context:
+                raise UserError(
+                    f"has {len(group.prompt) + len(tokens)} tokens, the model takes {context}",
+                    where=f"prompt {group.key[:60]}",
+                    fix="shorten it or leave it out",
+                )
+            group.texts.append(text)
+            group.completions.append(tokens)
+        return group.texts.index(text)
+
+    if isinstance(record, Preference):
+        a, b = (place(text) for text in record.completions)
+        target = 1.0 if record.choice == 0 else 0.0 if record.choice == 1 else 0.5
+        if a != b:
+            group.pairs.append((a, b, target))
+    elif isinstance(record, Ranking):
+        best_first = [place(record.completions[i]) for i in record.ranking]
+        group.pairs.extend((a, b, 1.0) for a, b in combinations(best_first, 2) if a != b)
+    elif isinstance(record, Rating):
+        overall = record.scores.get("overall", sum(record.scores.values()) / len(record.scores))
+        group.ratings.append((place(record.completion), overall))
+    elif isinstance(record, Demonstration):
+        place(record.completion)
+
+
+def split_by_prompt(judged: Sequence[Judged], heldout: float, seed: int) -> tuple[list[Judged], list[Judged]]:
+    """Training and held-out prompts; which side a prompt is on depends on the seed and the prompt alone."""
+    held = [rng(seed, "heldout", group.key).random() < heldout for group in judged]
+    return (
+        [group for group, out in zip(judged, held, strict=True) if not out],
+        [group for group, out in zip(judged, held, strict=True) if out],
+    )

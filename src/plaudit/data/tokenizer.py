@@ -1,0 +1,81 @@
+"""Text to ids and back, with the model's own chat template. Ids are made once and never re-rendered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plaudit.types import Prompt, UserError
+
+
+class Tokenizer:
+    """transformers' fast tokenizer of a model directory, and what Plaudit asks of it.
+
+    eos_ids: the ids that end a completion; fingerprint: equal for two tokenizers exactly when they give the same
+    ids (vocabulary, merges, normalisation and chat template).
+    """
+
+    def __init__(self, inner: Any, eos_ids: Sequence[int]) -> None:
+        self.inner = inner
+        self.eos_ids = tuple(eos_ids)
+        identity = inner.backend_tokenizer.to_str() + "\0" + str(inner.chat_template)
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """UserError when the directory holds no fast tokenizer or nothing says how a completion ends."""
+        from transformers import AutoTokenizer
+
+        try:
+            inner = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            inner.backend_tokenizer  # noqa: B018 (raises for a slow tokenizer)
+        except Exception as error:  # transformers raises many kinds here, and all mean the same to the user
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError(f"holds no usable tokenizer ({reason})", where=str(directory)) from None
+        found: list[int] = [] if inner.eos_token_id is None else [inner.eos_token_id]
+        generation = directory / "generation_config.json"
+        if generation.exists():
+            listed = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+            found += listed if isinstance(listed, list) else [] if listed is None else [listed]
+        if not found:
+            raise UserError("has no end-of-text token", where=str(directory))
+        return cls(inner, sorted(set(found)))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.inner.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """The text's ids, nothing added."""
+        return list(self.inner(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids' text without special tokens."""
+        return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+    def render(self, prompt: Prompt) -> list[int]:
+        """The ids that a completion follows: messages through the chat template, text as it stands."""
+        if isinstance(prompt, str):
+            ids = list(self.inner(prompt)["input_ids"])
+        elif not self.has_chat_template:
+            raise UserError("this model has no chat template", fix="give prompts as plain text")
+        else:
+            messages = [{"role": m.role, "content": m.content} for m in prompt]
+            text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            ids = self.encode(text)
+        if not ids:
+            raise UserError("a prompt has no tokens", where=repr(prompt)[:60])
+        return ids
+
+    def complete(self, text: str) -> list[int]:
+        """A whole completion's ids, ended by the end-of-text token."""
+        return [
+            *self.encode(text),
+            self.inner.eos_token_id if self.inner.eos_token_id is not None else self.eos_ids[0],
+        ]
+
+    def save(self, directory: Path) -> None:
+        self.inner.save_pretrained(str(directory))

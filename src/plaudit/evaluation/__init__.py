@@ -1,0 +1,1 @@
+"""Measures of models and rewards, and the report that shows them."""

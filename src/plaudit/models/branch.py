@@ -1,0 +1,161 @@
+"""A branch is a model as an algorithm sees it: a trunk, perhaps an adapter on it, perhaps a scalar head.
+
+Policy, reference, value and reward are branches. Branches of one frozen trunk share what they have in common: the
+blocks below the first adapted one are computed once, without gradients, and each branch goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from plaudit.algorithms.logprobs import selected_logprobs
+from plaudit.data.collate import Packed
+from plaudit.models.adapter import Adapter
+from plaudit.models.llama import Llama
+
+
+class ScalarHead(nn.Module):
+    """hidden -> one number: (weight . hidden + bias) * gain + shift, in float32.
+
+    Zero at first for a value head (Ziegler et al. 2019); normal with std 1/sqrt(width + 1) and bias 0 for a reward
+    head (Stiennon et al. 2020, appendix B.1). gain and shift are not learned: they normalise a trained reward.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, width: int, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros((), dtype=dtype))
+        self.register_buffer("gain", torch.ones((), dtype=dtype))
+        self.register_buffer("shift", torch.zeros((), dtype=dtype))
+
+    def initialise(self, seed: int) -> ScalarHead:
+        generator = torch.Generator().manual_seed(seed)
+        draw = torch.randn(self.weight.shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            self.weight.copy_(draw * (self.weight.numel() + 1) ** -0.5)
+        return self
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., width] -> [...]."""
+        raw = hidden.to(self.weight.dtype) @ self.weight + self.bias
+        return raw * self.gain + self.shift
+
+
+@dataclass(slots=True)
+class Branch:
+    """One model: its trunk (frozen where an adapter is), its adapter, its head."""
+
+    trunk: Llama
+    adapter: Adapter | None = None
+    head: ScalarHead | None = None
+
+    @property
+    def first(self) -> int:
+        """The first block that differs from the trunk's own; all blocks are the trunk's where nothing adapts."""
+        if any(p.requires_grad for p in self.trunk.parameters()):
+            return 0
+        return self.trunk.shape.depth if self.adapter is None else self.adapter.first
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """What is the branch's own, by name: the adapter or the whole trainable trunk, and the head."""
+        if self.adapter is not None:
+            yield "adapter", self.adapter
+        elif any(p.requires_grad for p in self.trunk.parameters()):
+            yield "trunk", self.trunk
+        if self.head is not None:
+            yield "head", self.head
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser changes."""
+        return [p for _, module in self.modules() for p in module.parameters() if p.requires_grad]
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of the branch's own, by dotted name."""
+        return {
+            f"{name}.{key}": t for name, module in self.modules() for key, t in module.state_dict().items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, module in self.modules():
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
+            module.load_state_dict(own)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Per completion token [B, T], zero where the mask is False; logprobs and entropies in nats."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor | None
+
+
+def lower_stream(trunk: Llama, packed: Packed, depth: int) -> Tensor:
+    """The stream [R, S, width] after the trunk's first `depth` blocks, without gradients."""
+    with torch.no_grad():
+        context = trunk.context(packed.positions, packed.visible())
+        return trunk.run(trunk.embed(packed.ids), context, stop=depth)
+
+
+def hidden_states(branch: Branch, packed: Packed, stream: Tensor | None = None, depth: int = 0) -> Tensor:
+    """What the output layer and the head read, [R * S, width]; from a stream already at `depth`, if given."""
+    trunk = branch.trunk
+    if stream is None:
+        depth, stream = 0, trunk.embed(packed.ids)
+        if branch.first > 0:
+            depth, stream = branch.first, lower_stream(trunk, packed, branch.first)
+    context = trunk.context(packed.positions, packed.visible())
+    out = trunk.finish(trunk.run(stream, context, branch.adapter, start=depth))
+    return out.reshape(-1, trunk.shape.width)
+
+
+def token_logprobs(
+    branch: Branch,
+    packed: Packed,
+    *,
+    temperature: float = 1.0,
+    stream: Tensor | None = None,
+    depth: int = 0,
+    with_values: bool = False,
+) -> Outputs:
+    """Log-probability and entropy of every completion token, and the value of the state before it when asked.
+
+    The one place that knows of padding, packing and shared prompts; the output layer is computed on completion
+    tokens only. stream: the trunk's, after `depth` blocks that the branch does not adapt.
+    """
+    hidden = hidden_states(branch, packed, stream, depth)
+    states = hidden.index_select(0, packed.predictor[packed.mask])
+    logprobs, entropies = selected_logprobs(
+        states, branch.trunk.output_weight, packed.tokens[packed.mask], temperature=temperature
+    )
+    values = None
+    if with_values:
+        assert branch.head is not None
+        values = _spread(branch.head(states), packed.mask)
+    return Outputs(_spread(logprobs, packed.mask), _spread(entropies, packed.mask), values)
+
+
+def token_values(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
+    """[B, T]: the head's value of the state before each completion token, zero where the mask is False."""
+    assert branch.head is not None
+    hidden = hidden_states(branch, packed, stream, depth)
+    return _spread(branch.head(hidden.index_select(0, packed.predictor[packed.mask])), packed.mask)
+
+
+def final_scores(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
+    """[B]: the head's number at each completion's last token."""
+    assert branch.head is not None
+    scores: Tensor = branch.head(hidden_states(branch, packed, stream, depth).index_select(0, packed.last))
+    return scores
+
+
+def _spread(flat: Tensor, mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

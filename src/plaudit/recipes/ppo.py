@@ -1,0 +1,374 @@
+"""Proximal policy optimisation from a reward (Schulman et al. 2017; Ziegler et al. 2019; Huang et al. 2024).
+
+One frozen trunk serves policy, reference, value and reward; read `run` from top to bottom.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plaudit import files
+from plaudit.algorithms.advantages import gae, replace_missing_eos, shaped_rewards
+from plaudit.algorithms.kl import adaptive_coefficient, k1
+from plaudit.algorithms.masking import masked_mean, whiten
+from plaudit.algorithms.policy_loss import ppo_policy_loss
+from plaudit.algorithms.value_loss import clipped_value_loss, explained_variance
+from plaudit.config import Config as Base
+from plaudit.data.collate import micro_batches
+from plaudit.data.formats import read_prompts
+from plaudit.models.adapter import load_adapter, save_adapter
+from plaudit.models.branch import Branch, ScalarHead, token_logprobs, token_values
+from plaudit.models.load import Model, export, linear_sizes, load_model, make_adapter
+from plaudit.randomness import rng, torch_seed
+from plaudit.reward.model import RewardModel, load_reward_model
+from plaudit.reward.rules import RuleScorer, rule_scorer
+from plaudit.rollout.collect import Forward, forward
+from plaudit.rollout.local import LocalEngine
+from plaudit.tensors import Experience, Sample, SamplingParams
+from plaudit.training import checkpoint, machine
+from plaudit.training.metrics import Metrics
+from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.stop import reason_to_stop
+from plaudit.types import UserError
+
+
+class AdapterConfig(Base):
+    """rank 0 trains the whole model; blocks: how many top blocks are adapted (0: all)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    blocks: int = 16
+    value_blocks: int = 6
+
+
+class KLConfig(Base):
+    """coef: of the per-token k1 in the reward; target: nats a token (None: coef stays fixed)."""
+
+    coef: float = 0.05
+    target: float | None = None
+    horizon: float = 10_000.0
+
+
+class StopConfig(Base):
+    """max_kl and min_entropy in nats a token."""
+
+    max_kl: float = 1.0
+    min_entropy: float = 0.05
+    max_length_growth: float = 4.0
+    patience: int = 20
+
+
+class Config(Base):
+    """Settings of the ppo recipe; each is described in docs/configs.md."""
+
+    model: str = "smollm2"
+    prompts: str
+    reward: str
+    start: str | None = None
+    seed: int = 0
+    steps: int = 100
+    prompts_per_step: int = 16
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    missing_eos_penalty: float | None = -1.0
+    whiten_rewards: bool = False
+    epochs: int = 4
+    minibatches: int = 1
+    learning_rate: float = 1e-4
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_coef: float = 0.1
+    gamma: float = 1.0
+    lam: float = 0.95
+    importance_cap: float = 2.0
+    max_grad_norm: float = 1.0
+    adapter: AdapterConfig = AdapterConfig()
+    kl: KLConfig = KLConfig()
+    stop: StopConfig = StopConfig()
+    micro_batch_tokens: int = 4096
+    precision: machine.Precision = "auto"
+    threads: int = 0
+    checkpoint_every: int = 10
+
+
+PREFLIGHT = {torch.bfloat16: 0.03, torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest mean |trainer - sampler| log-probability, nats a token. bfloat16: rounding alone makes 0.02 of it on a
+135M model whose logits reach 40."""
+
+
+def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
+    """Train in a run directory, from its latest checkpoint if it has one; returns the summary."""
+    # 1. The frozen trunk, and on it policy, value and reward. The bare trunk is the reference.
+    device, dtype = machine.prepare(config.precision, config.threads)
+    model = model or load_model(config.model, dtype, device)
+    prompt_ids = [model.tokenizer.render(prompt) for prompt in read_prompts(config.prompts)]
+    scorer = load_scorer(config.reward, model)
+    policy, value = make_branches(config, model, scorer)
+    parameters = policy.parameters() + value.parameters()
+    optimizer = adam(parameters, learning_rate=config.learning_rate)
+    engine = LocalEngine(policy.trunk, model.tokenizer, max_batch=64)
+    params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+
+    # 2. Go on from the latest checkpoint.
+    done, coef, stopped = 0, config.kl.coef, None
+    if (found := checkpoint.latest(directory / "checkpoints")) is not None:
+        tensors, state = found
+        done, coef, stopped = int(state["step"]), float(state["kl_coef"]), state["stopped"]
+        policy.load_state(checkpoint.unprefixed("policy", tensors))
+        value.load_state(checkpoint.unprefixed("value", tensors))
+        checkpoint.load_optimizer(optimizer, tensors)
+
+    def save(step: int) -> None:
+        tensors = checkpoint.prefixed("policy", policy.state()) | checkpoint.prefixed("value", value.state())
+        tensors |= checkpoint.optimizer_tensors(optimizer)
+        checkpoint.save(directory / "checkpoints", step, tensors, {"kl_coef": coef, "stopped": stopped})
+
+    with Metrics(directory, total=config.steps, done=done, title="ppo") as metrics:
+        for step in range(done, config.steps):
+            if stopped is not None:
+                break
+            began = time.monotonic()
+
+            # 3. Sample: n completions of each prompt of this step.
+            engine.load(policy.adapter or policy.trunk, version=f"step-{step}")
+            chosen = prompts_of_step(len(prompt_ids), step, config)
+            key = (config.seed, "ppo", step)
+            drawn = engine.sample([prompt_ids[p] for p in chosen], config.samples_per_prompt, params, key)
+            samples = sorted(drawn, key=lambda s: (s.prompt, s.index))
+            sampled = time.monotonic()
+
+            # 4. One pass for the trainer's log-probabilities, the reference's, values and scores.
+            branch = scorer.branch if isinstance(scorer, RewardModel) else None
+            seen = forward(
+                samples,
+                reference=model.trunk,
+                policy=policy,
+                value=value,
+                reward=branch,
+                temperature=config.temperature,
+                budget=config.micro_batch_tokens,
+            )
+            scores = seen.scores if seen.scores is not None else _as_tensor(scorer.score(samples), seen)
+            if step == 0:
+                preflight(seen, model.trunk.dtype)
+
+            # 5. Rewards, advantages, returns.
+            experience = experience_from(seen, scores, samples, coef, config)
+            row = describe(experience, seen, samples)
+            stopped = reason_to_stop([*metrics.history, row], **config.stop.model_dump())
+            if stopped is not None:
+                save(step)
+                break
+
+            # 6. Epochs over the batch, and the KL coefficient for the next.
+            rate = config.learning_rate * linear_to_zero(step, config.steps)
+            row |= update(seen, experience, policy, value, optimizer, parameters, step, rate, config)
+            row |= {"learning_rate": rate, "kl_coef": coef}
+            if config.kl.target is not None:
+                coef = adaptive_coefficient(
+                    coef,
+                    observed=row["kl"],
+                    target=config.kl.target,
+                    episodes=len(samples),
+                    horizon=config.kl.horizon,
+                )
+
+            # 7. Save, then say so.
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                save(step + 1)
+            now = time.monotonic()
+            row |= {"seconds": now - began, "seconds_sampling": sampled - began}
+            row["tokens_per_second"] = float(seen.packed.mask.sum()) / (now - began)
+            metrics.log(step + 1, row, shown(row))
+        taken = metrics.history[-1]["step"] if metrics.history else 0
+
+    # 8. The policy as an adapter (peft's format) and as a whole model that transformers loads.
+    if policy.adapter is not None:
+        with files.new_directory(directory / "adapter") as place:
+            save_adapter(policy.adapter, place, base=str(model.directory))
+    export(model, directory / "model", policy.adapter, None if policy.adapter else policy.trunk)
+    summary = {"steps": taken, "stopped": stopped, "last": metrics.history[-1] if metrics.history else None}
+    files.write_json(directory / "summary.json", summary)
+    return summary
+
+
+def load_scorer(reward: str, model: Model) -> RewardModel | RuleScorer:
+    """A reward model's directory, or "package.module:function"."""
+    return rule_scorer(reward) if ":" in reward else load_reward_model(Path(reward), model)
+
+
+def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer) -> tuple[Branch, Branch]:
+    """Policy and value: adapters on the model's trunk, or (rank 0) whole copies of it that are trained.
+
+    The value's adapter begins as the reward's where there is a reward model on the same tokenizer, its head at
+    zero (Ziegler et al. 2019), so that the first values are 0.
+    """
+    trunk, a = model.trunk, config.adapter
+    head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
+    if a.rank == 0:
+        return Branch(copy.deepcopy(trunk).requires_grad_(True)), Branch(
+            copy.deepcopy(trunk).requires_grad_(True), head=head
+        )
+    if config.start is not None:
+        adapter = load_adapter(Path(config.start), linear_sizes(trunk), trunk.shape.depth, trunk.wide)
+        adapter = adapter.to(trunk.device)
+    else:
+        seed = torch_seed(config.seed, "policy adapter")
+        adapter = make_adapter(trunk, rank=a.rank, alpha=a.alpha, blocks=a.blocks, seed=seed)
+    if isinstance(scorer, RewardModel) and scorer.branch.adapter is not None:
+        value_adapter = copy.deepcopy(scorer.branch.adapter).requires_grad_(True)
+    else:
+        seed = torch_seed(config.seed, "value adapter")
+        value_adapter = make_adapter(trunk, rank=a.rank, alpha=a.alpha, blocks=a.value_blocks, seed=seed)
+    return Branch(trunk, adapter), Branch(trunk, value_adapter, head)
+
+
+def prompts_of_step(count: int, step: int, config: Config) -> list[int]:
+    """Which prompts a step samples: all prompts come once before any comes again, in a keyed order."""
+    wanted = range(step * config.prompts_per_step, (step + 1) * config.prompts_per_step)
+    orders: dict[int, Any] = {}
+    for place in wanted:
+        orders.setdefault(place // count, rng(config.seed, "prompts", place // count).permutation(count))
+    return [int(orders[place // count][place % count]) for place in wanted]
+
+
+def _as_tensor(scores: Sequence[float], seen: Forward) -> Tensor:
+    return torch.tensor(scores, dtype=seen.values.dtype, device=seen.values.device)
+
+
+def preflight(seen: Forward, dtype: torch.dtype) -> None:
+    """Refuse to start where trainer and sampler disagree about the tokens that were just sampled."""
+    gap = masked_mean((seen.logprobs - seen.sampled_logprobs).abs(), seen.packed.mask)
+    if not float(gap) <= PREFLIGHT[dtype]:
+        raise UserError(
+            f"trainer and sampler differ by {float(gap):.4f} nats a token, more than {PREFLIGHT[dtype]}",
+            where="preflight",
+            fix="set precision: float32",
+        )
+
+
+def experience_from(
+    seen: Forward, scores: Tensor, samples: Sequence[Sample], coef: float, config: Config
+) -> Experience:
+    """KL in the reward, the score on the last token, generalised advantages, whitened."""
+    mask = seen.packed.mask
+    shaped = scores
+    if config.missing_eos_penalty is not None:
+        finished = torch.tensor([s.finish_reason == "stop" for s in samples], device=mask.device)
+        shaped = replace_missing_eos(scores, finished, penalty=config.missing_eos_penalty)
+    rewards = shaped_rewards(shaped, k1(seen.logprobs, seen.ref_logprobs), mask, coef=coef)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, mask, keep_mean=True)
+    advantages, returns = gae(rewards, seen.values, mask, gamma=config.gamma, lam=config.lam)
+    return Experience(
+        mask=mask,
+        old_logprobs=seen.logprobs,
+        ref_logprobs=seen.ref_logprobs,
+        sampled_logprobs=seen.sampled_logprobs,
+        values=seen.values,
+        rewards=rewards,
+        advantages=whiten(advantages, mask, keep_mean=False),
+        returns=returns,
+        scores=scores,
+    )
+
+
+def update(
+    seen: Forward,
+    experience: Experience,
+    policy: Branch,
+    value: Branch,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[torch.nn.Parameter],
+    step: int,
+    rate: float,
+    config: Config,
+) -> dict[str, float]:
+    """All epochs of one step. Losses are divided by the minibatch's count of tokens, so that the split into
+    micro-batches changes nothing. Returns the last epoch's figures."""
+    packed = seen.packed
+    last: dict[str, float] = {}
+    for epoch in range(config.epochs):
+        order = torch.from_numpy(rng(config.seed, "epoch", step, epoch).permutation(packed.rows))
+        last = {}
+        for rows in order.to(packed.ids.device).tensor_split(config.minibatches):
+            if len(rows) == 0:
+                continue
+            total = float(packed.mask[torch.isin(packed.row, rows)].sum())
+            for micro in micro_batches(packed, config.micro_batch_tokens, rows):
+                part, index = packed.take(micro)
+                steps, columns = part.mask.shape[1], part.ids.shape[1]
+
+                def cut(x: Tensor, index: Tensor = index, steps: int = steps) -> Tensor:
+                    return x[index, :steps]
+
+                def stream(branch: Branch, micro: Tensor = micro, columns: int = columns) -> dict[str, Any]:
+                    if branch.first not in seen.streams or branch.trunk is not value.trunk:
+                        return {}
+                    return {"stream": seen.streams[branch.first][micro, :columns], "depth": branch.first}
+
+                logprobs = token_logprobs(
+                    policy, part, temperature=config.temperature, **stream(policy)
+                ).logprobs
+                actor = ppo_policy_loss(
+                    logprobs.to(experience.advantages.dtype),
+                    cut(experience.old_logprobs),
+                    cut(experience.advantages),
+                    part.mask,
+                    total=total,
+                    clip=config.clip,
+                    sampled_logprobs=cut(experience.sampled_logprobs),
+                    importance_cap=config.importance_cap,
+                )
+                critic = clipped_value_loss(
+                    token_values(value, part, **stream(value)),
+                    cut(experience.values),
+                    cut(experience.returns),
+                    part.mask,
+                    total=total,
+                    clip=config.value_clip,
+                )
+                torch.autograd.backward(actor.loss + config.value_coef * critic.loss)
+                of_value = {f"value_{name.removeprefix('value_')}": x for name, x in critic.metrics.items()}
+                for name, number in {**actor.metrics, **of_value}.items():
+                    old = last.get(name, 0.0)
+                    last[name] = (
+                        max(old, float(number))
+                        if name.endswith("_max")
+                        else old + float(number) / config.minibatches
+                    )
+            norm = take_step(optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm)
+            last["grad_norm"] = norm
+    return last
+
+
+def describe(experience: Experience, seen: Forward, samples: Sequence[Sample]) -> dict[str, float]:
+    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats."""
+    mask = experience.mask
+    return {
+        "reward": float(experience.scores.mean()),
+        "reward_std": float(experience.scores.std(correction=0)),
+        "shaped_return": float(experience.rewards.sum(1).mean()),
+        "kl": float(masked_mean(k1(experience.old_logprobs, experience.ref_logprobs), mask)),
+        "entropy": float(masked_mean(seen.entropies, mask)),
+        "eos_rate": sum(s.finish_reason == "stop" for s in samples) / len(samples),
+        "length": float(mask.sum(1).to(torch.float64).mean()),
+        "explained_variance": float(explained_variance(experience.values, experience.returns, mask)),
+    }
+
+
+def shown(row: dict[str, float]) -> str:
+    """A step in one line."""
+    return (
+        f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
+        f"clip {row['clip_fraction']:.2f}  value error {row['value_error']:.2f}  eos {row['eos_rate']:.2f}  "
+        f"{row['tokens_per_second']:.0f} tok/s"
+    )

@@ -1,0 +1,209 @@
+"""Learn a reward from comparisons (Bradley-Terry), rankings and ratings (regression), on few trained blocks.
+
+Stiennon et al. 2020, section 3.4, with ratings beside: read `run` from top to bottom.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from plaudit import files
+from plaudit.algorithms.preference_loss import bradley_terry, rating_regression
+from plaudit.config import Config as Base
+from plaudit.data.collate import micro_batches, pack
+from plaudit.data.formats import read_records
+from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
+from plaudit.evaluation.reward import measure
+from plaudit.models.branch import Branch, ScalarHead, final_scores
+from plaudit.models.load import Model, load_model, make_adapter
+from plaudit.randomness import rng, torch_seed
+from plaudit.reward.model import RewardModel
+from plaudit.training import checkpoint, machine
+from plaudit.training.metrics import Metrics
+from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.types import UserError
+
+
+class AdapterConfig(Base):
+    """rank: of the low-rank update; alpha: its scale is alpha / rank; blocks: how many top blocks (0: all)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    blocks: int = 6
+
+
+class Config(Base):
+    """Settings of the reward_model recipe; each is described in docs/configs.md."""
+
+    model: str = "smollm2"
+    data: list[str]
+    samples: list[str] = Field(default=[])
+    reference: list[str] = Field(default=[])
+    seed: int = 0
+    heldout: float = 0.2
+    adapter: AdapterConfig = AdapterConfig()
+    epochs: int = 1
+    prompts_per_step: int = 8
+    learning_rate: float = 3e-4
+    rating_weight: float = 1.0
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 4096
+    precision: machine.Precision = "auto"
+    threads: int = 0
+    checkpoint_every: int = 20
+
+
+def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
+    """Train in a run directory, from its latest checkpoint if it has one; returns the summary."""
+    # 1. Judgements, grouped by prompt: all pairs of a prompt's completions stay in one batch element.
+    device, dtype = machine.prepare(config.precision, config.threads)
+    model = model or load_model(config.model, dtype, device)
+    ids = known_ids(config.samples)
+    records = [record for path in config.data for record in read_records(path)]
+    judged = group_by_prompt(records, model.tokenizer, ids, context=model.trunk.shape.context)
+    training, heldout = split_by_prompt(judged, config.heldout, config.seed)
+    check(training, config.data)
+
+    # 2. A fresh adapter on the top blocks and a head (normal, std 1/sqrt(d + 1)).
+    trunk = model.trunk
+    adapter = make_adapter(
+        trunk,
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        blocks=config.adapter.blocks,
+        seed=torch_seed(config.seed, "reward adapter"),
+    )
+    head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(device)
+    branch = Branch(trunk, adapter, head.initialise(torch_seed(config.seed, "reward head")))
+    parameters = branch.parameters()
+    optimizer = adam(parameters, learning_rate=config.learning_rate)
+
+    # 3. Go on from the latest checkpoint.
+    order = [
+        int(i)
+        for epoch in range(config.epochs)
+        for i in rng(config.seed, "reward order", epoch).permutation(len(training))
+    ]
+    batches = [order[i : i + config.prompts_per_step] for i in range(0, len(order), config.prompts_per_step)]
+    done = 0
+    if (found := checkpoint.latest(directory / "checkpoints")) is not None:
+        tensors, state = found
+        done = int(state["step"])
+        branch.load_state(checkpoint.unprefixed("reward", tensors))
+        checkpoint.load_optimizer(optimizer, tensors)
+
+    # 4. One step a batch of prompts; the learning rate goes to 0.
+    with Metrics(directory, total=len(batches), done=done, title="reward") as metrics:
+        for step in range(done, len(batches)):
+            row = _train_on([training[i] for i in batches[step]], branch, config)
+            rate = config.learning_rate * linear_to_zero(step, len(batches))
+            row["grad_norm"] = take_step(
+                optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
+            )
+            row["learning_rate"] = rate
+            shown = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
+            if (step + 1) % config.checkpoint_every == 0:
+                tensors = checkpoint.prefixed("reward", branch.state()) | checkpoint.optimizer_tensors(
+                    optimizer
+                )
+                checkpoint.save(directory / "checkpoints", step + 1, tensors, {})
+            metrics.log(step + 1, row, shown)
+
+    # 5. Measure on prompts never trained on, beside a rule that knows the length alone.
+    reward = RewardModel(branch, model, budget=config.micro_batch_tokens)
+    figures = measure(reward, training, heldout)
+
+    # 6. Normalise: reference samples score mean 0, standard deviation 1.
+    reference = group_by_prompt(
+        [record for path in config.reference for record in read_records(path)], model.tokenizer, ids,
+        context=trunk.shape.context,
+    ) or training  # fmt: skip
+    raw = torch.tensor(
+        reward.score_ids(
+            [g.prompt for g in reference for _ in g.completions],
+            [c for g in reference for c in g.completions],
+        ),
+        dtype=torch.float64,
+    )
+    spread = float(raw.std(correction=0))
+    if not spread > 1e-6:
+        raise UserError(
+            "the reward gives every sample the same score",
+            where=str(directory),
+            fix="collect more judgements",
+        )
+    with torch.no_grad():
+        head.gain.fill_(1 / spread)
+        head.shift.fill_(-float(raw.mean()) / spread)
+
+    # 7. Save, and say how good it is.
+    summary = {"prompts": len(training), "heldout_prompts": len(heldout), **figures}
+    reward.save(directory / "model", {"seed": config.seed, "data": config.data, **figures})
+    files.write_json(directory / "summary.json", summary)
+    return summary
+
+
+def check(training: list[Judged], data: list[str]) -> None:
+    """UserError where there is nothing to learn from."""
+    where = ", ".join(data)
+    pairs = [pair for group in training for pair in group.pairs]
+    if not pairs and not any(group.ratings for group in training):
+        raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
+    rated = {round(rating, 6) for group in training for _, rating in group.ratings}
+    if all(target == 0.5 for _, _, target in pairs) and len(rated) < 2:
+        what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
+        raise UserError(
+            f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
+        )
+
+
+def _train_on(groups: list[Judged], branch: Branch, config: Config) -> dict[str, float]:
+    """Gradients of one batch, micro-batch after micro-batch; losses are means over the whole batch."""
+    completions = [c for g in groups for c in g.completions]
+    prompts = [g.prompt for g in groups for _ in g.completions]
+    # One row a prompt, however long: all its pairs are in one micro-batch.
+    packed = pack(prompts, completions, max_row=sys.maxsize, device=branch.trunk.device)
+    first = [sum(len(g.completions) for g in groups[:i]) for i in range(len(groups))]
+    total_pairs = sum(len(g.pairs) for g in groups)
+    total_ratings = sum(len(g.ratings) for g in groups)
+    row = {"loss": 0.0, "accuracy": float("nan"), "rating_loss": 0.0}
+    right = decided = 0.0
+    for rows in micro_batches(packed, config.micro_batch_tokens):
+        part, index = packed.take(rows)
+        here = final_scores(branch, part)
+        place = {int(sample): i for i, sample in enumerate(index)}
+        loss = here.sum() * 0
+        pairs = [
+            (place[first[g] + a], place[first[g] + b], target)
+            for g, group in enumerate(groups)
+            for a, b, target in group.pairs
+            if first[g] + a in place
+        ]
+        if pairs:
+            a, b = (torch.tensor([pair[side] for pair in pairs], device=here.device) for side in (0, 1))
+            target = torch.tensor([pair[2] for pair in pairs], dtype=here.dtype, device=here.device)
+            out = bradley_terry(here[a], here[b], target, total=total_pairs)
+            loss = loss + out.loss
+            decided += int((target != 0.5).sum())
+            right += int((((here[a] > here[b]) == (target > 0.5)) & (target != 0.5)).sum())
+        ratings = [
+            (place[first[g] + c], rating)
+            for g, group in enumerate(groups)
+            for c, rating in group.ratings
+            if first[g] + c in place
+        ]
+        if ratings and config.rating_weight > 0:
+            which = torch.tensor([c for c, _ in ratings], device=here.device)
+            wanted = torch.tensor([rating for _, rating in ratings], dtype=here.dtype, device=here.device)
+            out = rating_regression(here[which], wanted, total=total_ratings)
+            loss = loss + config.rating_weight * out.loss
+            row["rating_loss"] += float(out.loss.detach())
+        torch.autograd.backward(loss)
+        row["loss"] += float(loss.detach())
+    row["accuracy"] = right / decided if decided else float("nan")
+    return row

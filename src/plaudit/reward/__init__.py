@@ -1,0 +1,1 @@
+"""Scorers: what gives a sample its number."""

@@ -1,0 +1,101 @@
+"""A learned reward: an adapter and a scalar head on the trunk, kept in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from plaudit import files
+from plaudit.data.collate import micro_batches, pack
+from plaudit.models.adapter import load_adapter, save_adapter
+from plaudit.models.branch import Branch, ScalarHead, final_scores
+from plaudit.models.load import Model, linear_sizes
+from plaudit.models.weights import read_safetensors
+from plaudit.tensors import Sample
+from plaudit.types import UserError
+
+
+class RewardModel:
+    """A Scorer: the head's number at a completion's last token, normalised on reference samples."""
+
+    def __init__(self, branch: Branch, model: Model, *, budget: int = 4096) -> None:
+        """budget: columns a forward pass, padding counted."""
+        self.branch, self.model, self.budget = branch, model, budget
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """One number a sample. Ids are used where the sample's tokenizer is ours, else the text is encoded anew.
+
+        UserError for a score that is not a number.
+        """
+        ours = self.model.tokenizer.fingerprint
+        pairs = [
+            (list(s.prompt_ids), list(s.completion_ids))
+            if s.tokenizer == ours
+            else (list(s.prompt_ids), self.model.tokenizer.encode(s.text))
+            for s in samples
+        ]
+        return self.score_ids([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+
+    def score_ids(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """Scores of completions given as ids."""
+        if not prompts:
+            return []
+        packed = pack(prompts, completions, device=self.model.trunk.device)
+        scores = torch.zeros(len(prompts), dtype=torch.float64)
+        with torch.no_grad():
+            for rows in micro_batches(packed, self.budget):
+                part, index = packed.take(rows)
+                scores[index.cpu()] = final_scores(self.branch, part).double().cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise UserError(
+                "a score is not a number", where="reward model", fix="train it again at a lower rate"
+            )
+        return [float(score) for score in scores]
+
+    def save(self, directory: Path, facts: dict[str, Any]) -> None:
+        """Write adapter (peft's format), head and facts; facts say what it was trained on and how well."""
+        assert self.branch.head is not None
+        assert self.branch.adapter is not None
+        with files.new_directory(directory) as place:
+            save_adapter(self.branch.adapter, place, base=str(self.model.directory))
+            save_file(
+                {k: v.contiguous() for k, v in self.branch.head.state_dict().items()},
+                place / "head.safetensors",
+            )
+            about = {"base_model": str(self.model.directory), "tokenizer": self.model.tokenizer.fingerprint}
+            files.write_json(place / "reward_model.json", about | facts)
+
+
+def load_reward_model(directory: Path, model: Model) -> RewardModel:
+    """The reward model in a directory, on the trunk it was trained on. UserError where the two do not belong."""
+    about = describe(directory)
+    if about.get("tokenizer") != model.tokenizer.fingerprint:
+        raise UserError(
+            "was trained on another model", where=str(directory), fix=f"use {about.get('base_model')}"
+        )
+    trunk = model.trunk
+    adapter = load_adapter(directory, linear_sizes(trunk), trunk.shape.depth, trunk.wide).to(trunk.device)
+    head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
+    head.load_state_dict(read_safetensors(directory / "head.safetensors"))
+    return RewardModel(Branch(trunk, adapter.requires_grad_(False), head.requires_grad_(False)), model)
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """The facts kept with a reward model. UserError where the directory holds none."""
+    path = directory / "reward_model.json"
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(
+            "holds no reward model", where=str(directory), fix="train one with the reward_model recipe"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"is not JSON ({error})", where=str(path)) from None
+    return about

@@ -1,0 +1,103 @@
+"""From samples to Experience: one pass of the trunk serves reference, policy, value and reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plaudit.data.collate import Packed, micro_batches, pack
+from plaudit.models.branch import Branch, final_scores, token_logprobs, token_values
+from plaudit.models.llama import Llama
+from plaudit.tensors import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What the models say of a batch before any update. B samples, T tokens; zero where packed.mask is False.
+
+    streams: by depth, the trunk's stream [R, S, width] after that many blocks, for the epochs that follow.
+    logprobs, ref_logprobs, sampled_logprobs, entropies, values [B, T]; scores [B], None without a reward branch.
+    """
+
+    packed: Packed
+    streams: dict[int, Tensor]
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    sampled_logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
+    scores: Tensor | None
+
+
+@torch.no_grad()
+def forward(
+    samples: Sequence[Sample],
+    *,
+    reference: Llama,
+    policy: Branch,
+    value: Branch,
+    reward: Branch | None,
+    temperature: float,
+    budget: int,
+) -> Forward:
+    """Run every branch over the samples, `budget` columns at a time. Branches on the reference's trunk go on
+    from its stream; others (full fine-tuning) are run whole."""
+    packed = pack(
+        [s.prompt_ids for s in samples], [s.completion_ids for s in samples], device=reference.device
+    )
+    branches = [branch for branch in (policy, value, reward) if branch is not None]
+    shared = sorted({b.first for b in branches if b.trunk is reference} | {reference.shape.depth})
+    width = (packed.rows, packed.ids.shape[1], reference.shape.width)
+    # The final stream serves the reference alone and is not kept.
+    streams = {d: torch.zeros(width, dtype=reference.wide, device=reference.device) for d in shared[:-1]}
+    per_token = {
+        name: torch.zeros(packed.mask.shape, dtype=reference.wide, device=reference.device)
+        for name in ("logprobs", "ref_logprobs", "entropies", "values")
+    }
+    scores = torch.zeros(len(samples), dtype=reference.wide, device=reference.device)
+    for rows in micro_batches(packed, budget):
+        part, index = packed.take(rows)
+        context = reference.context(part.positions, part.visible())
+        at, stream = 0, reference.embed(part.ids)
+        here: dict[int, Tensor] = {}
+        for depth in shared:
+            stream = reference.run(stream, context, start=at, stop=depth)
+            at, here[depth] = depth, stream
+            if depth in streams:
+                streams[depth][rows, : part.ids.shape[1]] = stream
+
+        def begin(branch: Branch, here: dict[int, Tensor] = here) -> tuple[Tensor | None, int]:
+            return (here[branch.first], branch.first) if branch.trunk is reference else (None, 0)
+
+        steps = part.mask.shape[1]
+        stream_, depth_ = here[reference.shape.depth], reference.shape.depth
+        ref = token_logprobs(Branch(reference), part, temperature=temperature, stream=stream_, depth=depth_)
+        stream_p, depth_p = begin(policy)
+        now = token_logprobs(policy, part, temperature=temperature, stream=stream_p, depth=depth_p)
+        stream_v, depth_v = begin(value)
+        per_token["ref_logprobs"][index, :steps] = ref.logprobs
+        per_token["logprobs"][index, :steps] = now.logprobs
+        per_token["entropies"][index, :steps] = now.entropies
+        per_token["values"][index, :steps] = token_values(value, part, stream=stream_v, depth=depth_v).to(
+            reference.wide
+        )
+        if reward is not None:
+            stream_r, depth_r = begin(reward)
+            scores[index] = final_scores(reward, part, stream=stream_r, depth=depth_r).to(reference.wide)
+    return Forward(
+        packed=packed,
+        streams=streams,
+        sampled_logprobs=sampled_logprobs(samples, packed).to(reference.wide),
+        scores=None if reward is None else scores,
+        **per_token,
+    )
+
+
+def sampled_logprobs(samples: Sequence[Sample], packed: Packed) -> Tensor:
+    """The engine's own log-probabilities as [B, T] float64."""
+    out = torch.zeros(packed.mask.shape, dtype=torch.float64, device=packed.mask.device)
+    flat = [logprob for sample in samples for logprob in sample.logprobs]
+    return out.masked_scatter(packed.mask, torch.tensor(flat, dtype=torch.float64, device=packed.mask.device))

@@ -1,0 +1,1 @@
+"""Training: the machine made ready, optimisers, checkpoints, metrics, stop rules."""

@@ -1,0 +1,70 @@
+"""A run's directory: it appears at once with its resolved config; summary.json comes last and marks the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from plaudit import config as configs
+from plaudit import files
+from plaudit.training import machine
+from plaudit.types import UserError
+
+
+def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bool = False) -> None:
+    """Make the directory with config.yaml (resolved). UserError where another run stands, unless overwrite."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError("is a file", where=str(directory), fix="choose another --out")
+    if directory.exists() and any(directory.iterdir()):
+        if not overwrite:
+            raise UserError(
+                "already holds something",
+                where=str(directory),
+                fix="resume it with `plaudit resume`, choose another --out, or give --overwrite",
+            )
+        if not (directory / "config.yaml").exists() and not is_empty_shell(directory):
+            raise UserError(
+                "is not a run, so it is not overwritten", where=str(directory), fix="choose another --out"
+            )
+        shutil.rmtree(directory)
+    with files.writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / "machine.json", machine.record())
+    files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
+
+
+def is_empty_shell(directory: Path) -> bool:
+    """Whether only what `start` writes before the config stands here: a run killed before it began."""
+    return all(path.name == "machine.json" or path.name.startswith(".") for path in directory.iterdir())
+
+
+def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
+    """The recipe's name and the config's tree. UserError where there is no run, or none that had begun."""
+    if not directory.is_dir():
+        raise UserError("there is no such run", where=str(directory))
+    path = directory / "config.yaml"
+    if not path.exists():
+        raise UserError("was stopped before it began", where=str(directory), fix="start it again")
+    tree = configs.read_yaml(path)
+    recipe = tree.pop("recipe", None)
+    if not isinstance(recipe, str):
+        raise UserError("names no recipe", where=str(path), fix="add `recipe: ppo`, say")
+    return recipe, tree
+
+
+def check_machine(directory: Path) -> None:
+    """UserError where the run was started on a machine that would give other bits."""
+    path = directory / "machine.json"
+    if path.exists():
+        machine.check_same(json.loads(path.read_text(encoding="utf-8")))
+
+
+def summary(directory: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, None of one that is not."""
+    path = directory / "summary.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

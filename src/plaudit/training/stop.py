@@ -1,0 +1,43 @@
+"""A run stops by itself, and says why and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+Row = Mapping[str, float]
+
+
+def reason_to_stop(
+    history: Sequence[Row], *, max_kl: float, min_entropy: float, max_length_growth: float, patience: int
+) -> str | None:
+    """Why the run must stop after the newest row, None while all is well.
+
+    Rows hold reward, kl (nats a token against the reference), entropy (nats a token), length (tokens).
+    max_kl, min_entropy in nats a token; max_length_growth: times the first step's mean length; patience: over how
+    many steps the reward may stay flat while the KL grows.
+    """
+    now = history[-1]
+    for name in ("reward", "kl", "entropy", "length"):
+        value = now[name]
+        if value is None or not math.isfinite(value):
+            return f"{name} is not a number: lower the learning rate, or look for a bad score"
+    if now["kl"] > max_kl:
+        return f"KL {now['kl']:.3f} nats a token is over {max_kl}: raise kl.coef or lower the learning rate"
+    if now["entropy"] < min_entropy:
+        return f"entropy {now['entropy']:.3f} nats a token is under {min_entropy}: raise kl.coef or the temperature"
+    if now["length"] > max_length_growth * history[0]["length"]:
+        return (
+            f"length {now['length']:.1f} is over {max_length_growth} times the start's: "
+            "look at the reward's taste for length"
+        )
+    if len(history) > patience:
+        then = history[-1 - patience]
+        spread = max(row["reward"] for row in history) - min(row["reward"] for row in history)
+        flat = now["reward"] - then["reward"] <= 0.02 * max(spread, 1e-9)
+        if flat and now["kl"] > 1.5 * max(then["kl"], 0.01):
+            return (
+                f"reward has not risen for {patience} steps while KL grew from {then['kl']:.3f} to "
+                f"{now['kl']:.3f}: refit the reward, or stop earlier"
+            )
+    return None
