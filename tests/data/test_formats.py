@@ -119,6 +119,10 @@ SHAPES: list[tuple[dict[str, Any], Record]] = [
     ({"messages": [*MESSAGES, say("c")]}, Demonstration(DIALOGUE, "c")),
     ({"prompt": "p", "completion": "c", "label": True}, Rating("p", "c", {"overall": 1.0})),
     ({"prompt": MESSAGES, "completion": [say("c")], "label": False}, Rating(DIALOGUE, "c", {"overall": 0.0})),
+    (
+        {"prompt": "p", "chosen": "\n\nAssistant: a", "rejected": "\n\nAssistant: b"},
+        Preference("p", ("\n\nAssistant: a", "\n\nAssistant: b"), 0),
+    ),
     # HH-RLHF
     (
         {
@@ -200,7 +204,7 @@ FAULTS: list[tuple[Any, str]] = [
     ),
     ({"prompt": "p", "completions": ["a", "b"], "ranking": [0, "1"]}, "does not name each of 2 completions"),
     ({"prompt": "p", "completion": "c", "scores": {"overall": 1.5}}, "score of 'overall' is 1.5, not within"),
-    ({"prompt": "p", "completion": "c", "scores": {"overall": float("nan")}}, "is nan, not a number"),
+    ({"prompt": "p", "completion": "c", "scores": {"overall": float("nan")}}, "is nan, not within 0 to 1"),
     ({"prompt": "p", "completion": "c", "scores": 1}, "scores is int, not an object"),
     ({"prompt": "p", "completion": "c", "label": 1}, "label is 1, not true or false"),
     ({"chosen": "a", "rejected": "b"}, "share no beginning"),

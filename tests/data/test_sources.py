@@ -41,6 +41,7 @@ def write(path: Path, data: bytes) -> Path:
         ("a.csv", b"prompt,completion\np,c\np,c\n"),
         ("a.csv", b'\xef\xbb\xbf"prompt", completion,note\r\np,c,\r\n\r\np,c,n'),
         ("a.csv.gz", b"prompt,completion\np,c\np,c\n"),
+        ("a.csv", b"prompt,completion\rp,c\rp,c\r"),
     ],
 )
 def test_files_that_say_the_same(tmp_path: Path, name: str, data: bytes) -> None:
@@ -51,9 +52,7 @@ def test_files_that_say_the_same(tmp_path: Path, name: str, data: bytes) -> None
 def test_no_character_but_the_line_feed_ends_a_line(tmp_path: Path) -> None:
     text = "a\u2028b\x85c\x0bd\x1ce"
     path = tmp_path / "a.jsonl"
-    path.write_bytes(
-        json.dumps({"prompt": text, "completion": text}, ensure_ascii=False).replace("\\u", "\\u").encode()
-    )
+    path.write_bytes(json.dumps({"prompt": text, "completion": text}, ensure_ascii=False).encode())
     assert read_records(path) == [Demonstration(text, text)]
 
 
@@ -97,7 +96,9 @@ FAULTS = [
     ),
     ("a.csv", b'prompt,completions,choice\np,"a, b",0\n', ": row 1: completions is str, not a list"),
     ("a.csv", b"prompt,completion,label\np,c,1\n", ": row 1: label is 1, not true or false"),
-    ("a.jsonl.gz", None, ": is not gzip, or is cut short"),
+    ("a.csv.gz", gzip.compress(LINE)[:-9], ": is not gzip, or is cut short"),
+    ("a.jsonl.gz", LINE, ": is not gzip"),
+    ("a.jsonl.gz", gzip.compress(LINE)[:10] + b"\xff" * 40, ": is not gzip"),
     ("a.txt", LINE, ": is of no known kind (.txt); name it by what it holds: .jsonl"),
     ("a", LINE, ": is of no known kind (its name has no ending)"),
 ]
@@ -105,10 +106,10 @@ FAULTS = [
 
 @pytest.mark.parametrize(("name", "data", "message"), FAULTS)
 def test_each_fault_of_a_file_is_named_with_its_place(
-    tmp_path: Path, name: str, data: bytes | None, message: str
+    tmp_path: Path, name: str, data: bytes, message: str
 ) -> None:
     path = tmp_path / name
-    path.write_bytes(gzip.compress(LINE)[:-9]) if data is None else write(path, data)
+    path.write_bytes(data)
     with pytest.raises(UserError) as caught:
         read_records(path)
     assert str(caught.value).startswith(f"{path}{message}")

@@ -348,7 +348,7 @@ def _build(cls: Callable[..., T], **fields: Any) -> T:
     """The record, or a UserError with what the record's own checks say."""
     try:
         return cls(**fields)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise UserError(_short(error), fix=_CORRECT) from None
 
 
