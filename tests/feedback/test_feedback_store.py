@@ -327,7 +327,7 @@ def test_event_ids_depend_on_the_key_and_on_nothing_else() -> None:
 RATERS, ITEMS = ("ann", "bob", "cy"), ("pair-0", "pair-1")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(

@@ -1,0 +1,102 @@
+"""The same store on PostgreSQL, where PLAUDIT_TEST_POSTGRES names a server (postgresql+psycopg://...)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from plaudit.feedback.events import Item, comparison_event, rating_event, skip_event
+from plaudit.feedback.store import Store
+from plaudit.feedback.transfer import stats
+from plaudit.types import UserError
+
+SERVER = os.environ.get("PLAUDIT_TEST_POSTGRES")
+pytestmark = pytest.mark.skipif(SERVER is None, reason="platform: PLAUDIT_TEST_POSTGRES names no server")
+IDS = [f"i{n}" for n in range(10)]
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    assert SERVER is not None
+    name = f"plaudit_{uuid.uuid4().hex}"
+    engine = sa.create_engine(SERVER)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    yield f"{SERVER}{'&' if '?' in SERVER else '?'}options=-csearch_path%3D{name}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"DROP SCHEMA {name} CASCADE")
+    engine.dispose()
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[Store]:
+    with Store.open(address) as opened:
+        opened.add_items(Item("p", ("a", "b"), id=id) for id in IDS)
+        yield opened
+
+
+def test_the_whole_life_of_a_judgement(store: Store, address: str) -> None:
+    first = comparison_event("i0", "ann", 0, id="a", presented=(1, 0), comment="mine")
+    assert store.append(first) == store.append(first) == 1
+    with pytest.raises(UserError, match="something else"):
+        store.append(comparison_event("i0", "ann", 1, id="a"))
+    store.correct("a", comparison_event("i0", "ann", 1, id="b"))
+    store.append(rating_event("i1", "bob", {"overall": 0.5}, id="c"))
+    store.retract("c")
+    store.set_identity("ann", {"name": "Ann"})
+    with Store.open(address) as again:
+        assert [event.id for event in again.current()] == ["b"]
+        assert [event.id for event in again.current(3)] == ["b", "c"]
+        assert again.current(1)[0].comment == "mine"
+        assert again.identity("ann") == {"name": "Ann"}
+    store.name_snapshot("m", 3)
+    store.retract_rater("bob")
+    store.forget_rater("ann")
+    assert [event.id for event in store.current(3)] == ["c"]
+    assert store.models_trained_on("ann") == ["m"]
+    assert stats(store)["raters"]["ann"]["state"] == "forgotten"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE events SET kind = 'skip'",
+        "UPDATE events SET payload = NULL, comment = NULL, presented = NULL, item = NULL WHERE rater = 'ann'",
+        "DELETE FROM events",
+        "TRUNCATE events CASCADE",
+        "INSERT INTO events (seq, id, kind, rater, created_at) VALUES (9, 'z', 'skip', 'ann', '')",
+        "UPDATE items SET prompt = '1'",
+        "UPDATE raters SET forgotten = NULL WHERE id = 'ann'",
+    ],
+)
+def test_the_database_itself_refuses(store: Store, statement: str) -> None:
+    store.append(skip_event("i0", "ann"))
+    store.forget_rater("ann")
+    with pytest.raises(DBAPIError), store.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def test_writers_at_once_leave_no_gap_and_share_no_slot(store: Store) -> None:
+    store.assign(IDS, overlap=2)
+    gate = threading.Barrier(4)
+
+    def work(rater: str) -> list[int]:
+        gate.wait()
+        held = []
+        while (assignment := store.claim(rater, 0, 60)) is not None:
+            held.append(assignment.id)
+            store.append(comparison_event(assignment.item, rater, 0, assignment=assignment.id))
+        return held
+
+    with ThreadPoolExecutor(4) as pool:
+        slots = [slot for held in pool.map(work, ["a", "b", "c", "d"]) for slot in held]
+    assert sorted(slots) == list(range(1, 21))
+    assert [event.seq for event in store.log()] == list(range(1, 21))
+    assert len({(event.item, event.rater) for event in store.current()}) == 20
