@@ -67,6 +67,16 @@ def test_a_rater_holds_one_item_at_a_time_and_gets_it_again_on_reload(store: Sto
     assert claim(store, "ann").item == "i2"
 
 
+def test_what_a_rater_holds_comes_before_what_has_become_free(store: Store) -> None:
+    store.assign(["i0", "i1"], overlap=2)
+    assert claim(store, "bob", now=0).item == "i0"
+    held = claim(store, "ann", now=50)
+    assert held.item == "i1"
+    assert claim(store, "ann", now=70).id == held.id  # bob's slot of i0 has been free for 10 s
+    assert claim(store, "ann", now=1e6).id == held.id  # ann's own time is over, but nobody took it
+    assert claim(store, "bob", now=1e6).item == "i0"
+
+
 def test_an_item_returns_when_its_time_runs_out(store: Store) -> None:
     store.assign(["i0"])
     held = claim(store, "ann", now=100)

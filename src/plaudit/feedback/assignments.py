@@ -56,18 +56,15 @@ def claim(connection: Connection, rater: str, now: float, lease_seconds: float) 
     fewest judgements, in the order in which they were assigned. Never an item that the rater has judged or
     skipped. A slot whose time has run out is free again.
     """
-    slots, other, events = schema.assignments, schema.assignments.alias(), schema.events
+    slots, events = schema.assignments, schema.events
     free = sa.or_(slots.c.rater.is_(None), slots.c.rater == rater, slots.c.expires <= now)
-    elsewhere = sa.exists().where(
-        other.c.item == slots.c.item, other.c.rater == rater, other.c.id != slots.c.id
-    )
     judged = sa.exists().where(
         events.c.rater == rater, events.c.item == slots.c.item, events.c.kind.in_(JUDGEMENTS)
     )
     readable = sa.exists().where(schema.items.c.id == slots.c.item, schema.items.c.prompt.is_not(None))
     first = (
         sa.select(slots.c.id)
-        .where(slots.c.event.is_(None), free, ~elsewhere, ~judged, readable)
+        .where(slots.c.event.is_(None), free, ~judged, readable)
         .order_by(sa.case((slots.c.rater == rater, 0), else_=1), slots.c.slot, slots.c.id)
         .limit(1)
         .scalar_subquery()
