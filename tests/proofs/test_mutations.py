@@ -1,0 +1,335 @@
+"""Proof that the tests can fail: every mutation below, applied to a copy of the package, must be caught.
+
+To add one: a `Mutation` in your room's tuple. `old` must stand exactly once in the file, so that this list cannot
+rot; the tests named are run against the copy and must fail as tests do (a copy that cannot be imported proves
+nothing). The work tree is never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+PACKAGE = REPO / "src" / "plaudit"
+AT_ONCE = 2
+SECONDS = 300
+
+
+class Mutation(NamedTuple):
+    """file: under src/plaudit; old -> new: the change; why: what a test must notice; tests: under tests/."""
+
+    file: str
+    old: str
+    new: str
+    why: str
+    tests: tuple[str, ...]
+
+
+def _algorithms(file: str, tests: str, *changes: tuple[str, str, str]) -> tuple[Mutation, ...]:
+    paths = tuple(f"algorithms/test_{name}.py" for name in tests.split())
+    return tuple(Mutation(f"algorithms/{file}.py", old, new, why, paths) for old, new, why in changes)
+
+
+MASKING = _algorithms(
+    "masking",
+    "masking",
+    ("return torch.where(mask, x,", "return torch.where(~mask, x,", "the mask upside down"),
+    ("kept = zero_masked(x, mask)", "kept = x", "the mask dropped from sums"),
+    (
+        "        return summed / total",
+        "        return summed / mask.sum()",
+        "the micro-batch's count, not the total",
+    ),
+    ("count.clamp(min=1)", "mask.numel()", "padding counted in a mean"),
+    ("masked_mean(x, mask)).square()", "0.0).square()", "a variance about 0"),
+    (").square(), mask)", ").square(), mask) * mask.sum() / (mask.sum() - 1)", "unbiased, as LHP is not"),
+    (
+        "white + mean if keep_mean else white",
+        "white if keep_mean else white + mean",
+        "the mean on the wrong branch",
+    ),
+    ("(zero_masked(x, mask) - mean) *", "zero_masked(x, mask) *", "whitening without centring"),
+    (
+        "torch.rsqrt(masked_var(x, mask) + eps)",
+        "torch.reciprocal(masked_var(x, mask) + eps)",
+        "variance, not deviation",
+    ),
+    (
+        "zero_masked(white + mean if keep_mean else white, mask)",
+        "(white + mean) if keep_mean else white",
+        "padding whitened, too",
+    ),
+)
+KL = _algorithms(
+    "kl",
+    "kl",
+    ("return logprobs - ref_logprobs", "return ref_logprobs - logprobs", "k1 in the wrong direction"),
+    (".square() / 2", ".square()", "k2 without its half"),
+    (
+        "log_ratio = ref_logprobs - logprobs",
+        "log_ratio = logprobs - ref_logprobs",
+        "k3 in the wrong direction",
+    ),
+    ("torch.expm1(log_ratio) - log_ratio", "torch.expm1(log_ratio) + log_ratio", "k3 with the wrong sign"),
+    ("torch.expm1(log_ratio)", "torch.exp(log_ratio)", "k3 without its - 1"),
+    ("torch.expm1(log_ratio)", "(torch.exp(log_ratio) - 1)", "k3 that loses its digits near 0"),
+    (
+        "max(observed / target - 1.0, -clip), clip",
+        "max(1.0 - observed / target, -clip), clip",
+        "controller reversed",
+    ),
+    ("min(max(observed / target - 1.0, -clip), clip)", "(observed / target - 1.0)", "the error not clipped"),
+    ("error * episodes / horizon", "error / horizon", "episodes forgotten"),
+)
+ADVANTAGES = _algorithms(
+    "advantages",
+    "advantages",
+    ("gamma * next_value", "next_value", "gamma forgotten in delta"),
+    ("gamma * lam * next_advantage", "gamma * next_advantage", "lambda forgotten"),
+    ("gamma * lam * next_advantage", "lam * next_advantage", "gamma forgotten in the sum"),
+    ("lam: float = 0.95", "lam: float = 1.0", "another default lambda"),
+    ("gamma * next_value - values[:, t]", "gamma * next_value + values[:, t]", "the baseline added"),
+    ("next_value = next_advantage = torch.zeros_like(values[:, 0])",
+     "next_advantage = torch.zeros_like(values[:, 0]); next_value = values[:, -1]", "a bootstrap at the end"),
+    ("torch.where(counts, advantage, next_advantage)", "advantage", "holes add a step to the sum"),
+    ("next_value = torch.where(counts, values[:, t], next_value)", "next_value = values[:, t]", "holes have values"),
+    ("advantages[:, t] = zero_masked(advantage, counts)", "advantages[:, t] = advantage", "advantages in padding"),
+    ("rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)", "pass", "rubbish is read"),
+    ("return advantages, advantages + values", "return advantages, advantages - values", "returns less the values"),
+    ("rewards = -coef * zero_masked", "rewards = coef * zero_masked", "KL rewarded"),
+    ("-coef * zero_masked(kl, mask)", "-coef * kl", "KL of padding charged"),
+    ("(mask * place).argmax", "(mask * place).argmin", "the score on the wrong token"),
+    ("torch.arange(1, mask.shape[1] + 1, device=mask.device)\n    last = (mask * place).argmax(dim=1, keepdim=True)",
+     "torch.arange(1, mask.shape[1] + 1, device=mask.device)\n"
+     "    last = ((mask * place).argmax(dim=1, keepdim=True) - 1).clamp(min=0)", "the score one token early"),
+    ("last = (mask * place).argmax(dim=1, keepdim=True)", "last = mask.sum(1, keepdim=True) - 1",
+     "the score's place by counting, which holes break"),
+    ("rewards.scatter_add(1,", "rewards.scatter(1,", "the last token's KL overwritten"),
+    ("torch.where(finished, scores, torch.full_like(scores, penalty))",
+     "torch.where(finished, scores, scores + penalty)", "a penalty added, not put in place"),
+    ("torch.where(finished, scores", "torch.where(~finished, scores", "the finished ones punished"),
+)  # fmt: skip
+POLICY = _algorithms(
+    "policy_loss",
+    "policy_loss loss_laws",
+    ("torch.exp(logprobs - old_logprobs)", "torch.exp(old_logprobs - logprobs)", "the ratio upside down"),
+    ("torch.minimum(plain, clipped)", "torch.maximum(plain, clipped)", "max for min"),
+    ("torch.minimum(plain, clipped)", "clipped", "only the clipped branch"),
+    ("torch.minimum(plain, clipped)", "plain", "no clip"),
+    ("ratio.clamp(1.0 - clip, 1.0 + clip)", "ratio.clamp(1.0 - clip, 1.0)", "the upper clip lost"),
+    ("ratio.clamp(1.0 - clip, 1.0 + clip)", "ratio.clamp(max=1.0 + clip)", "the lower clip lost"),
+    ("clip: float = 0.2", "clip: float = 0.3", "another default clip"),
+    ("LossOutput(-masked_mean(surrogate,", "LossOutput(masked_mean(surrogate,", "the sign of the loss"),
+    ("LossOutput(-masked_mean(surrogate, mask, total=total)", "LossOutput(-masked_mean(surrogate, mask)",
+     "the micro-batch's own mean"),
+    ("    logprobs, advantages = zero_masked(logprobs, mask),", "    logprobs, advantages = logprobs,",
+     "rubbish reaches the gradient"),
+    ("(clipped < plain)", "(clipped <= plain)", "a clip counted where there is none"),
+    ("k3(old_logprobs, logprobs)", "k3(logprobs, old_logprobs)", "the other KL"),
+    ("zero_masked(ratio, mask).max()", "zero_masked(ratio, mask).mean()", "a mean called maximum"),
+    ("gap = old_logprobs - zero_masked(sampled_logprobs, mask).detach()",
+     "gap = zero_masked(sampled_logprobs, mask).detach() - old_logprobs", "importance upside down"),
+    (".clamp(max=importance_cap)", "", "importance without a cap"),
+    (".clamp(max=importance_cap)", ".clamp(min=importance_cap)", "a floor for a cap"),
+    ("surrogate = weight * surrogate", "pass", "importance forgotten"),
+    ("zero_masked(sampled_logprobs, mask).detach()", "zero_masked(sampled_logprobs, mask)",
+     "a gradient into the sampler"),
+    ("zero_masked(advantages, mask).detach()", "zero_masked(advantages, mask)", "a gradient into the advantages"),
+)  # fmt: skip
+VALUE = _algorithms(
+    "value_loss",
+    "value_loss loss_laws",
+    ("torch.maximum(plain, clipped)", "torch.minimum(plain, clipped)", "min for max"),
+    ("torch.maximum(plain, clipped)", "plain", "no clip"),
+    ("0.5 * masked_mean(", "masked_mean(", "the half forgotten"),
+    ("old_values - clip, old_values + clip", "returns - clip, returns + clip", "clipped about the returns"),
+    ("clip: float = 0.2", "clip: float = 0.1", "another default clip"),
+    ("torch.maximum(plain, clipped), mask, total=total)", "torch.maximum(plain, clipped), mask)",
+     "the micro-batch's own mean"),
+    ("(clipped > plain)", "(clipped < plain)", "the wrong clips counted"),
+    ("masked_mean(plain.detach(), mask", "masked_mean(clipped.detach(), mask", "a clipped error reported"),
+    ("returns = zero_masked(returns, mask).detach()", "returns = zero_masked(returns, mask)",
+     "a gradient into the returns"),
+    ("1.0 - residual / variance", "residual / variance", "what is not explained"),
+    ("variance = masked_var(returns, mask)", "variance = masked_var(values, mask)", "a share of the wrong variance"),
+)  # fmt: skip
+PREFERENCE = _algorithms(
+    "preference_loss",
+    "preference_loss",
+    ("gap = zero_masked(first, counts) - zero_masked(second, counts)",
+     "gap = zero_masked(second, counts) - zero_masked(first, counts)", "the sign of Bradley-Terry"),
+    ("with_logits(gap, target,", "with_logits(gap, 1 - target,", "the soft target exchanged"),
+    ("with_logits(gap, target,", "with_logits(gap, target.round(),", "the soft target made hard"),
+    ("(2.0 * target - 1.0) * gap", "gap", "margins without a direction"),
+    ("weight * (towards > 0)", "weight * (towards >= 0)", "ties called right"),
+    ("(target != 0.5)", "(target >= 0.0)", "ties called decided"),
+    ("LossOutput(masked_mean(weight * loss, counts, total=total), metrics)",
+     "LossOutput(masked_mean(loss, counts, total=total), metrics)", "weights forgotten"),
+    ("LossOutput(masked_mean(weight * loss, counts, total=total), metrics)",
+     "LossOutput(masked_mean(weight * loss, counts), metrics)", "the micro-batch's own mean"),
+    ("with_logits(scores, ratings,", "with_logits(scores, 1 - ratings,", "ratings exchanged"),
+    ("    loss = F.binary_cross_entropy_with_logits(scores, ratings, reduction=\"none\")",
+     "    loss = (torch.sigmoid(scores) - ratings).square()", "the square, no proper log-odds gradient"),
+    ("(kept >= 0) & (kept <= 1)", "(kept >= -2) & (kept <= 2)", "ratings beyond 1 let in"),
+    ("scores = zero_masked(scores, counts)", "pass", "what has no weight is read"),
+)  # fmt: skip
+NLL = _algorithms(
+    "nll_loss",
+    "loss_laws",
+    ("-masked_mean(logprobs", "masked_mean(logprobs", "the sign of the likelihood"),
+    ("masked_mean(logprobs, mask, total=total)", "masked_mean(logprobs, mask)", "the micro-batch's own mean"),
+)
+LOGPROBS = _algorithms(
+    "logprobs",
+    "selected_logprobs",
+    ("    return logits.div_(temperature)", "    return logits", "temperature forgotten"),
+    ("mean_row) / temperature)", "mean_row))", "temperature forgotten in the slope"),
+    ("grad[rows].unsqueeze(1) / ctx.temperature", "grad[rows].unsqueeze(1)", "temperature forgotten in the backward"),
+    ("logits.scatter_(1, targets.unsqueeze(1), own.unsqueeze(1))", "pass", "the target's logit rounded"),
+    ("        logits += bias", "        pass", "the bias forgotten"),
+    ("(weight[own].to(wide) - mean_row)", "(mean_row - weight[own].to(wide))", "the slope's sign"),
+    ("entropy[rows] = -logits", "entropy[rows] = logits", "the entropy's sign"),
+    ("logits.gather(1, own.unsqueeze(1)).squeeze(1)", "logits.amax(1)", "the likeliest, not the chosen"),
+    ("ctx.mark_non_differentiable(entropy)", "pass", "entropy pretends to have a gradient"),
+    (".mul_(-share)", ".mul_(share)", "the softmax's sign in the backward"),
+    (".scatter_add_(1, own, share)", "", "the target forgotten in the backward"),
+    ("grad_weight += grad_logits.T", "grad_weight = grad_logits.T", "only the last chunk's gradient"),
+    ("grad_bias += grad_logits.sum(0)", "grad_bias = grad_logits.sum(0)", "only the last chunk's bias gradient"),
+    ("range(0, hidden.shape[0], ctx.chunk)", "range(0, hidden.shape[0] - ctx.chunk + 1, ctx.chunk)",
+     "the last, short chunk forgotten in the backward"),
+    ("range(0, hidden.shape[0], chunk)", "range(0, hidden.shape[0], hidden.shape[0] or 1)",
+     "no chunks, one dense layer"),
+    ("            ctx.save_for_backward(slope)", "            ctx.save_for_backward(slope, hidden, weight)",
+     "more kept than the slope"),
+    ("with_slope = torch.is_grad_enabled() and hidden.requires_grad and not trained", "with_slope = False",
+     "frozen weights multiplied twice"),
+)  # fmt: skip
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *PREFERENCE, *NLL, *LOGPROBS,
+)  # fmt: skip
+
+
+def mutated(mutation: Mutation) -> str:
+    """The file's text after the change. Fails where `old` does not stand exactly once."""
+    text = (PACKAGE / mutation.file).read_text()
+    count = text.count(mutation.old)
+    if count != 1:
+        pytest.fail(
+            f"{mutation.file} has {mutation.old!r} {count} times, not once; mend the list", pytrace=False
+        )
+    return text.replace(mutation.old, mutation.new)
+
+
+CHECK_ORIGIN = """
+from pathlib import Path
+
+def pytest_sessionstart(session):
+    import plaudit
+    here = Path(__file__).resolve().parent
+    assert Path(plaudit.__file__).resolve().parent == here / "plaudit", plaudit.__file__
+"""
+
+
+def run(
+    tests: tuple[str, ...], room: Path, mutation: Mutation | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
+    shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
+    (room / "check_origin.py").write_text(CHECK_ORIGIN)
+    if mutation:
+        (room / "plaudit" / mutation.file).write_text(mutated(mutation))
+    environment = os.environ | {
+        "PYTHONPATH": str(room),
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "400",
+    }
+    options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "-m", "not proof", "--tb=no"]
+    command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
+    try:
+        return subprocess.run(
+            command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    finally:
+        shutil.rmtree(room)
+
+
+NONSENSE = "NameError|UnboundLocalError|AttributeError|TypeError|SyntaxError|ImportError"
+"""What a typing slip raises. A test that meets one of these has not judged the change."""
+
+Outcome = Callable[[Mutation], subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    """What became of a mutation. Those selected are run ahead, a few at a time; under xdist, one when asked for."""
+    rooms = tmp_path_factory.mktemp("mutations")
+
+    def one(mutation: Mutation) -> subprocess.CompletedProcess[str]:
+        return run(mutation.tests, rooms / str(MUTATIONS.index(mutation)), mutation)
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        yield one
+        return
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = [call.params["mutation"] for call in calls if call and "mutation" in call.params]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    futures = {mutation: pool.submit(one, mutation) for mutation in dict.fromkeys(chosen)}
+    yield lambda mutation: futures[mutation].result()
+    pool.shutdown(cancel_futures=True)
+
+
+def names(mutation: Mutation) -> str:
+    return f"{mutation.file}: {mutation.why}"
+
+
+def test_every_mutation_still_has_its_place() -> None:
+    """Quick, so that whoever changes a line learns at once that the list names it."""
+    for mutation in MUTATIONS:
+        assert mutated(mutation)
+        for test in mutation.tests:
+            assert (REPO / "tests" / test).is_file(), test
+    assert len(set(map(names, MUTATIONS))) == len(MUTATIONS)
+
+
+def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
+    gone = MUTATIONS[0]._replace(old="a line of last year")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"masking.py has 'a line of last year' 0 times, not once"
+    ):
+        mutated(gone)
+
+
+@pytest.mark.proof
+def test_the_copy_passes_unmutated(tmp_path: Path) -> None:
+    tests = dict.fromkeys(test for mutation in MUTATIONS for test in mutation.tests)
+    result = run(tuple(tests), tmp_path / "clean")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=names)
+def test_mutation_is_caught(mutation: Mutation, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    result = outcome(mutation)
+    said = result.stdout + result.stderr
+    assert result.returncode != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
+    assert result.returncode == 1, f"it broke the run, which proves nothing:\n{said}"
+    caught = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - (.*))?$", result.stdout, re.MULTILINE)
+    assert caught, f"no test is named:\n{said}"
+    assert not re.match(NONSENSE, caught.group(2) or ""), (
+        f"not a change that anyone could make: {caught.group(2)}"
+    )
+    with capsys.disabled():
+        print(f"\n  {names(mutation)}: caught by {caught.group(1)}", end="")
