@@ -3,8 +3,8 @@
 
 Run again, outside the project's environment:
 
-    python3 -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.12.0
-    /tmp/trl/bin/python tests/goldens/record_trl_ppo.py
+    python3 -m venv ~/trl && ~/trl/bin/pip install torch==2.13.0 trl==1.12.0
+    ~/trl/bin/python tests/goldens/record_trl_ppo.py
 
 trl 1.12.0 is the newest release that has PPO (trl.experimental.ppo). Nothing of it is copied: its own
 PPOTrainer.train takes one rollout and three epochs on a tiny random Llama in float64, and its own
