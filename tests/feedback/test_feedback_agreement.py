@@ -131,6 +131,14 @@ def test_ordinal_alpha_takes_ties_for_the_middle_and_nominal_keeps_four_names(st
     assert figures["nominal"]["value"] == pytest.approx(1 - observed / expected)
 
 
+def test_an_item_judged_again_is_a_further_unit(store: Store) -> None:
+    for rater, choices in (("ann", (0, 1)), ("bob", (0, 0))):
+        for choice in choices:
+            store.append(comparison_event("i0", rater, choice))  # type: ignore[arg-type]
+    found = report(store)["comparisons"]
+    assert (found["judgements"], found["overlapping_items"], found["agreement"]["share"]) == (4, 2, 0.5)
+
+
 def test_an_older_snapshot_a_retraction_and_an_empty_store(store: Store) -> None:
     assert report(store)["comparisons"]["agreement"]["share"] is None
     assert report(store)["raters"] == {}

@@ -303,6 +303,11 @@ def test_what_does_not_make_sense_is_refused(store: Store, make: Any, fault: str
     assert store.last_seq() == 0
 
 
+def test_a_maker_refuses_an_order_of_one_before_any_store_sees_it() -> None:
+    with pytest.raises(UserError, match="not an order of 2"):
+        comparison_event("pair-0", "ann", 0, presented=(0,))
+
+
 def test_records_for_training(store: Store) -> None:
     store.append(comparison_event("pair-0", "ann", 1, strength=3, presented=(1, 0)))
     store.append(rating_event("pair-1", "ann", {"overall": 0.5}, completion=1, policy_version="ppo-1"))
