@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 Choice = Literal[0, 1, "tie", "both_bad"]
@@ -38,6 +38,13 @@ class Message:
 
 Prompt = str | tuple[Message, ...]
 """Plain text, or the messages so far (rendered with the model's chat template)."""
+
+
+def prompt_to_json(prompt: Prompt) -> Any:
+    """Text as it is; messages as a list of {"role", "content"}."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": message.role, "content": message.content} for message in prompt]
 
 
 def _check_prompt(prompt: Prompt) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.randomness import rng
-from plaudit.types import Demonstration, Preference, Prompt, Ranking, Rating, Record, UserError
+from plaudit.types import (
+    Demonstration,
+    Preference,
+    Prompt,
+    Ranking,
+    Rating,
+    Record,
+    UserError,
+    prompt_to_json,
+)
 
 KnownIds = dict[tuple[str, str], list[int]]
 """(prompt's key, completion's text) -> the ids that were sampled."""
@@ -34,8 +43,7 @@ class Judged:
 
 def prompt_key(prompt: Prompt) -> str:
     """A text that is equal for equal prompts."""
-    value = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return json.dumps(prompt_to_json(prompt), ensure_ascii=False, sort_keys=True)
 
 
 def known_ids(paths: Sequence[str]) -> KnownIds:

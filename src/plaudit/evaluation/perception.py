@@ -6,12 +6,13 @@ two-sided band of perplexity, since text can be too surprising (noise) or too pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from plaudit.algorithms.masking import masked_sum
 from plaudit.data.collate import micro_batches, pack
@@ -71,7 +72,11 @@ class Views:
         return out
 
 
-def look(
+Progress = Callable[[Iterable[Tensor], int], Iterator[Tensor]]
+"""Wraps an iterable of known length to show how far it is."""
+
+
+def look_at(
     trunk: Llama,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[Sequence[int]]],
@@ -79,16 +84,19 @@ def look(
     others: int = 2,
     seed: int = 0,
     budget: int = 4096,
+    progress: Progress | None = None,
 ) -> Views:
     """completions[p]: the completions (ids) of prompt p. Views come in the order of prompts, then completions.
 
     others: under how many other prompts each is judged. Needs at least two prompts.
     """
-    own = _mean_logprobs(trunk, prompts, completions, budget)
+    own = _mean_logprobs(trunk, prompts, completions, budget, progress)
     count = len(prompts)
     shifts = rng(seed, "others", count).permutation(np.arange(1, count))[:others]
     foreign = [
-        _mean_logprobs(trunk, [prompts[(p + int(shift)) % count] for p in range(count)], completions, budget)
+        _mean_logprobs(
+            trunk, [prompts[(p + int(shift)) % count] for p in range(count)], completions, budget, progress
+        )
         for shift in shifts
     ]
     tokens = np.array([float(len(c)) for group in completions for c in group])
@@ -101,12 +109,14 @@ def _mean_logprobs(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[Sequence[int]]],
     budget: int,
+    progress: Progress | None,
 ) -> Floats:
     flat = [completion for group in completions for completion in group]
     owners = [prompt for prompt, group in zip(prompts, completions, strict=True) for _ in group]
     packed = pack(owners, flat, device=trunk.device)
     sums = torch.zeros(len(flat), dtype=torch.float64)
-    for rows in micro_batches(packed, budget):
+    batches = micro_batches(packed, budget)
+    for rows in batches if progress is None else progress(batches, len(batches)):
         part, index = packed.take(rows)
         logprobs = token_logprobs(Branch(trunk), part).logprobs
         sums[index.cpu()] = (masked_sum(logprobs, part.mask, dim=1)).double().cpu()

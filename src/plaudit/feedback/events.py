@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 from plaudit.feedback.schema import to_json
-from plaudit.types import Choice, Message, Prompt, UserError
+from plaudit.types import Choice, Message, Prompt, UserError, prompt_to_json
 
 Judgement = Literal["rating", "comparison", "ranking", "demonstration", "skip"]
 Rule = Literal["retract", "retract_rater", "restore_rater", "forget_rater"]
@@ -224,13 +224,6 @@ def as_stored(value: Any) -> Any:
         return json.loads(to_json(dict(value) if isinstance(value, Mapping) else value))
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot be kept as JSON ({error})", where="payload or meta") from None
-
-
-def prompt_to_json(prompt: Prompt) -> Any:
-    """Text as it is; messages as a list of {"role", "content"}."""
-    if isinstance(prompt, str):
-        return prompt
-    return [{"role": message.role, "content": message.content} for message in prompt]
 
 
 def prompt_from_json(value: Any) -> Prompt:

@@ -28,11 +28,10 @@ from plaudit.feedback.events import (
     as_stored,
     check,
     event_id,
-    prompt_to_json,
     same_content,
 )
 from plaudit.feedback.queries import Snapshot
-from plaudit.types import UserError
+from plaudit.types import UserError, prompt_to_json
 
 
 class Store:

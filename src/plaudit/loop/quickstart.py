@@ -1,0 +1,241 @@
+"""The whole way round on a real model: sample, judge, learn a reward, improve, measure, and round again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from plaudit import config as configs
+from plaudit import files
+from plaudit.config import Config as Base
+from plaudit.feedback.store import Store
+from plaudit.loop import measure, stages
+from plaudit.loop.rounds import Journal
+from plaudit.loop.stages import Stage
+from plaudit.models.load import load_model
+from plaudit.training import machine, rundir
+from plaudit.types import Message, UserError, prompt_to_json
+
+
+class RewardConfig(Base):
+    """The reward model's part; see the reward_model recipe."""
+
+    rank: int = 16
+    blocks: int = 6
+    learning_rate: float = 3e-4
+    epochs: int = 1
+    prompts_per_step: int = 8
+
+
+class PolicyConfig(Base):
+    """PPO's part; see the ppo recipe."""
+
+    steps: int = 10
+    prompts_per_step: int = 16
+    samples_per_prompt: int = 4
+    epochs: int = 4
+    learning_rate: float = 2e-4
+    rank: int = 16
+    blocks: int = 16
+    kl_coef: float = 0.05
+    kl_target: float = 0.15
+    kl_horizon: float = 500.0
+    max_kl: float = 0.28
+
+
+class Config(Base):
+    """Settings of the quickstart; each is described in docs/configs.md."""
+
+    model: str = "smollm2"
+    raters: Literal["panel", "me"] = "panel"
+    rounds: int = 2
+    seed: int = 0
+    training_prompts: int = 240
+    heldout_prompts: int = 160
+    completions: int = 4
+    max_new_tokens: int = 24
+    overlap: int = 3
+    answers: int = 40
+    blind_answers: int = 20
+    reward: RewardConfig = RewardConfig()
+    policy: PolicyConfig = PolicyConfig()
+    precision: machine.Precision = "auto"
+    threads: int = 0
+
+
+def command(
+    *,
+    out: Path,
+    model: str = "smollm2",
+    raters: str = "panel",
+    seed: int = 0,
+    rounds: int | None = None,
+    overwrite: bool = False,
+    threads: int = 0,
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """`plaudit quickstart`: begin, go on where a run of the same settings was stopped, or show a finished one."""
+    tree: dict[str, Any] = {"model": model, "raters": raters, "seed": seed, "threads": threads}
+    tree["rounds"] = rounds if rounds is not None else 1 if raters == "me" else 2
+    config = configs.parse(Config, configs.with_overrides(tree, overrides or []), "quickstart")
+    if not overwrite and (out / "config.yaml").exists():
+        recipe, before = rundir.read_config(out)
+        if recipe != "quickstart" or configs.parse(Config, before, str(out / "config.yaml")) != config:
+            raise UserError(
+                "already holds another run", where=str(out), fix="choose another --out or give --overwrite"
+            )
+        return resume(out)
+    machine.prepare(config.precision, config.threads)
+    if out.is_dir() and rundir.is_empty_shell(out):
+        shutil.rmtree(out)  # killed before it began: nothing was lost
+    rundir.start(out, "quickstart", config, overwrite=overwrite)
+    return run(config, out)
+
+
+def resume(directory: Path) -> dict[str, Any]:
+    """Go on with a run, or show the summary of a finished one."""
+    _, tree = rundir.read_config(directory)
+    config = configs.parse(Config, tree, str(directory / "config.yaml"))
+    if (summary := rundir.summary(directory)) is not None:
+        closing_words(summary, directory, Console(stderr=True))
+        return summary
+    machine.prepare(config.precision, config.threads)
+    rundir.check_machine(directory)
+    return run(config, directory)
+
+
+def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> dict[str, Any]:
+    """All rounds, from where the journal ends. ask: reads a line where a person judges at the terminal."""
+    console = Console(stderr=True)
+    check(config, interactive=ask is not input or sys.stdin.isatty())
+    device, dtype = machine.prepare(config.precision, config.threads)
+    journal = Journal(directory)
+
+    # 1. The model and the prompts.
+    console.print(f"[bold]Loading[/] {config.model}")
+    model = load_model(config.model, dtype, device)
+    splits = write_prompts(config, directory)
+
+    # 2. Rounds: each transition is recorded and can be killed.
+    with Store.open(directory / "feedback.db") as store:
+        for number in range(1, config.rounds + 1):
+            stage = Stage(config, directory, number, model, store, splits, console, ask)
+            do = journal.do
+            do(number, "sample", lambda s=stage: stages.sample(s))  # type: ignore[misc]
+            do(number, "look", lambda s=stage: stages.look(s))  # type: ignore[misc]
+            do(number, "judge", lambda s=stage: stages.judge(s))  # type: ignore[misc]
+            do(number, "agree", lambda s=stage: stages.agree(s))  # type: ignore[misc]
+            do(number, "reward", lambda s=stage: stages.reward(s))  # type: ignore[misc]
+            do(number, "improve", lambda s=stage: stages.improve(s))  # type: ignore[misc]
+            do(number, "evaluate", lambda s=stage: measure.evaluate(s))  # type: ignore[misc]
+
+    # 3. The last round's model is the run's; then the report, and the summary last of all.
+    if not (directory / "model").exists():
+        with files.new_directory(directory / "model") as place:
+            shutil.copytree(
+                directory / "rounds" / str(config.rounds) / "ppo" / "model", place, dirs_exist_ok=True
+            )
+    summary = summarise(config, journal)
+    files.write_json(directory / "summary.json", summary)
+    closing_words(summary, directory, console)
+    return summary
+
+
+def check(config: Config, *, interactive: bool) -> None:
+    """UserError for settings that cannot work."""
+    for name, least in (("rounds", 1), ("training_prompts", 10), ("heldout_prompts", 2), ("completions", 2)):
+        if getattr(config, name) < least:
+            raise UserError(
+                f"{name} is {getattr(config, name)}", where="quickstart", fix=f"give at least {least}"
+            )
+    if config.raters == "me" and not interactive:
+        raise UserError("--raters me asks at a terminal, and there is none", fix="use --raters panel")
+
+
+def write_prompts(config: Config, directory: Path) -> dict[str, list[tuple[Message, ...]]]:
+    """The openers as messages, in prompts/train.jsonl and prompts/heldout.jsonl."""
+    text = importlib.resources.files("plaudit.loop").joinpath("openers.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    splits: dict[str, list[tuple[Message, ...]]] = {}
+    for split, count in (("train", config.training_prompts), ("heldout", config.heldout_prompts)):
+        prompts = [(Message("user", row["prompt"]),) for row in rows if row["split"] == split]
+        if count > len(prompts):
+            raise UserError(f"there are {len(prompts)} {split} openers, not {count}", where="quickstart")
+        splits[split] = prompts[:count]
+        lines = [json.dumps({"prompt": prompt_to_json(p)}, ensure_ascii=False) for p in splits[split]]
+        files.write_text(directory / "prompts" / f"{split}.jsonl", "\n".join(lines) + "\n")
+    return splits
+
+
+def summarise(config: Config, journal: Journal) -> dict[str, Any]:
+    """summary.json: the last round's figures at the top, each round's below."""
+    rounds = []
+    for number in range(1, config.rounds + 1):
+        results = {
+            step: journal.done(number, step) or {}
+            for step in ("judge", "agree", "reward", "improve", "evaluate")
+        }
+        rounds.append(
+            {
+                "judgements": results["judge"]["judgements"],
+                "agreement": results["agree"],
+                "reward_model": results["reward"],
+                "ppo": results["improve"],
+                "policy": results["evaluate"]["policy"],
+                "baselines": results["evaluate"]["baselines"],
+            }
+        )
+    last = rounds[-1]
+    return {
+        "seed": config.seed,
+        "model": config.model,
+        "raters": config.raters,
+        "seconds": journal.seconds(),
+        "peak_rss_gb": round(machine.peak_rss_gb(), 3),
+        "judgements": sum(r["judgements"] for r in rounds),
+        "agreement": last["agreement"],
+        "reward_model": last["reward_model"],
+        "policy": last["policy"],
+        "baselines": last["baselines"],
+        "rounds": rounds,
+        "machine": machine.record(),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in (
+                "plaudit",
+                "torch",
+                "transformers",
+                "tokenizers",
+                "safetensors",
+                "numpy",
+                "sqlalchemy",
+            )
+        },
+    }
+
+
+def closing_words(summary: dict[str, Any], directory: Path, console: Console) -> None:
+    """What came out, and what to do next."""
+    policy = summary["policy"]
+    if policy.get("win_rate") is not None:
+        low, high = policy["win_rate_ci95"]
+        console.print(
+            f"\n[bold]The improved model wins {policy['win_rate']:.0%}[/] of held-out comparisons "
+            f"(95 % interval {low:.0%} to {high:.0%}), KL {policy['kl_per_token']:.2f} nats a token, "
+            f"{summary['judgements']} judgements, {summary['seconds']['total'] / 60:.1f} min."
+        )
+    console.print(f"  read the report      {directory / 'report.html'}")
+    prompts = directory / "prompts" / "heldout.jsonl"
+    console.print(
+        f"  sample from it       plaudit generate {directory / 'model'} --prompts {prompts} --out samples.jsonl",
+        highlight=False,
+    )
+    console.print("  judge it yourself    plaudit quickstart --raters me --out runs/mine", highlight=False)
