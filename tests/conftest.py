@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,15 @@ import pytest
 
 hypothesis.settings.register_profile("house", hypothesis.settings(), deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Models that tests make ready stand in a folder of this run, never in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("cache")
+        patch.setenv("PLAUDIT_CACHE", str(home))
+        yield home
 
 
 @pytest.fixture(scope="session")

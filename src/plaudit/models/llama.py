@@ -46,7 +46,16 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str) -> Shape:
-        """UserError for a family, an activation or a rotary scaling that this forward does not have."""
+        """UserError for a config that is broken, or asks for what this forward does not have."""
+        try:
+            return cls._of(config, where)
+        except KeyError as error:
+            raise UserError(f"has no {error}", where=where) from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"is not a model's config ({error})", where=where) from None
+
+    @classmethod
+    def _of(cls, config: dict[str, Any], where: str) -> Shape:
         family = str(config.get("model_type"))
         if family not in FAMILIES:
             raise UserError(
@@ -56,26 +65,31 @@ class Shape:
             )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         scaling = rope.get("rope_type", rope.get("type", "default"))
-        windows = (
-            config.get("sliding_window") if config.get("use_sliding_window", family == "mistral") else None
-        )
+        if family == "mistral":
+            window = config.get("sliding_window", 4096)  # transformers' default where the key is absent
+        else:
+            window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
         for name, value, known in (
             ("rope_type", scaling, ("default",)),
             ("hidden_act", config.get("hidden_act", "silu"), ("silu",)),
-            ("sliding_window", windows, (None,)),
+            ("sliding_window", window, (None,)),
             ("attention_bias", bool(config.get("attention_bias", False)), (False,)),
             ("mlp_bias", bool(config.get("mlp_bias", False)), (False,)),
+            ("quantization_config", config.get("quantization_config"), (None,)),
         ):
             if value not in known:
                 raise UserError(f"{name} {value!r} is not supported", where=where, fix="use another model")
         heads = int(config["num_attention_heads"])
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        if heads % kv_heads:
+            raise ValueError(f"{heads} heads do not share num_key_value_heads {kv_heads}")
         return cls(
             family=family,
             vocab=int(config["vocab_size"]),
             width=int(config["hidden_size"]),
             depth=int(config["num_hidden_layers"]),
             heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
+            kv_heads=kv_heads,
             head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
             mlp_width=int(config["intermediate_size"]),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
@@ -231,7 +245,8 @@ class Llama(nn.Module):
     def context(self, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> Context:
         """Rotary tables for positions [R, S] and a mask [R, S, K] (True: may look)."""
         half = torch.arange(0, self.shape.head_width, 2, dtype=torch.float32, device=positions.device)
-        frequency = self.shape.rope_theta ** (-half / self.shape.head_width)
+        # transformers' order of operations: another rounds otherwise, and more so the further into a text.
+        frequency = 1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))
         angle = positions[..., None].float() * frequency
         angle = torch.cat([angle, angle], dim=-1)[:, None]
         return Context(angle.cos().to(self.dtype), angle.sin().to(self.dtype), mask[:, None], cache)

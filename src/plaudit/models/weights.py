@@ -34,13 +34,15 @@ def read_sharded(directory: Path) -> dict[str, Tensor]:
         return read_safetensors(whole)
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(
+                set(map(Path, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            )
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"is not a weight index ({error})", where=str(index)) from None
         tensors: dict[str, Tensor] = {}
         for name in names:
-            if Path(name).name != name:
-                raise UserError(f"names a shard outside its directory: {name!r}", where=str(index))
+            if Path(name.name) != name:
+                raise UserError(f"names a shard outside its directory: {str(name)!r}", where=str(index))
             tensors |= read_safetensors(directory / name)
         return tensors
     pickled = next(iter([*directory.glob("*.bin"), *directory.glob("*.pt")]), None)
