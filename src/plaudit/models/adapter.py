@@ -19,6 +19,13 @@ from plaudit import files
 from plaudit.models.weights import read_safetensors
 from plaudit.types import UserError
 
+OTHER_KINDS = (
+    "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "lora_bias",
+    "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+)  # fmt: skip
+"""Settings of peft's that make of a LoRA adapter something else than W x + (alpha / r) B A x."""
+PLAIN = {"peft_type": "LORA", "bias": "none"}
+
 
 class Adapter(nn.Module):
     """A and B for each adapted linear map of blocks first to depth - 1."""
@@ -105,10 +112,15 @@ def load_adapter(
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        targets: Sequence[str] = config["target_modules"]
+        targets: Sequence[str] = list(config["target_modules"])
+        kind = {name: config.get(name, plain) for name, plain in PLAIN.items()}
         blocks = sorted(config.get("layers_to_transform") or range(depth))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"is not a LoRA adapter's config ({error})", where=str(path)) from None
+    other = [f"{name} {config[name]!r}" for name in OTHER_KINDS if config.get(name)]
+    other += [f"{name} {kind[name]!r}" for name, plain in PLAIN.items() if kind[name] != plain]
+    if other:
+        raise UserError(f"{other[0]} is not supported", where=str(path), fix="use a plain LoRA adapter")
     unknown = sorted(set(targets) - set(sizes))
     if unknown or blocks != list(range(blocks[0], depth)):
         raise UserError(f"adapts {unknown or blocks}, which this model does not have", where=str(path))
@@ -120,9 +132,12 @@ def load_adapter(
             block, rest = name.split("_", 1)
             module, side = rest.rsplit("_", 1)
             key = f"base_model.model.{_hf_module(int(block), module)}.lora_{side}.weight"
-            if key not in tensors or tensors[key].shape != factor.shape:
+            found = tensors.pop(key, None)
+            if found is None or found.shape != factor.shape:
                 raise UserError(f"has no {key} of shape {tuple(factor.shape)}", where=str(directory))
-            factor.copy_(tensors[key])
+            factor.copy_(found)
+    if tensors:
+        raise UserError(f"holds {min(tensors)}, which its config does not name", where=str(directory))
     return adapter
 
 

@@ -193,14 +193,13 @@ def export(model: Model, directory: Path, adapter: Adapter | None, trunk: Llama 
     """Write a model that transformers' from_pretrained loads, the adapter merged into the source's own weights.
 
     The merge is made in float32 from the weights on disk, not from the trunk in memory, which may be narrower;
-    with `trunk` (full fine-tuning) its weights are written instead. The source's dtype is kept.
+    with `trunk` (full fine-tuning) its weights are written instead. Each tensor keeps its dtype on disk.
     """
-    tensors: dict[str, Tensor] = {}
+    source = read_sharded(model.directory)
+    tensors: dict[str, Tensor] = {name: source[name] for name in trunk_names(model.trunk)}
     if trunk is not None:
-        tensors = {name: p.detach().to("cpu").contiguous() for name, p in trunk_names(trunk).items()}
-    else:
-        source = read_sharded(model.directory)
-        tensors = {name: source[name] for name in trunk_names(model.trunk)}
+        for name, parameter in trunk_names(trunk).items():
+            tensors[name] = parameter.detach().to("cpu", source[name].dtype).contiguous()
     if adapter is not None:
         for index in range(adapter.first, adapter.depth):
             for name in adapter.targets:
