@@ -133,10 +133,10 @@ def pack(
 def micro_batches(packed: Packed, budget: int, rows: Tensor | None = None) -> list[Tensor]:
     """Rows (None: all) in groups of at most `budget` columns, padding counted; a longer row stands alone.
 
-    They are sorted by length, so that there is little padding.
+    They are sorted by length, so that there is little padding, and then by number: the order in which rows are
+    named changes nothing, and a first epoch over all rows repeats the rollout's batches bit for bit.
     """
-    if rows is None:
-        rows = torch.arange(packed.rows, device=packed.ids.device)
+    rows = torch.arange(packed.rows, device=packed.ids.device) if rows is None else rows.sort().values
     lengths = (packed.segments[rows] != PADDING).sum(1)
     order = torch.argsort(lengths, descending=True, stable=True)
     groups: list[list[int]] = []

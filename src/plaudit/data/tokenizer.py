@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from plaudit.types import Prompt, UserError
 
 
@@ -38,7 +40,10 @@ class Tokenizer:
         found: list[int] = [] if inner.eos_token_id is None else [inner.eos_token_id]
         generation = directory / "generation_config.json"
         if generation.exists():
-            listed = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+            try:
+                listed = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+            except (OSError, ValueError, AttributeError) as error:
+                raise UserError(f"cannot be read ({error})", where=str(generation)) from None
             found += listed if isinstance(listed, list) else [] if listed is None else [listed]
         if not found:
             raise UserError("has no end-of-text token", where=str(directory))
@@ -64,7 +69,12 @@ class Tokenizer:
             raise UserError("this model has no chat template", fix="give prompts as plain text")
         else:
             messages = [{"role": m.role, "content": m.content} for m in prompt]
-            text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except (TemplateError, TypeError, ValueError) as error:  # the template is the model's, not ours
+                raise UserError(
+                    f"the chat template refuses a prompt ({error})", where=repr(prompt)[:60]
+                ) from None
             ids = self.encode(text)
         if not ids:
             raise UserError("a prompt has no tokens", where=repr(prompt)[:60])
