@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 
+from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.randomness import rng
 from plaudit.types import (
@@ -47,11 +47,12 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def known_ids(paths: Sequence[str]) -> KnownIds:
-    """The ids of sampled completions, from files that `plaudit generate` wrote."""
+    """The ids of sampled completions, from files that `plaudit generate` wrote. UserError for any other file."""
     ids: KnownIds = {}
     for path in paths:
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for where, row in rows(path):
+            if not {"prompt", "completion", "completion_ids"} <= row.keys():
+                raise UserError("is no sample", where=where, fix="name a file that `plaudit generate` wrote")
             key = json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True)
             ids[key, row["completion"]] = row["completion_ids"]
     return ids

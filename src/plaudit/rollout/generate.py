@@ -1,0 +1,104 @@
+"""Completions of a file of prompts, one JSON a sample: what `plaudit generate` calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plaudit import files
+from plaudit.data.formats import read_prompts
+from plaudit.models.adapter import load_adapter
+from plaudit.models.load import linear_sizes, load_model
+from plaudit.rollout.local import LocalEngine
+from plaudit.tensors import Sample, SamplingParams
+from plaudit.types import Prompt, UserError, prompt_to_json
+
+
+def generate(
+    model: str,
+    prompts: Path,
+    out: Path,
+    params: SamplingParams,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    adapter: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> dict[str, int]:
+    """Write n completions of each prompt as JSONL, in the prompts' order; the file appears whole or not at all.
+
+    adapter: a LoRA adapter in peft's format to sample with. What is drawn depends on the seed, the prompt's number
+    and the sample's index alone. Returns the counts: prompts, samples, tokens. UserError for a model, an adapter or
+    prompts that cannot be read, for a prompt that leaves no room, and for a place that cannot be written.
+    """
+    check_place(out)
+    asked = read_prompts(prompts)
+    loaded = load_model(model, dtype, device)
+    trunk, version = loaded.trunk, model
+    engine = LocalEngine(trunk, loaded.tokenizer)
+    if adapter is not None:
+        version = f"{model} with {adapter}"
+        weights = load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide)
+        engine.load(weights.to(trunk.device), version)
+    else:
+        engine.load(None, version)
+    ids = [loaded.tokenizer.render(prompt) for prompt in asked]
+    drawn = engine.sample(ids, n, params, (seed, "generate"))
+    samples = sorted(watched(drawn, len(asked) * n, "generate"), key=lambda s: (s.prompt, s.index))
+    write_rows(out, (sample_row(sample, asked[sample.prompt], seed) for sample in samples))
+    tokens = sum(len(sample.completion_ids) for sample in samples)
+    return {"prompts": len(asked), "samples": len(samples), "tokens": tokens}
+
+
+def sample_row(sample: Sample, prompt: Prompt, seed: int) -> dict[str, Any]:
+    """A sample as JSON: the prompt as it was given, and all that its use for training needs.
+
+    completion_ids: with the end-of-text token where it was drawn; logprobs: one a token, nats, at the temperature.
+    """
+    return {
+        "prompt": prompt_to_json(prompt),
+        "completion": sample.text,
+        "completion_ids": list(sample.completion_ids),
+        "logprobs": list(sample.logprobs),
+        "finish_reason": sample.finish_reason,
+        "index": sample.index,
+        "policy_version": sample.policy_version,
+        "tokenizer": sample.tokenizer,
+        "seed": seed,
+        "sampling": asdict(sample.params),
+    }
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, all at once. UserError when the place cannot be written."""
+    files.write_text(
+        path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    )
+
+
+def check_place(path: Path) -> None:
+    """UserError, before hours of work, where a file could not be written at the end."""
+    if path.is_dir():
+        raise UserError("is a directory", where=str(path), fix="name a file")
+    with files.writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+
+
+def watched(samples: Iterable[Sample], total: int, title: str) -> Iterator[Sample]:
+    """The samples as they come, with a bar and an estimate of the time left for whoever watches at a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(samples, total=total, description=title)
