@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,8 @@ def generate(
     prompts that cannot be read, for a prompt that leaves no room, and for a place that cannot be written.
     """
     check_place(out)
+    if not math.isfinite(params.temperature):
+        raise UserError(f"is {params.temperature}", where="temperature", fix="give a number, 0 or more")
     asked = read_prompts(prompts)
     loaded = load_model(model, dtype, device)
     trunk, version = loaded.trunk, model

@@ -40,6 +40,13 @@ def is_empty_shell(directory: Path) -> bool:
     return all(path.name == "machine.json" or path.name.startswith(".") for path in directory.iterdir())
 
 
+def drop_unbegun(directory: Path) -> None:
+    """Remove a run that took no step, so that the same command can be given again once its data is mended."""
+    log = directory / "metrics.jsonl"
+    if not (directory / "checkpoints").exists() and (not log.exists() or not log.read_bytes()):
+        shutil.rmtree(directory)
+
+
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
     """The recipe's name and the config's tree. UserError where there is no run, or none that had begun."""
     if not directory.is_dir():

@@ -1,0 +1,378 @@
+"""The command line: one function a command, no logic. What is heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+import typer.main
+
+from plaudit.types import UserError
+
+if TYPE_CHECKING:
+    from plaudit.feedback.store import Store
+
+RECIPES = {
+    "sft": "plaudit.recipes.sft",
+    "reward_model": "plaudit.recipes.reward_model",
+    "ppo": "plaudit.recipes.ppo",
+    "evaluate": "plaudit.recipes.evaluate",
+}
+
+app = typer.Typer(
+    help="From a person's rating to a better language model, and round again.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+feedback = typer.Typer(help="What people said: bring it in, take it out, and measure it.")
+app.add_typer(feedback, name="feedback")
+
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's.")
+]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a core.")]
+Seed = Annotated[int, typer.Option(help="Everything drawn depends on it.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that stands there.")]
+StorePath = Annotated[str, typer.Option("--store", help="The store: a SQLite file or a database URL.")]
+UpTo = Annotated[int | None, typer.Option(min=0, help="As of this event; default: now.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also PLAUDIT_DEBUG=1).")] = False,  # noqa: ARG001 (main takes it out)
+) -> None:
+    if version:
+        from plaudit import __version__
+
+        typer.echo(__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and what is missing. Exit status 0 when the quickstart can run, else 2."""
+    from plaudit import doctor
+
+    checks = doctor.examine()
+    for check in checks:
+        typer.echo(doctor.shown(check))
+    raise typer.Exit(0 if doctor.fit(checks) else 2)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/quickstart"),
+    model: Annotated[str, typer.Option(help="A directory, a hub id, smollm2 or tiny.")] = "smollm2",
+    raters: Annotated[str, typer.Option(help="panel (simulated) or me (you judge).")] = "panel",
+    seed: Seed = 0,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; default: 2, or 1 with --raters me.")
+    ] = None,
+    overwrite: Overwrite = False,
+    threads: Threads = 0,
+) -> None:
+    """Go the whole way round on a real model: sample, judge, learn a reward, improve, measure."""
+    from plaudit.loop import quickstart
+
+    with _resumable(out):
+        quickstart.command(
+            out=out,
+            model=model,
+            raters=raters,
+            seed=seed,
+            rounds=rounds,
+            overwrite=overwrite,
+            threads=threads,
+        )
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Its `recipe` says what is run.")],
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a recipe: sft, reward_model, ppo or evaluate."""
+    _start(config, settings or [], out, overwrite, recipe=None)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the evaluate recipe.")],
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/evaluate.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare models on the same prompts; the first is the baseline."""
+    _start(config, settings or [], out, overwrite, recipe="evaluate")
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run.")]) -> None:
+    """Go on with a run that was stopped; of a finished run, print the summary."""
+    from plaudit import config as configs
+    from plaudit.training import machine, rundir
+
+    name, tree = rundir.read_config(run)
+    if name == "quickstart":
+        from plaudit.loop import quickstart
+
+        with _resumable(run):
+            quickstart.resume(run)
+        return
+    recipe = _recipe(name, str(run / "config.yaml"))
+    summary = rundir.summary(run)
+    if summary is None:
+        config = configs.parse(recipe.Config, tree, str(run / "config.yaml"))
+        machine.prepare(config.precision, config.threads)
+        rundir.check_machine(run)
+        with _resumable(run):
+            summary = recipe.run(config, run)
+    _print(summary)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A directory, a hub id, smollm2 or tiny.")],
+    prompts: Annotated[Path, typer.Option(help='{"prompt": text or messages} a line, or a .txt.')],
+    out: Annotated[Path, typer.Option(help="The JSONL to write, one sample a line.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples a prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a sample at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw within this share of probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0: all.")] = 0,
+    seed: Seed = 0,
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's directory to sample with.")] = None,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Sample completions of a file of prompts."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.rollout.generate import generate
+    from plaudit.tensors import SamplingParams
+
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p)
+    _print(generate(model, prompts, out, params, n=n, seed=seed, adapter=adapter, dtype=dtype, device=device))
+
+
+@app.command()
+def score(
+    reward_model: Annotated[Path, typer.Argument(help="The directory of a reward model.")],
+    input: Annotated[Path, typer.Option(help='{"prompt", "completion", ...} a line.')],
+    out: Annotated[Path, typer.Option(help='The JSONL to write: the same lines with "score".')],
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Score a file of completions with a reward model."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.reward.score import score
+
+    _print(score(reward_model, input, out, model=model, dtype=dtype, device=device))
+
+
+@feedback.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Records, in any shape of docs/records.md.")],
+    store: StorePath = "feedback.db",
+    format: Annotated[str, typer.Option(help="The records' shape; auto: by each row's keys.")] = "auto",
+    policy_version: Annotated[str | None, typer.Option(help="The model that wrote the completions.")] = None,
+) -> None:
+    """Bring a file's records into the store; again is harmless."""
+    from plaudit.feedback.store import Store
+    from plaudit.feedback.transfer import import_file
+
+    with Store.open(store) as opened:
+        _print(import_file(opened, file, format, policy_version=policy_version))
+
+
+@feedback.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The file to write: .jsonl, .jsonl.gz or .csv.")],
+    store: StorePath = "feedback.db",
+    format: Annotated[str, typer.Option(help="plaudit, trl or hh-rlhf.")] = "plaudit",
+    up_to: UpTo = None,
+    skip_unrepresentable: Annotated[
+        bool, typer.Option("--skip-unrepresentable", help="Leave out what the format cannot hold.")
+    ] = False,
+) -> None:
+    """Write the judgements that stand to a file of records."""
+    from plaudit.feedback.transfer import export_file
+
+    with _existing(store) as opened:
+        _print(export_file(opened, file, format, up_to, skip_unrepresentable=skip_unrepresentable))
+
+
+@feedback.command()
+def agreement(
+    store: StorePath = "feedback.db",
+    up_to: UpTo = None,
+    seed: Seed = 0,
+) -> None:
+    """Print how far raters agree, as JSON."""
+    from plaudit.feedback.agreement import report
+
+    with _existing(store) as opened:
+        _print(report(opened, up_to, seed))
+
+
+@feedback.command()
+def stats(store: StorePath = "feedback.db") -> None:
+    """Print what the store holds, as JSON."""
+    from plaudit.feedback.transfer import stats
+
+    with _existing(store) as opened:
+        _print(stats(opened))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status (see docs/commands.md). Errors are told in one line on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv or os.environ.get("PLAUDIT_DEBUG", "0") not in ("", "0")
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("plaudit", [word for word in argv if word != "--debug"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except SystemExit:
+        raise
+    except BrokenPipeError:  # whoever read our output has heard enough
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        return 0
+    except BaseException as error:
+        status, line = _explained(error)
+        if debug or status == 1:
+            traceback.print_exception(error)
+        typer.echo(f"plaudit: {line}", err=True)
+        return status
+    return 0
+
+
+USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""UsageError, wherever this version of Typer keeps it."""
+
+OF_THE_PLACE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""System errors whose cause is the user's disk, path or rights."""
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit status and one line that says what, where and how to mend it."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, USAGE):
+        what = " ".join(getattr(error, "format_message", error.__str__)().split()).rstrip(".")
+        path = getattr(getattr(error, "ctx", None), "command_path", "plaudit")
+        return 2, f"{what[:1].lower()}{what[1:]}; try `{path} --help`"
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, "; ".join(["interrupted", *map(str, error.args)])
+    if (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or "DefaultCPUAllocator" in str(error)
+    ):
+        return (
+            2,
+            "out of memory; lower micro_batch_tokens, batch_size or max_new_tokens, or choose a smaller model",
+        )
+    if isinstance(error, OSError) and error.errno in OF_THE_PLACE:
+        reason = str(error.strerror or error).lower()
+        return 2, str(UserError(reason, where=str(error.filename or ""), fix=_mend(error.errno)))
+    if f"(os error {errno.ENOSPC})" in str(error):  # as safetensors says it
+        return 2, str(UserError("no space left on device", fix=_mend(errno.ENOSPC)))
+    return 1, "this is a bug of Plaudit's; please report it with the lines above"
+
+
+def _mend(number: int | None) -> str:
+    return (
+        "free some space" if number in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+    )
+
+
+@contextlib.contextmanager
+def _resumable(directory: Path) -> Iterator[None]:
+    """Says how to go on with the run, should it be interrupted in here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = (directory / "config.yaml").exists()
+        raise KeyboardInterrupt(*[f"go on with `plaudit resume {directory}`"] * begun) from None
+
+
+def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, recipe: str | None) -> None:
+    """A run of the config's recipe in a new directory, which does not stay where no step could be taken."""
+    from plaudit import config as configs
+    from plaudit.training import machine, rundir
+
+    tree = configs.with_overrides(configs.read_yaml(path), settings)
+    name = tree.pop("recipe", recipe)
+    if recipe is not None and name != recipe:
+        raise UserError(
+            f"is of recipe {name}, not {recipe}", where=str(path), fix="run it with `plaudit train`"
+        )
+    module = _recipe(name, str(path))
+    config = configs.parse(module.Config, tree, str(path))
+    directory = out or Path("runs") / name
+    machine.prepare(config.precision, config.threads)
+    rundir.start(directory, name, config, overwrite=overwrite)
+    try:
+        with _resumable(directory):
+            summary = module.run(config, directory)
+    except UserError:
+        rundir.drop_unbegun(directory)
+        raise
+    _print(summary)
+
+
+def _recipe(name: object, where: str) -> Any:
+    """The recipe's module. UserError for a name that is none."""
+    if not isinstance(name, str) or name not in RECIPES:
+        what = "names no recipe" if name is None else f"unknown recipe {name!r}"
+        raise UserError(what, where=where, fix=f"set `recipe` to one of {', '.join(RECIPES)}")
+    return importlib.import_module(RECIPES[name])
+
+
+def _machine(precision: str, threads: int) -> tuple[Any, Any]:
+    """Device and dtype. UserError for a precision that there is not."""
+    from plaudit.training import machine
+
+    known = get_args(machine.Precision)
+    if precision not in known:
+        raise UserError(
+            f"unknown precision {precision!r}", where="--precision", fix=f"known: {', '.join(known)}"
+        )
+    return machine.prepare(cast(machine.Precision, precision), threads)
+
+
+def _existing(store: str) -> Store:
+    """The store, which must be there: reading makes none. UserError where it is not."""
+    from plaudit.feedback.store import Store
+
+    if "://" not in store and not Path(store).exists():
+        raise UserError(
+            "there is no such store", where=store, fix="name it with --store, or import feedback first"
+        )
+    return Store.open(store)
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
