@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.types import UserError
+
+_BESIDE = re.compile(r"\.new\..+\.[a-z0-9_]{8}")
+"""What is being written, or was when its writer was killed: .new.NAME.RANDOM."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file's content at once."""
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".new.{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 os.fchmod(file.fileno(), 0o644)
@@ -49,7 +53,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """A directory to fill; when the block ends well it stands at the path, replacing what stood there."""
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".new.{path.name}."))
         try:
             beside.chmod(0o755)
             yield beside
@@ -63,12 +67,32 @@ def new_directory(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def is_left_over(path: Path) -> bool:
+    """Whether the path has the name of something half written."""
+    return _BESIDE.fullmatch(path.name) is not None
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed writers left half written anywhere below the directory. Nobody may be writing there."""
+    for path in sorted(directory.rglob(".new.*")):
+        if is_left_over(path):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole directory; that it is gone already is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _put_in_place(beside: Path, path: Path) -> None:
     """Rename a directory; what stood at the path goes only once the new one stands."""
     if not path.exists():
         os.replace(beside, path)
         return
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".new.{path.name}."))
     try:
         os.replace(path, old / path.name)
         try:

@@ -94,8 +94,6 @@ def command(
             )
         return resume(out)
     machine.prepare(config.precision, config.threads)
-    if out.is_dir() and rundir.is_empty_shell(out):
-        shutil.rmtree(out)  # killed before it began: nothing was lost
     rundir.start(out, "quickstart", config, overwrite=overwrite)
     return run(config, out)
 
@@ -108,7 +106,7 @@ def resume(directory: Path) -> dict[str, Any]:
         closing_words(summary, directory, Console(stderr=True))
         return summary
     machine.prepare(config.precision, config.threads)
-    rundir.check_machine(directory)
+    rundir.reopen(directory)
     return run(config, directory)
 
 

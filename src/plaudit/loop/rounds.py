@@ -28,7 +28,9 @@ class Journal:
         if self.path.exists():
             try:
                 self.entries = json.loads(self.path.read_text(encoding="utf-8"))["transitions"]
-            except (ValueError, KeyError, TypeError) as error:
+                for entry in self.entries:
+                    _ = entry["round"], entry["step"], entry["seconds"] + 0.0, entry["result"].items()
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise UserError(
                     f"cannot be read ({error})", where=str(self.path), fix="start the run again"
                 ) from None

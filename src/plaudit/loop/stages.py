@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 Result = dict[str, Any]
 Prompts = list[tuple[Message, ...]]
 LEASE = 3600.0
+LEAST_ANSWERS = 8
+"""So many of a person's comparisons must prefer a side, or there is nothing to learn (fewer where fewer are asked)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +184,7 @@ def judge(stage: Stage) -> Result:
         places[item.id] = (first, second)
     stage.store.add_items(items)
     if stage.config.raters == "me":
-        stage.say(f"compare {stage.config.answers} pairs: what you prefer is what the model learns")
-        terminal.compare_pairs(
-            stage.store,
-            [item.id for item in _spread_out(items, stage.config.answers)],
-            "me",
-            stage.ask,
-            Console(),
-            key=(stage.config.seed, stage.number),
-        )
+        _i_judge(stage, items)
     else:
         stage.say(f"seven simulated raters judge {len(items)} pairs, {stage.config.overlap} raters a pair")
         _panel_judges(stage, {item.id: item for item in items}, places, seen)
@@ -216,9 +210,42 @@ def _spread_out(items: Sequence[Item], count: int) -> list[Item]:
     return [items[i] for i in by_turn[:count]]
 
 
-def _count(store: Store) -> int:
-    """How many assignments have been answered or skipped, ever: whose turn it is depends on this alone."""
-    return sum(event.assignment is not None for event in store.log())
+def _i_judge(stage: Stage, items: Sequence[Item]) -> None:
+    """The person compares pairs, as many as `answers` or until they stop. Where too few answers prefer a side,
+    UserError; the run taken up goes on with the pairs that are left, or with new ones where none is."""
+    order = [item.id for item in _spread_out(items, len(items))]
+    answers = stage.config.answers
+
+    def said() -> dict[str | None, Any]:
+        mine = [e for e in stage.store.current() if e.rater == "me" and e.kind in ("comparison", "skip")]
+        return {e.item: e.payload.get("choice") for e in mine if e.item in order}
+
+    def preferring(choices: dict[str | None, Any]) -> int:
+        return sum(choice in (0, 1) for choice in choices.values())
+
+    before, offered, least = said(), answers, min(LEAST_ANSWERS, answers)
+    while offered < len(order) and preferring(before) < least and before.keys() >= set(order[:offered]):
+        offered += answers
+    left = len(order[:offered]) - len(before)
+    stage.say(f"compare {left} pairs: what you prefer is what the model learns")
+    key = (stage.config.seed, stage.number)
+    terminal.compare_pairs(stage.store, order[:offered], "me", stage.ask, Console(), key=key)
+    if (found := preferring(after := said())) < least:
+        go_on = f"go on with `plaudit resume {stage.directory}` and compare more"
+        raise UserError(
+            f"too little to learn from: of {len(after)} answers, which are kept, {found} prefer a side, and at "
+            f"least {least} must",
+            where=f"round {stage.number}",
+            fix=go_on if len(after) < len(order) else "start again with more training_prompts",
+        )
+
+
+def _next_turn(store: Store, raters: Sequence[Rater]) -> int:
+    """The rater after the one who answered last: whose turn it is depends on the log alone, so that a run killed
+    between a claim and its answer goes on with that claim."""
+    names = [rater.name for rater in raters]
+    answered = [event.rater for event in store.log() if event.assignment is not None]
+    return names.index(answered[-1]) + 1 if answered and answered[-1] in names else 0
 
 
 def _panel_judges(
@@ -227,7 +254,7 @@ def _panel_judges(
     """Each rater in turn claims an item, compares its two completions and rates both."""
     raters = panel.training_raters(stage.config.seed)
     stage.store.assign(items, overlap=stage.config.overlap)
-    turn = _count(stage.store)
+    turn = _next_turn(stage.store, raters)
     with Bar(stage.console, "judging", total=len(items) * stage.config.overlap) as bar:
         idle = 0
         while idle < len(raters):
@@ -343,7 +370,7 @@ def reward(stage: Stage) -> Result:
 def _begin(directory: Path, recipe: str, config: Any) -> Path:
     """The recipe's run directory, begun unless it was."""
     if not (directory / "config.yaml").exists():
-        rundir.start(directory, recipe, config, overwrite=directory.exists())
+        rundir.start(directory, recipe, config)
     return directory
 
 
@@ -387,6 +414,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """UserError where the file is missing or broken."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold what else ends a line
+        return [json.loads(line) for line in lines if line]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read ({error})", where=str(path), fix="start the run again") from None

@@ -181,13 +181,13 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                     horizon=config.kl.horizon,
                 )
 
-            # 7. Save, then say so.
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                save(step + 1)
+            # 7. Say so, then save: what a kill cuts off between the two comes again.
             now = time.monotonic()
             row |= {"seconds": now - began, "seconds_sampling": sampled - began}
             row["tokens_per_second"] = float(seen.packed.mask.sum()) / (now - began)
             metrics.log(step + 1, row, shown(row))
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                save(step + 1)
         taken = metrics.history[-1]["step"] if metrics.history else 0
 
     # 8. The policy as an adapter (peft's format) and as a whole model that transformers loads.

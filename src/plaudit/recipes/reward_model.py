@@ -107,12 +107,12 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             )
             row["learning_rate"] = rate
             shown = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
+            metrics.log(step + 1, row, shown)  # before it is saved: what a kill cuts off between comes again
             if (step + 1) % config.checkpoint_every == 0:
                 tensors = checkpoint.prefixed("reward", branch.state()) | checkpoint.optimizer_tensors(
                     optimizer
                 )
                 checkpoint.save(directory / "checkpoints", step + 1, tensors, {})
-            metrics.log(step + 1, row, shown)
 
     # 5. Measure on prompts never trained on, beside a rule that knows the length alone.
     reward = RewardModel(branch, model, budget=config.micro_batch_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +12,56 @@ from plaudit import files
 from plaudit.training import machine
 from plaudit.types import UserError
 
+_GOING = ".overwritten"
+"""Where config.yaml goes while the rest of a run that is overwritten is removed."""
+
 
 def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bool = False) -> None:
     """Make the directory with config.yaml (resolved). UserError where another run stands, unless overwrite."""
     if directory.exists() and not directory.is_dir():
         raise UserError("is a file", where=str(directory), fix="choose another --out")
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and not is_empty_shell(directory):
         if not overwrite:
             raise UserError(
                 "already holds something",
                 where=str(directory),
                 fix="resume it with `plaudit resume`, choose another --out, or give --overwrite",
             )
-        if not (directory / "config.yaml").exists() and not is_empty_shell(directory):
+        if not (directory / "config.yaml").exists():
             raise UserError(
                 "is not a run, so it is not overwritten", where=str(directory), fix="choose another --out"
             )
-        shutil.rmtree(directory)
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        _clear(directory)
     files.write_json(directory / "machine.json", machine.record())
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
 
 
 def is_empty_shell(directory: Path) -> bool:
-    """Whether only what `start` writes before the config stands here: a run killed before it began."""
-    return all(path.name == "machine.json" or path.name.startswith(".") for path in directory.iterdir())
+    """Whether no run stands here and nothing else does: all that a run killed before it began leaves, or one killed
+    while it was overwritten."""
+    return (directory / _GOING).exists() or all(
+        path.name == "machine.json" or files.is_left_over(path) for path in directory.iterdir()
+    )
 
 
 def drop_unbegun(directory: Path) -> None:
     """Remove a run that took no step, so that the same command can be given again once its data is mended."""
     log = directory / "metrics.jsonl"
     if not (directory / "checkpoints").exists() and (not log.exists() or not log.read_bytes()):
-        shutil.rmtree(directory)
+        _clear(directory)
+        directory.rmdir()
+
+
+def _clear(directory: Path) -> None:
+    """Remove what stands in a run's directory; a kill in the middle leaves an empty shell, never half a run."""
+    if (directory / "config.yaml").exists():
+        os.replace(directory / "config.yaml", directory / _GOING)
+    for path in directory.iterdir():
+        if path.name != _GOING:
+            files.remove(path)
+    files.remove(directory / _GOING)
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -52,6 +69,8 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
     if not directory.is_dir():
         raise UserError("there is no such run", where=str(directory))
     path = directory / "config.yaml"
+    if not path.exists() and not is_empty_shell(directory):
+        raise UserError("is not a run", where=str(directory))
     if not path.exists():
         raise UserError("was stopped before it began", where=str(directory), fix="start it again")
     tree = configs.read_yaml(path)
@@ -66,6 +85,12 @@ def check_machine(directory: Path) -> None:
     path = directory / "machine.json"
     if path.exists():
         machine.check_same(json.loads(path.read_text(encoding="utf-8")))
+
+
+def reopen(directory: Path) -> None:
+    """Make ready a run that was stopped: `check_machine`, and clear away what a kill left half written."""
+    check_machine(directory)
+    files.sweep(directory)
 
 
 def summary(directory: Path) -> dict[str, Any] | None:
