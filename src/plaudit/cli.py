@@ -140,7 +140,7 @@ def resume(run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The dire
     if summary is None:
         config = configs.parse(recipe.Config, tree, str(run / "config.yaml"))
         machine.prepare(config.precision, config.threads)
-        rundir.check_machine(run)
+        rundir.reopen(run)
         with _resumable(run):
             summary = recipe.run(config, run)
     _print(summary)
