@@ -254,7 +254,8 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit:
         raise
     except BrokenPipeError:  # whoever read our output has heard enough
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
         status, line = _explained(error)
