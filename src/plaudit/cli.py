@@ -38,7 +38,7 @@ feedback = typer.Typer(help="What people said: bring it in, take it out, and mea
 app.add_typer(feedback, name="feedback")
 
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file's.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the others.")
 ]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a core.")]
@@ -75,6 +75,7 @@ def doctor() -> None:
 
 @app.command()
 def quickstart(
+    settings: Settings = None,
     out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/quickstart"),
     model: Annotated[str, typer.Option(help="A directory, a hub id, smollm2 or tiny.")] = "smollm2",
     raters: Annotated[str, typer.Option(help="panel (simulated) or me (you judge).")] = "panel",
@@ -97,6 +98,7 @@ def quickstart(
             rounds=rounds,
             overwrite=overwrite,
             threads=threads,
+            overrides=settings,
         )
 
 
