@@ -1,0 +1,78 @@
+"""docs/configs.md says what the code does: every setting stands in its recipe's table, with its default."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from plaudit import config as configs
+
+PAGE = Path(__file__).parents[2] / "docs" / "configs.md"
+CONFIGS = PAGE.parents[1] / "configs"
+MODULES = {name: f"plaudit.recipes.{name}" for name in ("sft", "reward_model", "ppo", "evaluate")}
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Per section of the page: each setting and what the column of defaults says."""
+    found: dict[str, dict[str, str]] = {}
+    for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("| `")]
+        cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+        found[section.partition("\n")[0]] = {row[0].strip("`"): row[3] for row in cells}
+    return found
+
+
+def defaults(cls: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            found |= defaults(type(field.default), f"{name}.")
+        else:
+            found[prefix + name] = field.default
+    return found
+
+
+def said(default: Any) -> str:
+    """A default as the page writes it."""
+    if default is PydanticUndefined:
+        return "*needed*"
+    if isinstance(default, str | list):
+        return f"`{default}`"
+    return {"None": "none", "True": "true", "False": "false"}.get(str(default), str(default))
+
+
+@pytest.mark.parametrize("recipe", MODULES)
+def test_every_setting_stands_in_its_table_with_its_default(recipe: str) -> None:
+    everywhere, own = tables()["In every recipe"], tables()[recipe]
+    found = defaults(importlib.import_module(MODULES[recipe]).Config)
+    for name, default in found.items():
+        text = own.get(name, everywhere.get(name, "it is in no table"))
+        if name == "checkpoint_every":
+            assert str(default) in re.findall(r"\d+", text)
+        elif isinstance(default, float):
+            assert (name, float(text)) == (name, default)
+        else:
+            assert (name, text) == (name, said(default))
+    assert not own.keys() - found.keys()
+
+
+@pytest.mark.parametrize("recipe", MODULES)
+def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
+    """And with the code's defaults, where there is one."""
+    cls = importlib.import_module(MODULES[recipe]).Config
+    tree = configs.read_yaml(CONFIGS / f"{recipe}.yaml")
+    assert tree.pop("recipe") == recipe
+    whole = yaml.safe_load(configs.dump(configs.parse(cls, tree, recipe)))
+    assert whole == tree
+    given = {name: default for name, default in defaults(cls).items() if default is not PydanticUndefined}
+    for name, default in given.items():
+        section, _, last = name.rpartition(".")
+        if name != "reward":  # evaluate's example has one
+            assert ((tree[section] if section else tree)[last]) == default, name
