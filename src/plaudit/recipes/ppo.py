@@ -6,12 +6,14 @@ One frozen trunk serves policy, reference, value and reward; read `run` from top
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import files
@@ -42,18 +44,18 @@ from plaudit.types import UserError
 class AdapterConfig(Base):
     """rank 0 trains the whole model; blocks: how many top blocks are adapted (0: all)."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    blocks: int = 16
-    value_blocks: int = 6
+    rank: int = Field(default=16, ge=0)
+    alpha: float = Field(default=32.0, gt=0)
+    blocks: int = Field(default=16, ge=0)
+    value_blocks: int = Field(default=6, ge=0)
 
 
 class KLConfig(Base):
     """coef: of the per-token k1 in the reward; target: nats a token (None: coef stays fixed)."""
 
-    coef: float = 0.05
-    target: float | None = None
-    horizon: float = 10_000.0
+    coef: float = Field(default=0.05, ge=0)
+    target: float | None = Field(default=None, gt=0)
+    horizon: float = Field(default=10_000.0, gt=0)
 
 
 class StopConfig(Base):
@@ -62,7 +64,7 @@ class StopConfig(Base):
     max_kl: float = 1.0
     min_entropy: float = 0.05
     max_length_growth: float = 4.0
-    patience: int = 20
+    patience: int = Field(default=20, ge=1)
 
 
 class Config(Base):
@@ -73,30 +75,41 @@ class Config(Base):
     reward: str
     start: str | None = None
     seed: int = 0
-    steps: int = 100
-    prompts_per_step: int = 16
-    samples_per_prompt: int = 4
-    max_new_tokens: int = 64
-    temperature: float = 1.0
+    steps: int = Field(default=100, ge=1)
+    prompts_per_step: int = Field(default=16, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
     missing_eos_penalty: float | None = -1.0
     whiten_rewards: bool = False
-    epochs: int = 4
-    minibatches: int = 1
-    learning_rate: float = 1e-4
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_coef: float = 0.1
-    gamma: float = 1.0
-    lam: float = 0.95
-    importance_cap: float = 2.0
-    max_grad_norm: float = 1.0
+    epochs: int = Field(default=4, ge=1)
+    minibatches: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, ge=0)
+    clip: float = Field(default=0.2, gt=0)
+    value_clip: float = Field(default=0.2, gt=0)
+    value_coef: float = Field(default=0.1, ge=0)
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    lam: float = Field(default=0.95, ge=0, le=1)
+    importance_cap: float = Field(default=2.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     adapter: AdapterConfig = AdapterConfig()
     kl: KLConfig = KLConfig()
     stop: StopConfig = StopConfig()
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
-    threads: int = 0
-    checkpoint_every: int = 10
+    threads: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Config:
+        if self.start is not None and self.adapter.rank == 0:
+            raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        if (
+            self.kl.target is not None
+            and self.kl.horizon <= 0.2 * self.prompts_per_step * self.samples_per_prompt
+        ):
+            raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
+        return self
 
 
 PREFLIGHT = {torch.bfloat16: 0.03, torch.float32: 1e-4, torch.float64: 1e-4}
@@ -116,15 +129,20 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     optimizer = adam(parameters, learning_rate=config.learning_rate)
     engine = LocalEngine(policy.trunk, model.tokenizer, max_batch=64)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    engine.check(prompt_ids, params)
 
     # 2. Go on from the latest checkpoint.
-    done, coef, stopped = 0, config.kl.coef, None
-    if (found := checkpoint.latest(directory / "checkpoints")) is not None:
+    def restore(before: int | None = None) -> dict[str, Any]:
+        if (found := checkpoint.latest(directory / "checkpoints", before)) is None:
+            return {"step": 0, "kl_coef": config.kl.coef, "stopped": None}
         tensors, state = found
-        done, coef, stopped = int(state["step"]), float(state["kl_coef"]), state["stopped"]
         policy.load_state(checkpoint.unprefixed("policy", tensors))
         value.load_state(checkpoint.unprefixed("value", tensors))
         checkpoint.load_optimizer(optimizer, tensors)
+        return state
+
+    state = restore()
+    done, coef, stopped = int(state["step"]), float(state["kl_coef"]), state["stopped"]
 
     def save(step: int) -> None:
         tensors = checkpoint.prefixed("policy", policy.state()) | checkpoint.prefixed("value", value.state())
@@ -165,6 +183,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             row = describe(experience, seen, samples)
             stopped = reason_to_stop([*metrics.history, row], **config.stop.model_dump())
             if stopped is not None:
+                if not math.isfinite(row["kl"] + row["entropy"]):
+                    # Weights that give no numbers are of no use: the last saved before them are, or the start.
+                    policy, value = make_branches(config, model, scorer)
+                    stopped += f" (the model is that of step {restore(before=step)['step']})"
                 save(step)
                 break
 
@@ -299,9 +321,8 @@ def update(
     for epoch in range(config.epochs):
         order = torch.from_numpy(rng(config.seed, "epoch", step, epoch).permutation(packed.rows))
         last = {}
-        for rows in order.to(packed.ids.device).tensor_split(config.minibatches):
-            if len(rows) == 0:
-                continue
+        minibatches = min(config.minibatches, packed.rows)
+        for rows in order.to(packed.ids.device).tensor_split(minibatches):
             total = float(packed.mask[torch.isin(packed.row, rows)].sum())
             for micro in micro_batches(packed, config.micro_batch_tokens, rows):
                 part, index = packed.take(micro)
@@ -311,8 +332,8 @@ def update(
                     return x[index, :steps]
 
                 def stream(branch: Branch, micro: Tensor = micro, columns: int = columns) -> dict[str, Any]:
-                    if branch.first not in seen.streams or branch.trunk is not value.trunk:
-                        return {}
+                    if branch.adapter is None or branch.first not in seen.streams:
+                        return {}  # a trunk of its own, whose lower blocks change, too
                     return {"stream": seen.streams[branch.first][micro, :columns], "depth": branch.first}
 
                 logprobs = token_logprobs(
@@ -338,12 +359,13 @@ def update(
                 )
                 torch.autograd.backward(actor.loss + config.value_coef * critic.loss)
                 of_value = {f"value_{name.removeprefix('value_')}": x for name, x in critic.metrics.items()}
-                for name, number in {**actor.metrics, **of_value}.items():
+                losses = {"policy_loss": actor.loss.detach(), "value_loss": critic.loss.detach()}
+                for name, number in {**losses, **actor.metrics, **of_value}.items():
                     old = last.get(name, 0.0)
                     last[name] = (
                         max(old, float(number))
                         if name.endswith("_max")
-                        else old + float(number) / config.minibatches
+                        else old + float(number) / minibatches
                     )
             norm = take_step(optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm)
             last["grad_norm"] = norm

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
 
 from plaudit.tensors import Sample
@@ -26,17 +25,23 @@ class RuleScorer:
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """The rule's numbers. UserError when it raises, takes longer than `seconds`, gives another count than
         one a sample, or something that is not a finite number."""
-        pool = ThreadPoolExecutor(max_workers=1)
-        try:
-            scores = [float(score) for score in pool.submit(self.rule, samples).result(timeout=self.seconds)]
-        except Late:
-            raise UserError(
-                f"took longer than {self.seconds:g} s", where=self.name, fix="make it faster"
-            ) from None
-        except Exception as error:  # the rule is the user's code and may raise anything
-            raise UserError(f"failed ({type(error).__name__}: {error})", where=self.name) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        found: list[list[float] | BaseException] = []
+
+        def work() -> None:
+            try:
+                found.append([float(score) for score in self.rule(samples)])
+            except BaseException as error:  # the rule is the user's code and may raise anything
+                found.append(error)
+
+        # A daemon: a rule that never ends must not keep the process from ending.
+        thread = threading.Thread(target=work, name=self.name, daemon=True)
+        thread.start()
+        thread.join(self.seconds)
+        if not found:
+            raise UserError(f"took longer than {self.seconds:g} s", where=self.name, fix="make it faster")
+        scores = found[0]
+        if isinstance(scores, BaseException):
+            raise UserError(f"failed ({type(scores).__name__}: {scores})", where=self.name) from scores
         if len(scores) != len(samples):
             raise UserError(f"gave {len(scores)} scores for {len(samples)} samples", where=self.name)
         if not all(math.isfinite(score) for score in scores):
@@ -53,4 +58,8 @@ def rule_scorer(spec: str, seconds: float = 60.0) -> RuleScorer:
         raise UserError(
             f"there is no such function ({error})", where=spec, fix="write package.module:function"
         ) from None
+    except Exception as error:  # the module is the user's code and may raise anything
+        raise UserError(f"cannot be imported ({type(error).__name__}: {error})", where=spec) from error
+    if not callable(rule):
+        raise UserError("there is no such function", where=spec, fix="write package.module:function")
     return RuleScorer(rule, spec, seconds)

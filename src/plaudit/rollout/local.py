@@ -45,10 +45,8 @@ class LocalEngine:
         weight = self.trunk.output_weight.detach()
         return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
-    def sample(
-        self, prompt_ids: Sequence[Sequence[int]], n: int, params: SamplingParams, key: Key
-    ) -> Iterator[Sample]:
-        """n completions of each prompt, batch by batch. UserError for a prompt that leaves no room."""
+    def check(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> None:
+        """UserError for a prompt that leaves no room."""
         context = self.trunk.shape.context
         for number, ids in enumerate(prompt_ids):
             if not 0 < len(ids) <= context - params.max_new_tokens:
@@ -57,6 +55,12 @@ class LocalEngine:
                     where=f"prompt {number + 1}",
                     fix="shorten the prompt or max_new_tokens",
                 )
+
+    def sample(
+        self, prompt_ids: Sequence[Sequence[int]], n: int, params: SamplingParams, key: Key
+    ) -> Iterator[Sample]:
+        """n completions of each prompt, batch by batch. UserError for a prompt that leaves no room."""
+        self.check(prompt_ids, params)
         order = sorted(range(len(prompt_ids)), key=lambda p: (len(prompt_ids[p]), p))
         wanted = [(prompt, index) for prompt in order for index in range(n)]
         for start in range(0, len(wanted), self.max_batch):

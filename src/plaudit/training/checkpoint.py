@@ -30,9 +30,9 @@ def save(
         shutil.rmtree(old)
 
 
-def latest(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and state of the newest checkpoint, None where there is none."""
-    steps = _steps(directory)
+def latest(directory: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and state of the newest checkpoint (before this step, if one is named), None where there is none."""
+    steps = [path for path in _steps(directory) if before is None or path.name < f"step-{before:06d}"]
     if not steps:
         return None
     path = steps[-1] / "state.json"
