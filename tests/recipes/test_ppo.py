@@ -1,0 +1,703 @@
+"""The ppo recipe as it is run: its laws, its faults, kills between its steps, and that it learns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plaudit.models.adapter import save_adapter
+from plaudit.models.branch import Branch, token_logprobs
+from plaudit.models.load import find_model, load_model
+from plaudit.recipes import ppo
+from plaudit.reward.model import RewardModel
+from plaudit.reward.rules import RuleScorer, rule_scorer
+from plaudit.rollout.collect import forward
+from plaudit.rollout.local import LocalEngine
+from plaudit.tensors import Sample
+from plaudit.training import checkpoint
+from plaudit.training.metrics import Metrics
+from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.types import UserError
+from tiny_models import as_samples, random_adapter, random_branch, transformers_model
+
+TIMES = ("seconds", "seconds_sampling", "tokens_per_second")
+PROMPTS = ["good morning", "what is your name", "tell me more", "I am tired", "coffee or tea"]
+
+Row = dict[str, float]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def config(prompts: str) -> ppo.Config:
+    return ppo.Config(
+        model="tiny",
+        prompts=prompts,
+        reward="rules:fourths",
+        steps=4,
+        prompts_per_step=3,
+        samples_per_prompt=2,
+        max_new_tokens=6,
+        epochs=2,
+        learning_rate=3e-3,
+        missing_eos_penalty=None,
+        adapter=ppo.AdapterConfig(rank=4, alpha=8.0, blocks=3, value_blocks=2),
+        precision="float64",
+        threads=1,
+        checkpoint_every=2,
+    )
+
+
+def changed(config: ppo.Config, **settings: Any) -> ppo.Config:
+    return ppo.Config.model_validate(config.model_dump() | settings)
+
+
+def rows(directory: Path) -> list[Row]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def same(a: list[Row], b: list[Row], tolerance: float) -> None:
+    assert [row.keys() for row in a] == [row.keys() for row in b]
+    for one, two in zip(a, b, strict=True):
+        for name in one:
+            assert one[name] == pytest.approx(two[name], rel=tolerance, abs=tolerance), (one["step"], name)
+
+
+def weights(directory: Path) -> dict[str, bytes]:
+    found = sorted(directory.glob("adapter/*.safetensors")) + sorted(directory.glob("model/*.safetensors"))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def reward_model(directory: Path, *, blocks: int) -> str:
+    model = load_model("tiny", torch.float64)
+    RewardModel(random_branch(model.trunk, blocks=blocks, seed=9), model).save(directory, {})
+    return str(directory)
+
+
+def test_a_run_leaves_what_it_promises(config: ppo.Config, tmp_path: Path) -> None:
+    summary = ppo.run(config, tmp_path / "run")
+    logged = rows(tmp_path / "run")
+    assert [row["step"] for row in logged] == [1, 2, 3, 4]
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["stopped"] is None
+    first = logged[0]
+    assert first["kl"] == 0.0, "a fresh adapter is the reference"
+    assert first["learning_rate"] == 3e-3
+    assert logged[-1]["learning_rate"] == pytest.approx(3e-3 / 4)
+    assert first["kl_coef"] == 0.05
+    assert first["length"] <= 6
+    for name in ("reward", "entropy", "policy_loss", "value_loss", "grad_norm", "value_error", "eos_rate"):
+        assert math.isfinite(first[name]), name
+    assert all(row["sampler_difference"] < 1e-10 for row in logged)
+    model = load_model(str(tmp_path / "run" / "model"), torch.float64)
+    again = transformers_model(tmp_path / "run" / "model", torch.float64)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    packed = ppo_packed(ids[0].tolist())
+    with torch.no_grad():
+        theirs = torch.log_softmax(again(ids).logits, -1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    assert torch.allclose(token_logprobs(Branch(model.trunk), packed).logprobs[0], theirs, atol=1e-10)
+    assert weights(tmp_path / "run").keys() == {
+        "adapter/adapter_model.safetensors",
+        "model/model.safetensors",
+    }
+
+
+def ppo_packed(ids: list[int]) -> Any:
+    from plaudit.data.collate import pack
+
+    return pack([ids[:1]], [ids[1:]])
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_split_into_micro_batches_changes_nothing(
+    config: ppo.Config, tmp_path: Path, minibatches: int
+) -> None:
+    config = changed(config, minibatches=minibatches, whiten_rewards=True)
+    found = []
+    for budget in (100_000, 30, 1):
+        ppo.run(changed(config, micro_batch_tokens=budget), tmp_path / str(budget))
+        found.append(rows(tmp_path / str(budget)))
+    same(found[1], found[0], 1e-9)
+    same(found[2], found[0], 1e-9)
+
+
+@pytest.mark.parametrize("case", ["adapters", "with a reward model", "whole model, reward on all blocks"])
+def test_streams_shared_between_branches_change_nothing(
+    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """The streams that the rollout keeps for the epochs only save work: thrown away, the run is the same."""
+    if case != "adapters":
+        config = changed(config, reward=reward_model(tmp_path / "reward", blocks=0 if "whole" in case else 2))
+    if "whole" in case:
+        config = changed(config, adapter={"rank": 0}, learning_rate=1e-3)
+    ppo.run(config, tmp_path / "kept")
+    monkeypatch.setattr(ppo, "forward", lambda *args, **kwargs: replace(forward(*args, **kwargs), streams={}))
+    ppo.run(config, tmp_path / "thrown")
+    same(rows(tmp_path / "kept"), rows(tmp_path / "thrown"), 1e-9)
+
+
+def test_the_first_ratio_is_exactly_1(config: ppo.Config, tmp_path: Path) -> None:
+    """Every step's first epoch: with one epoch and one minibatch the logged ratio is that before any update."""
+    for budget in (100_000, 30):
+        ppo.run(changed(config, epochs=1, micro_batch_tokens=budget), tmp_path / str(budget))
+        for row in rows(tmp_path / str(budget)):
+            assert row["ratio_max"] == 1.0
+            assert row["approx_kl"] == 0.0
+            assert row["clip_fraction"] == 0.0
+        assert rows(tmp_path / str(budget))[-1]["kl"] != 0.0
+
+
+class Killed(BaseException):
+    """What no handler of the recipe's may swallow."""
+
+
+def before_it_is_logged(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    log = Metrics.log
+
+    def kill(self: Metrics, step: int, *args: Any) -> None:
+        if step == at:
+            raise Killed
+        log(self, step, *args)
+
+    monkeypatch.setattr(Metrics, "log", kill)
+
+
+def after_it_is_logged(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    log = Metrics.log
+
+    def kill(self: Metrics, step: int, *args: Any) -> None:
+        log(self, step, *args)
+        if step == at:
+            raise Killed
+
+    monkeypatch.setattr(Metrics, "log", kill)
+
+
+def within_the_log_line(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    log = Metrics.log
+
+    def kill(self: Metrics, step: int, *args: Any) -> None:
+        log(self, step, *args)
+        if step == at:
+            text = self.path.read_text()
+            self.path.write_text(text[:-40])
+            raise Killed
+
+    monkeypatch.setattr(Metrics, "log", kill)
+
+
+def before_it_is_saved(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    save = checkpoint.save
+
+    def kill(directory: Path, step: int, *args: Any, **kwargs: Any) -> None:
+        if step >= at:
+            raise Killed
+        save(directory, step, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", kill)
+
+
+def after_it_is_saved(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    save = checkpoint.save
+
+    def kill(directory: Path, step: int, *args: Any, **kwargs: Any) -> None:
+        save(directory, step, *args, **kwargs)
+        if step >= at:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", kill)
+
+
+def within_the_update(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    step, calls = take_step, [0]
+
+    def kill(*args: Any, **kwargs: Any) -> float:
+        calls[0] += 1
+        if calls[0] == 2 * at:  # the last of two epochs
+            raise Killed
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(ppo, "take_step", kill)
+
+
+def within_the_export(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    assert at
+    monkeypatch.setattr(ppo, "export", kill)
+
+
+KILLS: list[Callable[[pytest.MonkeyPatch, int], None]] = [
+    before_it_is_logged, after_it_is_logged, within_the_log_line, before_it_is_saved, after_it_is_saved,
+    within_the_update, within_the_export,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_killed_run_that_goes_on_ends_with_the_same_bits(
+    config: ppo.Config, tmp_path: Path, kill: Callable[[pytest.MonkeyPatch, int], None], at: int
+) -> None:
+    """A saved step is every second one: kills fall on it, before it and after it, once in a run or twice."""
+    config = changed(config, steps=5, kl={"coef": 0.1, "target": 0.001, "horizon": 20.0})
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    ppo.run(config, unbroken)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill(monkeypatch, at)
+        with pytest.raises(Killed):
+            ppo.run(config, broken)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        after_it_is_logged(monkeypatch, 5)
+        try:
+            ppo.run(config, broken)
+        except Killed:
+            assert not (broken / "summary.json").exists()
+    ppo.run(config, broken)
+    assert rows(broken) == rows(unbroken)
+    assert weights(broken) == weights(unbroken)
+    assert len({row["kl_coef"] for row in rows(broken)}) > 1, "the controller's state is part of it"
+    first, second = (json.loads((d / "summary.json").read_text()) for d in (unbroken, broken))
+    for summary in (first, second):
+        summary["last"] = {k: v for k, v in summary["last"].items() if k not in TIMES}
+    assert first == second
+
+
+def test_a_finished_run_that_is_run_again_stays_as_it_is(config: ppo.Config, tmp_path: Path) -> None:
+    first = ppo.run(config, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    assert ppo.run(config, tmp_path / "run") == first
+    assert weights(tmp_path / "run") == before
+    assert len(rows(tmp_path / "run")) == 4
+
+
+def test_the_checkpoint_holds_all_that_a_step_reads(config: ppo.Config, tmp_path: Path) -> None:
+    ppo.run(changed(config, kl={"coef": 0.1, "target": 0.001, "horizon": 20.0}), tmp_path / "run")
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    tensors, state = found
+    assert state["step"] == 4
+    assert state["kl_coef"] != 0.1
+    assert {name.split(".")[0] for name in tensors} == {"policy", "value", "optimizer"}
+    parameters = [n for n in tensors if n.startswith(("policy.adapter", "value.adapter"))]
+    assert sum(n.startswith("optimizer") for n in tensors) == 3 * (
+        len(parameters) + 2
+    )  # moments and step; head
+
+
+# -- rewards ---------------------------------------------------------------------------------------------------
+
+
+def seen_and_samples() -> tuple[Any, list[Sample]]:
+    model = load_model("tiny", torch.float64)
+    completions = [[5, 6, 1], [7, 8, 9, 10], [1], [3]]
+    samples = as_samples([[4, 5]] * 2 + [[6]] * 2, completions)
+    policy, value = random_branch(model.trunk, blocks=2, head=False), random_branch(model.trunk, blocks=1)
+    seen = forward(
+        samples, reference=model.trunk, policy=policy, value=value, reward=None, temperature=1.0, budget=99
+    )
+    return seen, samples
+
+
+def test_the_score_sits_on_the_last_token(config: ppo.Config) -> None:
+    seen, samples = seen_and_samples()
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    rewards = ppo.experience_from(seen, scores, samples, 0.0, config).rewards
+    assert rewards.tolist() == [[0, 0, 1, 0], [0, 0, 0, 2], [3, 0, 0, 0], [4, 0, 0, 0]]
+    with_kl = ppo.experience_from(seen, scores, samples, 0.5, config).rewards
+    kl = seen.logprobs - seen.ref_logprobs
+    assert float(kl.abs().max()) > 0.01
+    assert torch.allclose(with_kl, rewards - 0.5 * kl, atol=1e-15)
+
+
+def test_a_fixed_penalty_stands_in_place_of_an_unfinished_completions_score(config: ppo.Config) -> None:
+    seen, samples = seen_and_samples()
+    scores = torch.tensor([1.0, 2.0, 3.0, -4.0], dtype=torch.float64)
+    found = ppo.experience_from(seen, scores, samples, 0.0, changed(config, missing_eos_penalty=-1.5))
+    assert found.rewards.sum(1).tolist() == [1.0, -1.5, 3.0, -1.5]
+    assert found.scores.tolist() == [1.0, 2.0, 3.0, -4.0], "the scorer's own numbers are what is logged"
+    off = ppo.experience_from(seen, scores, samples, 0.0, config)
+    assert off.rewards.sum(1).tolist() == scores.tolist()
+    assert ppo.Config(prompts="", reward="").missing_eos_penalty == -1.0
+
+
+def test_advantages_are_whitened_over_the_tokens_and_returns_are_not(config: ppo.Config) -> None:
+    seen, samples = seen_and_samples()
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    found = ppo.experience_from(seen, scores, samples, 0.1, changed(config, gamma=1.0, lam=1.0))
+    counted = found.advantages[found.mask]
+    assert abs(float(counted.mean())) < 1e-12
+    assert abs(float(counted.std(correction=0)) - 1) < 1e-6
+    rest = found.rewards.flip(1).cumsum(1).flip(1)  # with lambda 1 a return is the reward to come
+    assert torch.allclose(found.returns[found.mask], rest[found.mask], atol=1e-12)
+
+
+def test_the_reward_logged_is_the_rules_own(
+    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each score belongs to its own sample, in whatever order the engine hands them out."""
+    drawn: list[Sample] = []
+    sample = LocalEngine.sample
+
+    def backwards(self: LocalEngine, *args: Any) -> Any:
+        found = list(sample(self, *args))
+        drawn.extend(found)
+        return reversed(found)
+
+    monkeypatch.setattr(LocalEngine, "sample", backwards)
+    ppo.run(changed(config, reward="rules:first_id", steps=1), tmp_path / "run")
+    expected = sum(s.completion_ids[0] / 700 for s in drawn) / len(drawn)
+    assert len(drawn) == 6
+    assert rows(tmp_path / "run")[0]["reward"] == pytest.approx(expected, abs=1e-12)
+    assert {s.policy_version for s in drawn} == {"step-0"}
+
+
+def test_a_reward_model_scores_as_it_does_alone(
+    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plaudit.reward.model import load_reward_model
+
+    directory = reward_model(tmp_path / "reward", blocks=2)
+    drawn: list[Sample] = []
+    sample = LocalEngine.sample
+
+    def watched(*args: Any) -> Any:
+        for one in sample(*args):
+            drawn.append(one)
+            yield one
+
+    monkeypatch.setattr(LocalEngine, "sample", watched)
+    ppo.run(changed(config, reward=directory, steps=1), tmp_path / "run")
+    scores = load_reward_model(Path(directory), load_model("tiny", torch.float64)).score(drawn)
+    assert rows(tmp_path / "run")[0]["reward"] == pytest.approx(sum(scores) / 6, abs=1e-12)
+
+
+def test_the_value_begins_as_the_reward_with_a_head_of_zero(config: ppo.Config, tmp_path: Path) -> None:
+    model = load_model("tiny", torch.float64)
+    scorer = ppo.load_scorer(reward_model(tmp_path / "reward", blocks=2), model)
+    assert isinstance(scorer, RewardModel)
+    _, value = ppo.make_branches(config, model, scorer)
+    assert value.head is not None
+    assert value.adapter is not None
+    assert scorer.branch.adapter is not None
+    assert not bool(value.head.weight.any())
+    assert not bool(value.head.bias.any())
+    for name, factor in value.adapter.factors.items():
+        theirs = scorer.branch.adapter.factors[name]
+        assert torch.equal(factor, theirs)
+        assert factor.requires_grad
+        assert not theirs.requires_grad
+        assert factor.data_ptr() != theirs.data_ptr()
+
+
+# -- what a step samples, and what it costs to move away -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "a_step"), [(5, 3), (3, 5), (7, 7), (1, 4), (12, 5)])
+def test_all_prompts_come_once_before_any_comes_again(config: ppo.Config, count: int, a_step: int) -> None:
+    config = changed(config, prompts_per_step=a_step)
+    steps = [ppo.prompts_of_step(count, step, config) for step in range(3 * count)]
+    assert all(len(step) == a_step for step in steps)
+    flat = [prompt for step in steps for prompt in step]
+    passes = [flat[i : i + count] for i in range(0, len(flat), count)]
+    assert all(sorted(one) == list(range(count)) for one in passes)
+    assert count < 5 or len({tuple(one) for one in passes}) > 1, "each pass has an order of its own"
+    assert steps[2] == ppo.prompts_of_step(count, 2, config), "keyed, not carried"
+    other = changed(config, seed=1)
+    assert count < 5 or [ppo.prompts_of_step(count, step, other) for step in range(3 * count)] != steps
+
+
+def test_the_kl_controller_moves_the_price_by_its_formula(config: ppo.Config, tmp_path: Path) -> None:
+    config = changed(config, steps=5, kl={"coef": 0.1, "target": 0.01, "horizon": 50.0})
+    ppo.run(config, tmp_path / "run")
+    logged = rows(tmp_path / "run")
+    assert logged[0]["kl_coef"] == 0.1
+    for now, after in itertools.pairwise(logged):
+        error = min(max(now["kl"] / 0.01 - 1, -0.2), 0.2)
+        assert after["kl_coef"] == pytest.approx(now["kl_coef"] * (1 + error * 6 / 50), rel=1e-12)
+    assert logged[1]["kl_coef"] < 0.1, "a policy that has not moved makes moving cheaper"
+    ppo.run(changed(config, kl={"coef": 0.1}), tmp_path / "fixed")
+    assert {row["kl_coef"] for row in rows(tmp_path / "fixed")} == {0.1}
+
+
+@pytest.fixture
+def peaked(tmp_path: Path) -> str:
+    """The tiny model with six times its last norm: sure enough of itself that there is something to learn."""
+    directory = Path(shutil.copytree(find_model("tiny"), tmp_path / "peaked"))
+    tensors = load_file(directory / "model.safetensors")
+    tensors["model.norm.weight"] *= 6
+    save_file(tensors, directory / "model.safetensors")
+    return str(directory)
+
+
+def test_kl_in_the_reward_holds_the_policy_back(config: ppo.Config, tmp_path: Path, peaked: str) -> None:
+    config = changed(
+        config, model=peaked, steps=6, learning_rate=5e-3, samples_per_prompt=8, stop={"max_kl": 100.0}
+    )
+    ends = []
+    for coef in (0.0, 3.0):
+        ppo.run(changed(config, kl={"coef": coef}), tmp_path / str(coef))
+        ends.append(rows(tmp_path / str(coef))[-1])
+    assert ends[1]["kl"] < 0.3 * ends[0]["kl"]
+    assert ends[1]["reward"] < ends[0]["reward"]
+
+
+# -- ends and refusals -----------------------------------------------------------------------------------------
+
+
+def finite(directory: Path) -> bool:
+    return all(
+        bool(t.isfinite().all()) for t in load_file(directory / "model" / "model.safetensors").values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"stop": {"max_kl": 1e-6}}, "KL"),
+        ({"stop": {"min_entropy": 50.0}}, "entropy"),
+        ({"stop": {"max_length_growth": 0.5}}, "length"),
+        ({"learning_rate": 1e200}, "not a number"),
+        ({"learning_rate": 1e200, "checkpoint_every": 1}, "not a number"),
+        ({"learning_rate": 1e200, "adapter": {"rank": 0}}, "not a number"),
+    ],
+    ids=str,
+)
+def test_a_run_stops_by_itself_with_a_reason_and_a_usable_model(
+    config: ppo.Config, tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    summary = ppo.run(changed(config, **settings), tmp_path / "run")
+    assert summary["stopped"] is not None
+    assert reason in summary["stopped"]
+    assert summary["steps"] < 4
+    assert finite(tmp_path / "run")
+    load_model(str(tmp_path / "run" / "model"), torch.float64)
+    again = ppo.run(changed(config, **settings), tmp_path / "run")
+    assert again["stopped"] == summary["stopped"], "it stays stopped"
+    assert again["steps"] == summary["steps"]
+    assert finite(tmp_path / "run")
+
+
+def test_a_sampler_with_other_weights_is_refused(
+    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = LocalEngine.load
+
+    def wrong(self: LocalEngine, weights: Any, version: str) -> None:
+        load(self, random_adapter(self.trunk) if weights is not None else None, version)
+
+    monkeypatch.setattr(LocalEngine, "load", wrong)
+    with pytest.raises(UserError, match=r"preflight: trainer and sampler differ by 0\.\d+ nats"):
+        ppo.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(("gap", "refused"), [(0.9e-4, False), (1.1e-4, True), (float("nan"), True)])
+def test_preflight_draws_its_line_at_the_mean_difference(gap: float, refused: bool) -> None:
+    """Of counted tokens alone, up or down."""
+    seen, _ = seen_and_samples()
+    signs = torch.ones_like(seen.logprobs)
+    signs[::2] = -1
+    off = replace(seen, sampled_logprobs=torch.where(seen.packed.mask, seen.logprobs + gap * signs, 99.0))
+    if refused:
+        with pytest.raises(UserError, match="preflight"):
+            ppo.preflight(off, torch.float32)
+    else:
+        ppo.preflight(off, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("raises", "failed .KeyError"),
+        ("times_out", "failed .TimeoutError: a service"),
+        ("gives_nan", "not a finite number"),
+        ("gives_infinity", "not a finite number"),
+        ("one_too_few", "gave 5 scores for 6 samples"),
+        ("gives_none", "failed .TypeError"),
+        ("nowhere", "no such function"),
+        ("NOT_A_FUNCTION", "no such function"),
+    ],
+)
+def test_a_rule_at_fault_is_named(config: ppo.Config, tmp_path: Path, rule: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"rules:{rule}: .*{said}"):
+        ppo.run(changed(config, reward=f"rules:{rule}"), tmp_path / "run")
+
+
+def test_a_rule_that_takes_too_long_is_named() -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"rules:sleeps: took longer than 0\.2 s"):
+        rule_scorer("rules:sleeps", seconds=0.2).score(as_samples([[1]], [[2]]))
+    assert time.monotonic() - began < 2
+
+
+def test_a_rule_that_never_ends_does_not_keep_the_process() -> None:
+    code = (
+        "import time\nfrom plaudit.reward.rules import RuleScorer\nfrom plaudit.types import UserError\n"
+        "try:\n    RuleScorer(lambda s: time.sleep(600), 'endless', 0.1).score([])\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "endless: took longer" in done.stdout
+
+
+def test_a_rule_is_given_the_samples_and_its_numbers_come_back() -> None:
+    scorer = RuleScorer(lambda samples: [s.completion_ids[0] for s in samples], "ids")
+    assert scorer.score(as_samples([[1], [1]], [[2], [3]])) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("spec", ["rules:", ":fourths", "no_such_module:f", "broken_rules:f"])
+def test_a_rule_that_is_not_there_is_refused(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_rules.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"no such function|cannot be imported"):
+        rule_scorer(spec)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0}, {"temperature": -1.0}, {"steps": -1}, {"prompts_per_step": 0}, {"samples_per_prompt": 0},
+        {"max_new_tokens": 0}, {"epochs": 0}, {"minibatches": 0}, {"learning_rate": -1.0}, {"checkpoint_every": 0},
+        {"gamma": 1.5}, {"lam": -0.1}, {"clip": -0.2}, {"kl": {"target": 0.0}}, {"kl": {"horizon": 0.0}},
+        {"adapter": {"rank": -1}}, {"max_grad_norm": 0.0}, {"threads": -1}, {"importance_cap": 0.0},
+        {"start": "a", "adapter": {"rank": 0}}, {"kl": {"target": 0.1, "horizon": 1.0}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_without_meaning_is_refused(config: ppo.Config, settings: dict[str, Any]) -> None:
+    from plaudit.config import parse
+
+    with pytest.raises(UserError, match=next(iter(settings))):
+        parse(ppo.Config, config.model_dump() | settings, "a.yaml")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_at_once(config: ppo.Config, tmp_path: Path) -> None:
+    """Not in the middle of a run, when its turn comes."""
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join([*PROMPTS * 4, "good " * 300]) + "\n")
+    with pytest.raises(UserError, match="prompt 21"):
+        ppo.run(changed(config, prompts=str(path), steps=1), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# -- other ways to begin ---------------------------------------------------------------------------------------
+
+
+def test_the_whole_model_can_be_trained(config: ppo.Config, tmp_path: Path) -> None:
+    config = changed(config, adapter={"rank": 0}, learning_rate=1e-3)
+    ppo.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()
+    before = load_file(load_model("tiny", torch.float64).directory / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    logged = rows(tmp_path / "run")
+    assert logged[0]["kl"] == 0.0
+    assert logged[-1]["kl"] != 0.0, "the reference has stayed where it was"
+    transformers_model(tmp_path / "run" / "model", torch.float32)
+
+
+def test_a_killed_run_of_the_whole_model_goes_on(config: ppo.Config, tmp_path: Path) -> None:
+    config = changed(config, adapter={"rank": 0}, learning_rate=1e-3, steps=3)
+    ppo.run(config, tmp_path / "unbroken")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        within_the_update(monkeypatch, 3)
+        with pytest.raises(Killed):
+            ppo.run(config, tmp_path / "broken")
+    ppo.run(config, tmp_path / "broken")
+    assert rows(tmp_path / "broken") == rows(tmp_path / "unbroken")
+    assert weights(tmp_path / "broken") == weights(tmp_path / "unbroken")
+
+
+def test_a_run_can_begin_from_an_adapter(config: ppo.Config, tmp_path: Path) -> None:
+    """It is the policy of the first step; the reference stays the bare trunk."""
+    trunk = load_model("tiny", torch.float64).trunk
+    start = random_adapter(trunk, rank=3, blocks=2, seed=8)
+    (tmp_path / "start").mkdir()
+    save_adapter(start, tmp_path / "start", base="tiny")
+    config = changed(config, start=str(tmp_path / "start"), learning_rate=0.0)
+    ppo.run(config, tmp_path / "still")
+    kept = load_file(tmp_path / "still" / "adapter" / "adapter_model.safetensors")
+    begun = load_file(tmp_path / "start" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], begun[name]) for name in begun)
+    assert abs(rows(tmp_path / "still")[0]["kl"]) > 1e-3
+    ppo.run(changed(config, learning_rate=1e-3), tmp_path / "moved")
+    moved = load_file(tmp_path / "moved" / "adapter" / "adapter_model.safetensors")
+    assert all(not torch.equal(moved[name], begun[name]) for name in begun)
+
+
+def test_more_minibatches_than_rows_are_as_many_as_rows(config: ppo.Config, tmp_path: Path) -> None:
+    ppo.run(changed(config, minibatches=3, steps=2), tmp_path / "three")
+    ppo.run(changed(config, minibatches=50, steps=2), tmp_path / "fifty")
+    same(rows(tmp_path / "fifty"), rows(tmp_path / "three"), 1e-12)
+
+
+# -- the optimiser ---------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_goes_to_zero() -> None:
+    assert [linear_to_zero(s, 4) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [linear_to_zero(s, 6, 2) for s in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_a_step_by_hand() -> None:
+    """Adam's first step is the learning rate times g / (|g| + eps), the gradient scaled to norm 1 before."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = adam([weight], learning_rate=0.5)
+    weight.grad = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    norm = take_step(optimizer, [weight], learning_rate=0.1, max_grad_norm=1.0)
+    assert norm == pytest.approx(5.0)
+    expected = [1 - 0.1 * 0.6 / (0.6 + 1e-5), 2 - 0.1 * 0.8 / (0.8 + 1e-5)]
+    assert weight.tolist() == pytest.approx(expected, abs=1e-7)
+    assert weight.grad is None
+
+
+# -- learning --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_reward_rises_and_the_kl_stays_in_its_range(
+    config: ppo.Config, tmp_path: Path, peaked: str, seed: int
+) -> None:
+    """A third of the tokens are wanted ones by chance, and 1 is the best that there is."""
+    config = changed(
+        config, model=peaked, seed=seed, steps=25, prompts_per_step=5, samples_per_prompt=16, max_new_tokens=8,
+        epochs=4, learning_rate=5e-3, kl={"coef": 0.05}, precision="float32",
+    )  # fmt: skip
+    summary = ppo.run(config, tmp_path / "run")
+    logged = rows(tmp_path / "run")
+    assert summary["stopped"] is None
+    begin = sum(row["reward"] for row in logged[:2]) / 2
+    end = sum(row["reward"] for row in logged[-3:]) / 3
+    assert begin < 0.45
+    assert end > 0.85
+    assert all(-0.05 < row["kl"] < 1.0 for row in logged)
+    assert logged[-1]["kl"] > 0.3
+    assert logged[-1]["explained_variance"] > 0.5
+    assert logged[-1]["entropy"] > 0.5
