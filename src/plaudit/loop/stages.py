@@ -120,6 +120,7 @@ def draw(
             "logprobs": list(s.logprobs),
             "finish_reason": s.finish_reason,
             "policy_version": s.policy_version,
+            "tokenizer": s.tokenizer,
         }
         for s in sorted(samples, key=lambda s: (s.prompt, s.index))
     ]
@@ -353,6 +354,9 @@ def reward(stage: Stage) -> Result:
         epochs=settings.epochs,
         prompts_per_step=settings.prompts_per_step,
         learning_rate=settings.learning_rate,
+        pool="mean",
+        exit=settings.exit,
+        probe=True,  # some hundred judgements: first what the trunk already knows, then the adapter
         precision=stage.config.precision,
         threads=stage.config.threads,
     )
