@@ -354,9 +354,6 @@ def reward(stage: Stage) -> Result:
         epochs=settings.epochs,
         prompts_per_step=settings.prompts_per_step,
         learning_rate=settings.learning_rate,
-        pool="mean",
-        exit=settings.exit,
-        probe=True,  # some hundred judgements: first what the trunk already knows, then the adapter
         precision=stage.config.precision,
         threads=stage.config.threads,
     )
