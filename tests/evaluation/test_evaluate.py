@@ -91,7 +91,7 @@ def test_figures_by_hand() -> None:
         row([5, 6, 5, 6], 2, -1, -5),
         row([6, 6], 2, -1, -2),
         row([5, 1], 0, -1, -1),
-        row([1], -1, -1, -2),
+        row([9, 9, 1], -1, -1, -2),
     ]
     one, two = figures([first, second], Same(), n=2, seed=0)  # type: ignore[arg-type]
     assert one["reward"] == 0.75  # (1.5 + 0) / 2
@@ -108,9 +108,9 @@ def test_figures_by_hand() -> None:
     assert two["win_rate"] == 0.5
     assert two["win_rate_interval"] == [0.25, 0.75]
     assert two["reward_interval"] == [-0.5, 2.0]
-    assert two["kl"] == pytest.approx((4 + 1 + 0 + 1) / 9)
-    assert two["perplexity"] == pytest.approx(math.exp(10 / 9))
-    # The first 8 of 9 tokens: 5-6, 6-5, 5-6, 6-6, 5-1.
+    assert two["kl"] == pytest.approx((4 + 1 + 0 + 1) / 11)
+    assert two["perplexity"] == pytest.approx(math.exp(10 / 11))
+    # The first 8 of 11 tokens: 5-6, 6-5, 5-6, 6-6, 5-1.
     assert two["distinct_2"] == 4 / 5
 
 

@@ -155,6 +155,8 @@ def test_heldout_prompts_are_kept_apart_and_measured(data: str, tmp_path: Path) 
     assert heldout
     assert not {s.key for s in training} & {s.key for s in heldout}
     assert len(training) + len(heldout) == len(shown)
+    again, _ = sft.split(shown[::-1][:5] + training, chosen)  # a prompt's side does not depend on the others
+    assert {s.key for s in again} == {s.key for s in training}
     summary = sft.run(chosen, tmp_path)
     logged = [row["heldout_loss"] for row in rows(tmp_path) if "heldout_loss" in row]
     assert len(logged) == 2  # one an epoch
