@@ -19,7 +19,7 @@ Key = tuple[int | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How completions are drawn. For training keep top_k 0 and top_p 1 (DESIGN: PPO detail 2).
+    """How completions are drawn. For training keep top_k 0 and top_p 1.
 
     temperature: logits are divided by it, in every log-probability too; 0 takes the likeliest token.
     ignore_eos: go on to max_new_tokens, with the end-of-text token never drawn.

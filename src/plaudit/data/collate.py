@@ -44,6 +44,13 @@ class Packed:
         columns = torch.arange(self.ids.shape[1], device=self.ids.device)
         return ((key == 0) | (key == query)) & (columns[None, :] <= columns[:, None])
 
+    def own(self) -> Tensor:
+        """[B, T] long: where each completion token itself stands; like predictor, a token later."""
+        steps = torch.arange(self.mask.shape[1], device=self.mask.device)
+        shifted = torch.cat([self.predictor[:, 1:], self.last[:, None]], dim=1)
+        ends = steps == self.mask.sum(1, keepdim=True) - 1
+        return torch.where(ends, self.last[:, None], shifted)
+
     def take(self, rows: Tensor) -> tuple[Packed, Tensor]:
         """These rows alone, cut to their longest, and the samples [b] that stand in them."""
         width, old = self.ids.shape[1], self.row

@@ -29,10 +29,11 @@ class RewardConfig(Base):
     """The reward model's part; see the reward_model recipe."""
 
     rank: int = 16
-    blocks: int = 6
-    learning_rate: float = 3e-4
-    epochs: int = 1
-    prompts_per_step: int = 8
+    blocks: int = 12
+    exit: float = 0.53
+    learning_rate: float = 1e-3
+    epochs: int = 2
+    prompts_per_step: int = 4
 
 
 class PolicyConfig(Base):
@@ -164,7 +165,9 @@ def write_prompts(config: Config, directory: Path) -> dict[str, list[tuple[Messa
     rows = [json.loads(line) for line in text.splitlines()]
     splits: dict[str, list[tuple[Message, ...]]] = {}
     for split, count in (("train", config.training_prompts), ("heldout", config.heldout_prompts)):
-        prompts = [(Message("user", row["prompt"]),) for row in rows if row["split"] == split]
+        prompts: list[tuple[Message, ...]] = [
+            (Message("user", row["prompt"]),) for row in rows if row["split"] == split
+        ]
         if count > len(prompts):
             raise UserError(f"there are {len(prompts)} {split} openers, not {count}", where="quickstart")
         splits[split] = prompts[:count]
@@ -228,12 +231,14 @@ def closing_words(summary: dict[str, Any], directory: Path, console: Console) ->
         console.print(
             f"\n[bold]The improved model wins {policy['win_rate']:.0%}[/] of held-out comparisons "
             f"(95 % interval {low:.0%} to {high:.0%}), KL {policy['kl_per_token']:.2f} nats a token, "
-            f"{summary['judgements']} judgements, {summary['seconds']['total'] / 60:.1f} min."
+            f"{summary['judgements']} judgements, {summary['seconds']['total'] / 60:.1f} min.",
+            soft_wrap=True,
         )
-    console.print(f"  read the report      {directory / 'report.html'}")
+    console.print(f"  read the report      {directory / 'report.html'}", soft_wrap=True)
     prompts = directory / "prompts" / "heldout.jsonl"
     console.print(
         f"  sample from it       plaudit generate {directory / 'model'} --prompts {prompts} --out samples.jsonl",
         highlight=False,
+        soft_wrap=True,
     )
     console.print("  judge it yourself    plaudit quickstart --raters me --out runs/mine", highlight=False)

@@ -73,7 +73,7 @@ class Stage:
         )
 
     def say(self, text: str) -> None:
-        self.console.print(f"[bold]Round {self.number}[/] {text}", highlight=False)
+        self.console.print(f"[bold]Round {self.number}[/] {text}", highlight=False, soft_wrap=True)
 
 
 # 1. sample -------------------------------------------------------------------------------------------------
@@ -322,7 +322,13 @@ def agree(stage: Stage) -> Result:
         stage.say(
             f"agreement: Krippendorff's alpha {alpha['value']:.2f}, {share['share']:.0%} of pairs of raters agree"
         )
-    return {"alpha": alpha["value"], "alpha_reason": alpha["reason"], **report}
+    return {
+        "alpha": alpha["value"],
+        "alpha_reason": alpha["reason"],
+        "share": comparisons["agreement"],
+        "raters": report["raters"],
+        "seq": seq,
+    }
 
 
 def _judged(stage: Stage) -> Result:
@@ -348,6 +354,9 @@ def reward(stage: Stage) -> Result:
         samples=[str(path) for path in every],
         reference=[str(every[0])],
         seed=stage.config.seed,
+        pool="mean",
+        exit=settings.exit,
+        probe=True,  # some hundred judgements: first what the trunk already knows, then the adapter
         adapter=reward_model.AdapterConfig(
             rank=settings.rank, alpha=2.0 * settings.rank, blocks=settings.blocks
         ),

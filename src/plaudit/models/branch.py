@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plaudit.algorithms.logprobs import selected_logprobs
@@ -17,14 +19,19 @@ from plaudit.data.collate import Packed
 from plaudit.models.adapter import Adapter
 from plaudit.models.llama import Llama
 
+Pool = Literal["last", "mean"]
+
 
 class ScalarHead(nn.Module):
-    """hidden -> one number: (weight . hidden + bias) * gain + shift, in float32.
+    """hidden -> one number: (weight . (hidden - centre) / scale + bias) * gain + shift, in float32.
 
     Zero at first for a value head (Ziegler et al. 2019); normal with std 1/sqrt(width + 1) and bias 0 for a reward
-    head (Stiennon et al. 2020, appendix B.1). gain and shift are not learned: they normalise a trained reward.
+    head (Stiennon et al. 2020, appendix B.1). The buffers are not learned: centre and scale (0 and 1 at first) even
+    out the few very large dimensions that every trunk has; gain and shift normalise a trained reward.
     """
 
+    centre: Tensor
+    scale: Tensor
     gain: Tensor
     shift: Tensor
 
@@ -32,6 +39,8 @@ class ScalarHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros((), dtype=dtype))
+        self.register_buffer("centre", torch.zeros(width, dtype=dtype))
+        self.register_buffer("scale", torch.ones(width, dtype=dtype))
         self.register_buffer("gain", torch.ones((), dtype=dtype))
         self.register_buffer("shift", torch.zeros((), dtype=dtype))
 
@@ -44,17 +53,25 @@ class ScalarHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., width] -> [...]."""
-        raw = hidden.to(self.weight.dtype) @ self.weight + self.bias
+        even = (hidden.to(self.weight.dtype) - self.centre) / self.scale
+        raw = even @ self.weight + self.bias
         return raw * self.gain + self.shift
 
 
 @dataclass(slots=True)
 class Branch:
-    """One model: its trunk (frozen where an adapter is), its adapter, its head."""
+    """One model: its trunk (frozen where an adapter is), its adapter, its head.
+
+    exit: the head reads the stream after so many blocks (None: after all of them and the final norm). What a text
+    says is plainest half-way up, and a branch that leaves there costs half as much.
+    pool: what `final_scores` reads, the completion's last token or the mean over its tokens.
+    """
 
     trunk: Llama
     adapter: Adapter | None = None
     head: ScalarHead | None = None
+    exit: int | None = None
+    pool: Pool = "last"
 
     @property
     def first(self) -> int:
@@ -113,7 +130,8 @@ def hidden_states(branch: Branch, packed: Packed, stream: Tensor | None = None, 
         if branch.first > 0:
             depth, stream = branch.first, lower_stream(trunk, packed, branch.first)
     context = trunk.context(packed.positions, packed.visible())
-    out = trunk.finish(trunk.run(stream, context, branch.adapter, start=depth))
+    out = trunk.run(stream, context, branch.adapter, start=depth, stop=branch.exit)
+    out = trunk.finish(out) if branch.exit is None else F.rms_norm(out, (trunk.shape.width,))
     return out.reshape(-1, trunk.shape.width)
 
 
@@ -151,10 +169,21 @@ def token_values(branch: Branch, packed: Packed, *, stream: Tensor | None = None
 
 
 def final_scores(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
-    """[B]: the head's number at each completion's last token."""
+    """[B]: the head's number of each completion, at its last token or of its tokens' mean (branch.pool)."""
     assert branch.head is not None
-    scores: Tensor = branch.head(hidden_states(branch, packed, stream, depth).index_select(0, packed.last))
+    scores: Tensor = branch.head(pooled_states(branch, packed, stream=stream, depth=depth))
     return scores
+
+
+def pooled_states(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
+    """[B, width]: what the head reads of each completion, by branch.pool."""
+    hidden = hidden_states(branch, packed, stream, depth)
+    if branch.pool == "last":
+        return hidden.index_select(0, packed.last)
+    spread = torch.zeros(*packed.mask.shape, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+    own = hidden.index_select(0, packed.own()[packed.mask])
+    spread = spread.masked_scatter(packed.mask[..., None], own)
+    return spread.sum(1) / packed.mask.sum(1, keepdim=True)
 
 
 def _spread(flat: Tensor, mask: Tensor) -> Tensor:

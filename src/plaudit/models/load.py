@@ -180,9 +180,12 @@ def linear_sizes(trunk: Llama, targets: tuple[str, ...] = LINEARS) -> dict[str, 
     return {name: (weights[name].shape[0], weights[name].shape[1]) for name in LINEARS if name in targets}
 
 
-def make_adapter(trunk: Llama, *, rank: int, alpha: float, blocks: int, seed: int) -> Adapter:
-    """A fresh adapter on every linear map of the last `blocks` blocks (0: all); at first it changes nothing."""
-    depth = trunk.shape.depth
+def make_adapter(
+    trunk: Llama, *, rank: int, alpha: float, blocks: int, seed: int, depth: int | None = None
+) -> Adapter:
+    """A fresh adapter on every linear map of the last `blocks` blocks (0: all) below `depth` (None: the whole
+    depth); at first it changes nothing."""
+    depth = depth or trunk.shape.depth
     first = 0 if blocks <= 0 else max(0, depth - blocks)
     wide = torch.promote_types(trunk.dtype, torch.float32)
     adapter = Adapter(linear_sizes(trunk), first=first, depth=depth, rank=rank, alpha=alpha, dtype=wide)

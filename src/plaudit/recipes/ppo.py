@@ -250,7 +250,8 @@ def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer
     else:
         seed = torch_seed(config.seed, "value adapter")
         value_adapter = make_adapter(trunk, rank=a.rank, alpha=a.alpha, blocks=a.value_blocks, seed=seed)
-    return Branch(trunk, adapter), Branch(trunk, value_adapter, head)
+    leave = scorer.branch.exit if isinstance(scorer, RewardModel) else None
+    return Branch(trunk, adapter), Branch(trunk, value_adapter, head, exit=leave)
 
 
 def prompts_of_step(count: int, step: int, config: Config) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from plaudit import files
 from plaudit.algorithms.preference_loss import bradley_terry, rating_regression
@@ -20,10 +21,11 @@ from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
 from plaudit.data.sources import rows
 from plaudit.evaluation.reward import measure
-from plaudit.models.branch import Branch, ScalarHead, final_scores
+from plaudit.models.branch import Branch, Pool, ScalarHead, final_scores, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.model import RewardModel
+from plaudit.reward.probe import fit_head
 from plaudit.reward.score import ids_of
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
@@ -48,6 +50,9 @@ class Config(Base):
     reference: list[str] = Field(default=[])
     seed: int = 0
     heldout: float = 0.2
+    pool: Pool = "last"
+    exit: float = 1.0
+    probe: bool = False
     adapter: AdapterConfig = AdapterConfig()
     epochs: int = 1
     prompts_per_step: int = 8
@@ -71,17 +76,20 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     training, heldout = split_by_prompt(judged, config.heldout, config.seed)
     check(training, config.data)
 
-    # 2. A fresh adapter on the top blocks and a head (normal, std 1/sqrt(d + 1)).
+    # 2. A fresh adapter on the top blocks that the reward reads, and a head (normal, std 1/sqrt(d + 1)).
     trunk = model.trunk
+    leave = exit_depth(config.exit, trunk.shape.depth)
     adapter = make_adapter(
         trunk,
         rank=config.adapter.rank,
         alpha=config.adapter.alpha,
         blocks=config.adapter.blocks,
         seed=torch_seed(config.seed, "reward adapter"),
+        depth=leave,
     )
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(device)
-    branch = Branch(trunk, adapter, head.initialise(torch_seed(config.seed, "reward head")))
+    head.initialise(torch_seed(config.seed, "reward head"))
+    branch = Branch(trunk, adapter, head, exit=leave, pool=config.pool)
     reward = RewardModel(branch, model, budget=config.micro_batch_tokens)
     reference = [ids_of(row, where, reward) for path in config.reference for where, row in rows(path)]
     parameters = branch.parameters()
@@ -101,7 +109,12 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         branch.load_state(checkpoint.unprefixed("reward", tensors))
         checkpoint.load_optimizer(optimizer, tensors)
 
-    # 4. One step a batch of prompts; the learning rate goes to 0.
+    # 4. The head alone, fitted to the trunk as it is; a convex fit, so a resumed run finds the same.
+    elif config.probe:
+        states = [group_states(branch, group, config.micro_batch_tokens) for group in training]
+        fit_head(head, training, states, rating_weight=config.rating_weight, seed=config.seed)
+
+    # 5. One step a batch of prompts; the learning rate goes to 0.
     with Metrics(directory, total=len(batches), done=done, title="reward") as metrics:
         for step in range(done, len(batches)):
             row = _train_on([training[i] for i in batches[step]], branch, config)
@@ -118,10 +131,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 )
                 checkpoint.save(directory / "checkpoints", step + 1, tensors, {})
 
-    # 5. Measure on prompts never trained on, beside a rule that knows the length alone.
+    # 6. Measure on prompts never trained on, beside a rule that knows the length alone.
     figures = measure(reward, training, heldout)
 
-    # 6. Normalise: reference samples score mean 0, standard deviation 1.
+    # 7. Normalise: reference samples score mean 0, standard deviation 1.
     reference = reference or [(g.prompt, c) for g in training for c in g.completions]
     raw = torch.tensor(reward.score_ids(*zip(*reference, strict=True)), dtype=torch.float64)
     spread = float(raw.std(correction=0))
@@ -135,11 +148,32 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         head.gain.fill_(1 / spread)
         head.shift.fill_(-float(raw.mean()) / spread)
 
-    # 7. Save, and say how good it is.
+    # 8. Save, and say how good it is.
     summary = {"prompts": len(training), "heldout_prompts": len(heldout), **figures}
     reward.save(directory / "model", {"seed": config.seed, "data": config.data, **figures})
     files.write_json(directory / "summary.json", summary)
     return summary
+
+
+def exit_depth(share: float, depth: int) -> int | None:
+    """After how many blocks the reward leaves the trunk; None: after all. UserError for a share outside 0 to 1."""
+    if not 0 < share <= 1:
+        raise UserError(
+            f"exit is {share}", where="reward_model", fix="give a share of the blocks, such as 0.5"
+        )
+    leave = max(1, round(share * depth))
+    return None if leave == depth else leave
+
+
+@torch.no_grad()
+def group_states(branch: Branch, group: Judged, budget: int) -> Tensor:
+    """[completions, width]: what the head reads of one prompt's completions."""
+    packed = pack([group.prompt] * len(group.completions), group.completions, device=branch.trunk.device)
+    out = torch.zeros(len(group.completions), branch.trunk.shape.width, dtype=branch.trunk.wide)
+    for micro in micro_batches(packed, budget):
+        part, index = packed.take(micro)
+        out[index.cpu()] = pooled_states(branch, part).cpu()
+    return out
 
 
 def check(training: list[Judged], data: list[str]) -> None:

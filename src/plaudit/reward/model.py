@@ -69,7 +69,12 @@ class RewardModel:
                 {k: v.contiguous() for k, v in self.branch.head.state_dict().items()},
                 place / "head.safetensors",
             )
-            about = {"base_model": str(self.model.directory), "tokenizer": self.model.tokenizer.fingerprint}
+            about = {
+                "base_model": str(self.model.directory),
+                "tokenizer": self.model.tokenizer.fingerprint,
+                "exit": self.branch.exit,
+                "pool": self.branch.pool,
+            }
             files.write_json(place / "reward_model.json", about | facts)
 
 
@@ -81,10 +86,13 @@ def load_reward_model(directory: Path, model: Model) -> RewardModel:
             "was trained on another model", where=str(directory), fix=f"use {about.get('base_model')}"
         )
     trunk = model.trunk
-    adapter = load_adapter(directory, linear_sizes(trunk), trunk.shape.depth, trunk.wide).to(trunk.device)
+    leave, pool = about.get("exit"), about.get("pool", "last")
+    depth = trunk.shape.depth if leave is None else leave
+    adapter = load_adapter(directory, linear_sizes(trunk), depth, trunk.wide).to(trunk.device)
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
     head.load_state_dict(read_safetensors(directory / "head.safetensors"))
-    return RewardModel(Branch(trunk, adapter.requires_grad_(False), head.requires_grad_(False)), model)
+    branch = Branch(trunk, adapter.requires_grad_(False), head.requires_grad_(False), exit=leave, pool=pool)
+    return RewardModel(branch, model)
 
 
 def describe(directory: Path) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Metrics:
         self.console.print(
             f"[dim]{self.title}[/] {step:>3}/{self.total}  {shown}  [dim]{clock(left)} left[/]",
             highlight=False,
+            soft_wrap=True,
         )
 
 
