@@ -11,6 +11,7 @@ from torch import Tensor
 from plaudit.data.collate import pack
 from plaudit.models.branch import (
     Branch,
+    Pool,
     ScalarHead,
     final_scores,
     hidden_states,
@@ -179,3 +180,39 @@ def test_the_state_of_a_trained_trunk_is_whole() -> None:
         one.norm.add_(1.0)
     Branch(two).load_state(Branch(one).state())
     assert torch.equal(two.norm, one.norm)
+
+
+@pytest.mark.parametrize("blocks", [None, 0, 1])
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_a_branch_that_leaves_half_way(trunk: Llama, blocks: int | None, pool: Pool) -> None:
+    """Its head reads the stream after two blocks, at unit mean square; each completion alone, by hand."""
+    adapter = (
+        None if blocks is None else make_adapter(trunk, rank=2, alpha=4.0, blocks=blocks, seed=1, depth=2)
+    )
+    if adapter is not None:
+        with torch.no_grad():
+            for factor in adapter.parameters():
+                factor.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    head = random_head(trunk)
+    with torch.no_grad():
+        head.centre.fill_(0.1)
+        head.scale.fill_(2.0)
+    branch = Branch(trunk, adapter, head, exit=2, pool=pool)
+    scores = final_scores(branch, PACKED)
+    for depth in range(branch.first + 1):
+        stream = lower_stream(trunk, PACKED, depth)
+        assert torch.equal(final_scores(branch, PACKED, stream=stream, depth=depth), scores)
+    prompts, completions = [[4, 5, 6]] * 3 + [[8, 9]], random_ids(4, 4, 2, 6)
+    for sample, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids = torch.tensor([prompt + completion])
+        positions = torch.arange(ids.shape[1])[None]
+        causal = positions[:, None, :] <= positions[:, :, None]
+        stream = trunk.run(trunk.embed(ids), trunk.context(positions, causal), adapter, stop=2)[
+            0, len(prompt) :
+        ]
+        even = stream / stream.square().mean(-1, keepdim=True).sqrt()
+        read = even[-1] if pool == "last" else even.mean(0)
+        expected = ((read - 0.1) / 2.0) @ head.weight + head.bias
+        assert float((scores[sample] - expected).detach().abs()) < (
+            1e-10 if trunk.dtype == torch.float64 else 1e-5
+        )

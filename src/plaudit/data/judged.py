@@ -46,13 +46,18 @@ def prompt_key(prompt: Prompt) -> str:
     return json.dumps(prompt_to_json(prompt), ensure_ascii=False, sort_keys=True)
 
 
-def known_ids(paths: Sequence[str]) -> KnownIds:
-    """The ids of sampled completions, from files that `plaudit generate` wrote. UserError for any other file."""
+def known_ids(paths: Sequence[str], fingerprint: str | None = None) -> KnownIds:
+    """The ids of sampled completions, from files that `plaudit generate` wrote. UserError for any other file.
+
+    fingerprint: the tokenizer's whose ids are wanted; a sample of another's is left out.
+    """
     ids: KnownIds = {}
     for path in paths:
         for where, row in rows(path):
             if not {"prompt", "completion", "completion_ids"} <= row.keys():
                 raise UserError("is no sample", where=where, fix="name a file that `plaudit generate` wrote")
+            if fingerprint is not None and row.get("tokenizer", fingerprint) != fingerprint:
+                continue
             key = json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True)
             ids[key, row["completion"]] = row["completion_ids"]
     return ids

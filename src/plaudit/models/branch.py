@@ -78,7 +78,9 @@ class Branch:
         """The first block that differs from the trunk's own; all blocks are the trunk's where nothing adapts."""
         if any(p.requires_grad for p in self.trunk.parameters()):
             return 0
-        return self.trunk.shape.depth if self.adapter is None else self.adapter.first
+        if self.adapter is None:
+            return self.trunk.shape.depth if self.exit is None else self.exit
+        return self.adapter.first
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """What is the branch's own, by name: the adapter or the whole trainable trunk, and the head."""

@@ -36,33 +36,33 @@ from plaudit.types import UserError
 class AdapterConfig(Base):
     """rank: of the low-rank update; alpha: its scale is alpha / rank; blocks: how many top blocks (0: all)."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    blocks: int = 6
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    blocks: int = Field(default=6, ge=0)
 
 
 class Config(Base):
     """Settings of the reward_model recipe; each is described in docs/configs.md."""
 
     model: str = "smollm2"
-    data: list[str]
+    data: list[str] = Field(min_length=1)
     samples: list[str] = Field(default=[])
     reference: list[str] = Field(default=[])
     seed: int = 0
-    heldout: float = 0.2
+    heldout: float = Field(default=0.2, ge=0, lt=1)
     pool: Pool = "last"
-    exit: float = 1.0
+    exit: float = Field(default=1.0, gt=0, le=1)
     probe: bool = False
     adapter: AdapterConfig = AdapterConfig()
-    epochs: int = 1
-    prompts_per_step: int = 8
-    learning_rate: float = 3e-4
-    rating_weight: float = 1.0
-    max_grad_norm: float = 1.0
-    micro_batch_tokens: int = 4096
+    epochs: int = Field(default=1, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=3e-4, ge=0)
+    rating_weight: float = Field(default=1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
-    threads: int = 0
-    checkpoint_every: int = 20
+    threads: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=20, ge=1)
 
 
 def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. Judgements, grouped by prompt: all pairs of a prompt's completions stay in one batch element.
     device, dtype = machine.prepare(config.precision, config.threads)
     model = model or load_model(config.model, dtype, device)
-    ids = known_ids(config.samples)
+    ids = known_ids(config.samples, model.tokenizer.fingerprint)
     records = [record for path in config.data for record in read_records(path)]
     judged = group_by_prompt(records, model.tokenizer, ids, context=model.trunk.shape.context)
     training, heldout = split_by_prompt(judged, config.heldout, config.seed)

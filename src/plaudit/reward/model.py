@@ -28,18 +28,15 @@ class RewardModel:
         self.branch, self.model, self.budget = branch, model, budget
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One number a sample. Ids are used where the sample's tokenizer is ours, else the text is encoded anew.
-
-        UserError for a score that is not a number.
-        """
-        ours = self.model.tokenizer.fingerprint
-        pairs = [
-            (list(s.prompt_ids), list(s.completion_ids))
-            if s.tokenizer == ours
-            else (list(s.prompt_ids), self.model.tokenizer.encode(s.text))
-            for s in samples
-        ]
-        return self.score_ids([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+        """One number a sample. UserError for a score that is not a number, and for samples of another tokenizer:
+        a sample knows its prompt by ids alone, which would be other words here (`plaudit score` reads texts)."""
+        if any(s.tokenizer != self.model.tokenizer.fingerprint for s in samples):
+            raise UserError(
+                "was trained on another tokenizer than the samples'",
+                where="reward model",
+                fix=f"sample from {self.model.directory}, or score texts with `plaudit score`",
+            )
+        return self.score_ids([s.prompt_ids for s in samples], [s.completion_ids for s in samples])
 
     def score_ids(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
@@ -90,7 +87,13 @@ def load_reward_model(directory: Path, model: Model) -> RewardModel:
     depth = trunk.shape.depth if leave is None else leave
     adapter = load_adapter(directory, linear_sizes(trunk), depth, trunk.wide).to(trunk.device)
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
-    head.load_state_dict(read_safetensors(directory / "head.safetensors"))
+    try:
+        head.load_state_dict(read_safetensors(directory / "head.safetensors"))
+    except RuntimeError as error:  # a tensor is missing, too many or misshapen
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"does not fit this model ({reason})", where=str(directory / "head.safetensors")
+        ) from None
     branch = Branch(trunk, adapter.requires_grad_(False), head.requires_grad_(False), exit=leave, pool=pool)
     return RewardModel(branch, model)
 
