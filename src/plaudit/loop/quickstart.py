@@ -96,7 +96,11 @@ def command(
         return resume(out)
     machine.prepare(config.precision, config.threads)
     rundir.start(out, "quickstart", config, overwrite=overwrite)
-    return run(config, out)
+    try:
+        return run(config, out)
+    except UserError:
+        rundir.drop_unbegun(out)
+        raise
 
 
 def resume(directory: Path) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def is_empty_shell(directory: Path) -> bool:
 def drop_unbegun(directory: Path) -> None:
     """Remove a run that took no step, so that the same command can be given again once its data is mended."""
     log = directory / "metrics.jsonl"
-    if not (directory / "checkpoints").exists() and (not log.exists() or not log.read_bytes()):
+    begun = (directory / "checkpoints").exists() or (directory / "loop.json").exists()
+    if not begun and (not log.exists() or not log.read_bytes()):
         _clear(directory)
         directory.rmdir()
 
@@ -84,7 +85,7 @@ def check_machine(directory: Path) -> None:
     """UserError where the run was started on a machine that would give other bits."""
     path = directory / "machine.json"
     if path.exists():
-        machine.check_same(json.loads(path.read_text(encoding="utf-8")))
+        machine.check_same(_read_json(path))
 
 
 def reopen(directory: Path) -> None:
@@ -98,5 +99,14 @@ def summary(directory: Path) -> dict[str, Any] | None:
     path = directory / "summary.json"
     if not path.exists():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=str(path), fix="remove it, and resume") from None
     return found
