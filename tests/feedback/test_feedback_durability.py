@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import random
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,9 +13,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
-from plaudit.feedback.events import Item
+from plaudit.feedback.events import Item, comparison_event
 from plaudit.feedback.store import Store
+from plaudit.types import UserError
 
 WRITER = """
 import sys
@@ -86,3 +91,27 @@ def test_the_migrations_come_with_the_package() -> None:
     assert [file.name for file in folder.joinpath("versions").iterdir() if file.name.startswith("v")] == [
         "v0001_events.py"
     ]
+
+
+def test_without_space_nothing_is_lost_and_the_fault_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    with Store.open(path) as store:
+        store.add_items([Item("p", ("a", "b"), id="i")])
+
+        def narrow(connection: sqlite3.Connection, _record: object) -> None:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages + 8}")
+
+        sqlalchemy.event.listen(store.engine, "connect", narrow)
+        store.close()
+        said = (comparison_event("i", "ann", 0, id=str(n), comment="long " * 100) for n in itertools.count())
+        with pytest.raises(UserError, match="no space left") as caught:
+            collections.deque(map(store.append, said), maxlen=0)
+        assert caught.value.where == str(path)
+        assert caught.value.fix == "free some space"
+        kept = store.last_seq()
+        assert [event.id for event in store.log()] == [str(n) for n in range(kept)]
+
+        sqlalchemy.event.remove(store.engine, "connect", narrow)
+        store.close()
+        assert store.append(comparison_event("i", "ann", 0, id=str(kept))) == kept + 1

@@ -132,7 +132,8 @@ def to_json(value: Any) -> str:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes, alone; when the block ends well it is on disk. UserError when busy for long."""
+    """One transaction that writes, alone; when the block ends well it is on disk. UserError when busy for long
+    or out of space."""
     with engine.connect().execution_options(plaudit_writes=True) as connection:
         try:
             with connection.begin():
@@ -140,10 +141,14 @@ def writing(engine: Engine) -> Iterator[Connection]:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
                 yield connection
         except OperationalError as error:
-            if "locked" in str(error.orig):
-                where = str(engine.url.database)
+            where, reason = str(engine.url.database), str(error.orig)
+            if "locked" in reason:
                 raise UserError(
                     "another process keeps the store busy", where=where, fix="try again"
+                ) from None
+            if "disk is full" in reason:
+                raise UserError(
+                    "cannot be written (no space left on device)", where=where, fix="free some space"
                 ) from None
             raise
 
