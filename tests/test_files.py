@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
-from plaudit.files import new_directory, writable, write_bytes, write_json, write_text
+from plaudit.files import (
+    is_left_over,
+    new_directory,
+    sweep,
+    writable,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from plaudit.types import UserError
 
 
@@ -220,3 +229,45 @@ def test_writable_speaks_of_its_own_path_alone(tmp_path: Path, monkeypatch: pyte
             raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/secret")
         with pytest.raises(OSError, match="no number"), writable(path):
             raise OSError("no number")
+
+
+def test_a_full_disk_is_told_whoever_met_it(tmp_path: Path) -> None:
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(UserError, match="free some space") as caught, new_directory(tmp_path / "model"):
+        raise SafetensorError(said)
+    assert caught.value.where == str(tmp_path / "model")
+    with pytest.raises(SafetensorError), new_directory(tmp_path / "model"):
+        raise SafetensorError("Error while serializing: header too large")
+    assert tree(tmp_path) == {}
+
+
+def test_what_killed_writers_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from plaudit import files
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+path = Path(sys.argv[1])
+if path.suffix:
+    files.write_text(path, "new")
+with files.new_directory(path) as place:
+    (place / "sub").mkdir()
+    (place / "sub" / "file").write_text("new")
+"""
+    for name in ("a.txt", "deep/b.txt", "deep/model"):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+        assert done.returncode == -signal.SIGKILL
+    for name in (".new", ".new.txt", ".new.a.short", ".new.a.UPPERCAS", ".mine.abcdefgh", "a.new.b.abcdefgh"):
+        (tmp_path / name).write_text("mine")
+    assert len([path for path in tmp_path.rglob(".new.*") if is_left_over(path)]) == 3
+    sweep(tmp_path)
+    mine = [
+        ".mine.abcdefgh",
+        ".new",
+        ".new.a.UPPERCAS",
+        ".new.a.short",
+        ".new.txt",
+        "a.new.b.abcdefgh",
+        "deep/",
+    ]
+    assert sorted(tree(tmp_path)) == mine

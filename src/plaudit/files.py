@@ -121,6 +121,11 @@ def writable(path: Path) -> Iterator[None]:
         hint = "free some space" if full else "choose another place"
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot be written ({reason})", where=str(path), fix=hint) from None
+    except Exception as error:
+        if f"(os error {errno.ENOSPC})" not in str(error):  # as safetensors says it
+            raise
+        reason = os.strerror(errno.ENOSPC).lower()
+        raise UserError(f"cannot be written ({reason})", where=str(path), fix="free some space") from None
 
 
 def _concerns(error: OSError, path: Path) -> bool:
