@@ -396,7 +396,9 @@ def test_a_disk_that_fills_while_training_can_be_gone_on_from(
     with monkeypatch.context() as patch:
         patch.setattr("plaudit.training.checkpoint.save_file", fills)
         assert main([*words, "cut"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "plaudit: no space left on device; free some space"
+    said = capsys.readouterr().err.splitlines()[-1]
+    place = "cut/checkpoints/step-000003"
+    assert said == f"plaudit: {place}: cannot be written (no space left on device); free some space"
     assert sorted(path.name for path in Path("cut/checkpoints").iterdir()) == ["step-000001", "step-000002"]
     plaudit.done("resume", "cut")
     for name in ("model/model.safetensors", "metrics.jsonl", "summary.json"):

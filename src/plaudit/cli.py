@@ -142,8 +142,8 @@ def resume(run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The dire
     if summary is None:
         config = configs.parse(recipe.Config, tree, str(run / "config.yaml"))
         machine.prepare(config.precision, config.threads)
-        rundir.reopen(run)
-        with _resumable(run):
+        with rundir.alone(run), _resumable(run):
+            rundir.reopen(run)
             summary = recipe.run(config, run)
     _print(summary)
 
@@ -337,12 +337,12 @@ def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, r
     directory = out or Path("runs") / name
     machine.prepare(config.precision, config.threads)
     rundir.start(directory, name, config, overwrite=overwrite)
-    try:
-        with _resumable(directory):
+    with rundir.alone(directory), _resumable(directory):
+        try:
             summary = module.run(config, directory)
-    except UserError:
-        rundir.drop_unbegun(directory)
-        raise
+        except UserError:
+            rundir.drop_unbegun(directory)
+            raise
     _print(summary)
 
 

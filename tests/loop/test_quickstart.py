@@ -200,7 +200,7 @@ def test_overwrite_begins_again(copy: Path, finished: Path) -> None:
     (copy / "stray").write_text("of the run that goes")
     summary = command(copy, overwrite=True)
     assert not (copy / "stray").exists()
-    assert untimed(summary) == untimed(json.loads((finished / "summary.json").read_text(encoding="utf-8")))
+    assert untimed(summary) == untimed(rundir.summary(finished))
 
 
 def test_an_overwrite_that_was_killed_leaves_no_half_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +219,18 @@ def test_an_overwrite_that_was_killed_leaves_no_half_run(copy: Path, monkeypatch
         quickstart.resume(copy)
     rundir.start(copy, "quickstart", quickstart.Config())
     assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "machine.json"]
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(copy: Path, finished: Path) -> None:
+    (copy / "summary.json").unlink()
+    (copy / ".new.band.json.abcd_123").write_text("being written")
+    before = tree(copy)
+    with rundir.alone(copy):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another process is at work"):
+                command(copy, overwrite=overwrite)
+        assert tree(copy) == before
+    assert untimed(command(copy)) == untimed(rundir.summary(finished))
 
 
 # Faults of the world ---------------------------------------------------------------------------------------
@@ -250,7 +262,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_space
     assert not list(directory.rglob(".new.*"))
     assert not (directory / "summary.json").exists()
     summary = command(directory)
-    assert untimed(summary) == untimed(json.loads((finished / "summary.json").read_text(encoding="utf-8")))
+    assert untimed(summary) == untimed(rundir.summary(finished))
     for name in ("model", "rounds/1/ppo/adapter", "rounds/1/reward/model"):
         for path in (finished / name).glob("*.safetensors"):
             assert path.read_bytes() == (directory / name / path.name).read_bytes()

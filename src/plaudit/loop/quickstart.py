@@ -29,21 +29,21 @@ class RewardConfig(Base):
     """The reward model's part; see the reward_model recipe."""
 
     rank: int = 16
-    blocks: int = 12
+    blocks: int = 6
     exit: float = 0.53
-    learning_rate: float = 1e-3
-    epochs: int = 2
-    prompts_per_step: int = 4
+    learning_rate: float = 2e-4
+    epochs: int = 1
+    prompts_per_step: int = 8
 
 
 class PolicyConfig(Base):
     """PPO's part; see the ppo recipe."""
 
-    steps: int = 10
+    steps: int = 8
     prompts_per_step: int = 16
     samples_per_prompt: int = 4
-    epochs: int = 4
-    learning_rate: float = 2e-4
+    epochs: int = 3
+    learning_rate: float = 8e-4
     rank: int = 16
     blocks: int = 16
     kl_coef: float = 0.05
@@ -60,6 +60,7 @@ class Config(Base):
     rounds: int = 2
     seed: int = 0
     training_prompts: int = 240
+    later_prompts: int = 120
     heldout_prompts: int = 160
     completions: int = 4
     max_new_tokens: int = 24
@@ -96,11 +97,12 @@ def command(
         return resume(out)
     machine.prepare(config.precision, config.threads)
     rundir.start(out, "quickstart", config, overwrite=overwrite)
-    try:
-        return run(config, out)
-    except UserError:
-        rundir.drop_unbegun(out)
-        raise
+    with rundir.alone(out):
+        try:
+            return run(config, out)
+        except UserError:
+            rundir.drop_unbegun(out)
+            raise
 
 
 def resume(directory: Path) -> dict[str, Any]:
@@ -111,8 +113,9 @@ def resume(directory: Path) -> dict[str, Any]:
         closing_words(summary, directory, Console(stderr=True))
         return summary
     machine.prepare(config.precision, config.threads)
-    rundir.reopen(directory)
-    return run(config, directory)
+    with rundir.alone(directory):
+        rundir.reopen(directory)
+        return run(config, directory)
 
 
 def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> dict[str, Any]:

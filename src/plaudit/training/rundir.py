@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,28 @@ def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bo
             )
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        _clear(directory)
+        with alone(directory):
+            _clear(directory)
     files.write_json(directory / "machine.json", machine.record())
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """No other process works on this run meanwhile. UserError where one does; its end, a kill too, frees the run."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                "another process is at work on this run", where=str(directory), fix="wait for it, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_empty_shell(directory: Path) -> bool:
@@ -89,7 +111,7 @@ def check_machine(directory: Path) -> None:
 
 
 def reopen(directory: Path) -> None:
-    """Make ready a run that was stopped: `check_machine`, and clear away what a kill left half written."""
+    """Make ready a run that was stopped: `check_machine`, and clear away what a kill left half written. `alone`."""
     check_machine(directory)
     files.sweep(directory)
 
