@@ -39,15 +39,15 @@ class Band:
 
     @classmethod
     def of(cls, views: Views) -> Band:
-        """From the starting model's samples: half of them are relevant beyond 0.5, three quarters fully fluent."""
-        low, high = np.quantile(views.surprise, [0.125, 0.875])
+        """From the starting model's samples: half of them are relevant beyond 0.5, the middle half fully fluent."""
+        low, high = np.quantile(views.surprise, [0.25, 0.75])
         centre, spread = np.median(views.gain), views.gain.std()
         return cls(
             float(centre),
             float(max(spread, 1e-6)),
             float(low),
             float(high),
-            float(max((high - low) / 2, 1e-6)),
+            float(max((high - low) / 4, 1e-6)),
         )
 
 

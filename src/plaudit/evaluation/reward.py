@@ -20,7 +20,7 @@ def measure(reward: RewardModel, training: Sequence[Judged], heldout: Sequence[J
     is the mean distance weighted by count (expected calibration error, Guo et al. 2017). None where nothing is
     held out. The figures are of the reward before its normalisation, whose differences are log-odds.
     """
-    scored = [(group, _scores(reward, group)) for group in heldout]
+    scored = _scored(reward, heldout)
     margins, lengths, targets = [], [], []
     for group, scores in scored:
         for a, b, target in _decided(group):
@@ -58,8 +58,14 @@ def measure(reward: RewardModel, training: Sequence[Judged], heldout: Sequence[J
     return figures
 
 
-def _scores(reward: RewardModel, group: Judged) -> list[float]:
-    return reward.score_ids([group.prompt] * len(group.completions), group.completions)
+def _scored(reward: RewardModel, groups: Sequence[Judged]) -> list[tuple[Judged, list[float]]]:
+    """Each group with its completions' scores, all computed together."""
+    scores = iter(
+        reward.score_ids(
+            [g.prompt for g in groups for _ in g.completions], [c for g in groups for c in g.completions]
+        )
+    )
+    return [(group, [next(scores) for _ in group.completions]) for group in groups]
 
 
 def _decided(group: Judged) -> list[tuple[int, int, float]]:

@@ -7,6 +7,7 @@ keeps. Each may be killed and taken again.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from plaudit.loop.rounds import Journal
 from plaudit.loop.show import Bar
 from plaudit.models.adapter import load_adapter
 from plaudit.models.load import Model, linear_sizes
+from plaudit.randomness import rng
 from plaudit.recipes import ppo, reward_model
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import SamplingParams
@@ -66,6 +68,17 @@ class Stage:
         return self.directory / "rounds" / str(self.number)
 
     @property
+    def prompts(self) -> Prompts:
+        """The training prompts that the round samples: all in the first, a drawn part in later ones; for a person,
+        who judges `answers` pairs, half as many pairs again."""
+        config, every = self.config, self.splits["train"]
+        count = len(every) if self.number == 1 else min(len(every), config.later_prompts)
+        if config.raters == "me":
+            count = min(count, math.ceil(1.5 * config.answers / (config.completions // 2)))
+        drawn = rng(config.seed, "round prompts", self.number).permutation(len(every))[:count]
+        return [every[i] for i in sorted(drawn)]
+
+    @property
     def parent_adapter(self) -> Path | None:
         """The adapter of the policy that this round begins with; None is the starting model."""
         return (
@@ -81,7 +94,7 @@ class Stage:
 
 def sample(stage: Stage) -> Result:
     """n completions of each training prompt from the policy that the round begins with -> samples.jsonl."""
-    config, prompts = stage.config, stage.splits["train"]
+    config, prompts = stage.config, stage.prompts
     stage.say(f"sampling {config.completions} completions of {len(prompts)} prompts")
     rows = draw(stage, prompts, config.completions, "sample", adapter=stage.parent_adapter)
     write_rows(stage.place / "samples.jsonl", rows)
@@ -173,10 +186,10 @@ def judge(stage: Stage) -> Result:
     """Pairs of completions become items; raters claim them and their judgements become events."""
     rows = read_rows(stage.place / "samples.jsonl")
     seen = impressions(rows, read_rows(stage.place / "looks.jsonl"))
-    items, places = [], {}
+    prompts, items, places = stage.prompts, [], {}
     for first, second in pairs_of(rows):
         item = Item(
-            prompt=stage.splits["train"][first // stage.config.completions],
+            prompt=prompts[first // stage.config.completions],
             completions=(rows[first]["completion"], rows[second]["completion"]),
             policy_version=rows[first]["policy_version"],
             meta={"round": stage.number, "pair": [first, second]},
@@ -346,6 +359,10 @@ def reward(stage: Stage) -> Result:
     stage.store.name_snapshot(f"round-{stage.number}", seq, note="reward model and policy of this round")
     feedback = stage.place / "feedback.jsonl"
     transfer.export_file(stage.store, feedback, up_to=seq)
+    heldout = [
+        prompt_to_json(prompt) for prompt in stage.splits["heldout"]
+    ]  # a person's blind answers, to measure by
+    write_rows(feedback, [row for row in read_rows(feedback) if row["prompt"] not in heldout])
     every = [stage.directory / "rounds" / str(n) / "samples.jsonl" for n in range(1, stage.number + 1)]
     stage.say("learning a reward from the judgements")
     config = reward_model.Config(

@@ -228,7 +228,8 @@ def load_scorer(reward: str, model: Model) -> RewardModel | RuleScorer:
 
 
 def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer) -> tuple[Branch, Branch]:
-    """Policy and value: adapters on the model's trunk, or (rank 0) whole copies of it that are trained.
+    """Policy and value: adapters on the model's trunk, or (rank 0) whole copies of it that are trained, in float32
+    or wider, since a bfloat16 weight swallows small steps.
 
     The value's adapter begins as the reward's where there is a reward model on the same tokenizer, its head at
     zero (Ziegler et al. 2019), so that the first values are 0.
@@ -236,9 +237,8 @@ def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer
     trunk, a = model.trunk, config.adapter
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
     if a.rank == 0:
-        return Branch(copy.deepcopy(trunk).requires_grad_(True)), Branch(
-            copy.deepcopy(trunk).requires_grad_(True), head=head
-        )
+        policy, value = (copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True) for _ in range(2))
+        return Branch(policy), Branch(value, head=head)
     if config.start is not None:
         adapter = load_adapter(Path(config.start), linear_sizes(trunk), trunk.shape.depth, trunk.wide)
         adapter = adapter.to(trunk.device)

@@ -6,6 +6,7 @@ Stiennon et al. 2020, section 3.4, with ratings beside: read `run` from top to b
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
     # 4. The head alone, fitted to the trunk as it is; a convex fit, so a resumed run finds the same.
     elif config.probe:
-        states = [group_states(branch, group, config.micro_batch_tokens) for group in training]
+        states = states_of(branch, training, config.micro_batch_tokens)
         fit_head(head, training, states, rating_weight=config.rating_weight, seed=config.seed)
 
     # 5. One step a batch of prompts; the learning rate goes to 0.
@@ -166,14 +167,15 @@ def exit_depth(share: float, depth: int) -> int | None:
 
 
 @torch.no_grad()
-def group_states(branch: Branch, group: Judged, budget: int) -> Tensor:
-    """[completions, width]: what the head reads of one prompt's completions."""
-    packed = pack([group.prompt] * len(group.completions), group.completions, device=branch.trunk.device)
-    out = torch.zeros(len(group.completions), branch.trunk.shape.width, dtype=branch.trunk.wide)
+def states_of(branch: Branch, groups: Sequence[Judged], budget: int) -> list[Tensor]:
+    """[completions, width] of each prompt: what the head reads of its completions."""
+    completions = [c for g in groups for c in g.completions]
+    packed = pack([g.prompt for g in groups for _ in g.completions], completions, device=branch.trunk.device)
+    out = torch.zeros(len(completions), branch.trunk.shape.width, dtype=branch.trunk.wide)
     for micro in micro_batches(packed, budget):
         part, index = packed.take(micro)
         out[index.cpu()] = pooled_states(branch, part).cpu()
-    return out
+    return list(torch.split(out, [len(g.completions) for g in groups]))
 
 
 def check(training: list[Judged], data: list[str]) -> None:
