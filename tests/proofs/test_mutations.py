@@ -215,8 +215,186 @@ LOGPROBS = _algorithms(
      "frozen weights multiplied twice"),
 )  # fmt: skip
 
+
+def _room(file: str, tests: str, *changes: tuple[str, str, str]) -> tuple[Mutation, ...]:
+    paths = tuple(f"{test}.py" for test in tests.split())
+    return tuple(Mutation(f"{file}.py", old, new, why, paths) for old, new, why in changes)
+
+
+COLLATE = _room(
+    "data/collate",
+    "data/test_collate",
+    ("predictor[sample, 0] = row * width + len(prompt) - 1", "predictor[sample, 0] = row * width + len(prompt)",
+     "the first token predicted by itself"),
+    ("torch.arange(start, end - 1)", "torch.arange(start + 1, end)", "tokens predicted by themselves"),
+    ("last[sample] = row * width + end - 1", "last[sample] = row * width + end - 2", "the score one token early"),
+    ("((key == 0) | (key == query))", "(key >= 0)", "completions that see each other"),
+    ("(columns[None, :] <= columns[:, None])", "(columns[None, :] >= 0)", "tokens that see their future"),
+    ("torch.arange(len(prompt), len(prompt) + len(completion))", "torch.arange(start, end)",
+     "positions that count the completions before"),
+    ("shared and used + len(completion) <= max_row", "shared", "rows without a limit"),
+    ("flat % width + index * cut", "flat % width + index * width", "places of the uncut rows"),
+    ("samples[torch.argsort(place[old[samples]], stable=True)]", "samples[:]", "samples in the order of all rows"),
+    ("mask[sample, : len(completion)] = True", "mask[sample, : len(completion)] = ids[row, start:end] != 0",
+     "a mask from ids"),
+    ("else rows.sort().values", "else rows", "micro-batches that depend on the rows' order"),
+    ("widest * (len(groups[-1]) + 1) <= budget", "widest * len(groups[-1]) <= budget", "a row over the budget"),
+)  # fmt: skip
+TOKENIZER = _room(
+    "data/tokenizer",
+    "data/test_tokenizer",
+    ("add_generation_prompt=True", "add_generation_prompt=False", "a prompt that does not ask for an answer"),
+    (' + "\\0" + str(inner.chat_template)', "", "a fingerprint blind to the template"),
+    ("add_special_tokens=False", "add_special_tokens=True", "the first token in every text"),
+)  # fmt: skip
+LLAMA = _room(
+    "models/llama",
+    "models/test_parity",
+    ("torch.cat([-second, first], dim=-1)", "torch.cat([second, -first], dim=-1)", "rotated the other way"),
+    ("1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))",
+     "self.shape.rope_theta ** (-half / self.shape.head_width)", "another rounding of the rotary angles"),
+    ("t.repeat_interleave(group, dim=1)", "t.repeat(1, group, 1, 1)", "query heads on the wrong key heads"),
+    ("        if shape.qk_norm:\n            query", "        if False:\n            query", "Qwen3's norms forgotten"),
+    ("bias = self.biases.get(name, None)", "bias = None", "Qwen2's biases forgotten"),
+    ("self.norms[name].to(x.dtype), self.shape.norm_eps", "self.norms[name].to(x.dtype), 1e-6",
+     "another epsilon in the blocks"),
+    ("self.norm.to(stream.dtype), self.shape.norm_eps", "self.norm.to(stream.dtype), 1e-6",
+     "another epsilon at the end"),
+    ("self.embedding if self.output is None else self.output", "self.embedding", "every model tied"),
+    ('config.get("sliding_window", 4096)', 'config.get("sliding_window")', "Mistral's default window overlooked"),
+) + _room(
+    "models/llama",
+    "rollout/test_local",
+    ("query.view(rows, shape.kv_heads, group, shape.head_width)",
+     "query.view(rows, group, shape.kv_heads, shape.head_width).transpose(1, 2)", "cached heads in another order"),
+    ("end = cache.filled + columns", "end = columns", "new keys over the first ones"),
+)  # fmt: skip
+ADAPTER = _room(
+    "models/adapter",
+    "models/test_adapter",
+    ("block >= self.first", "block > self.first", "the first adapted block left out"),
+    ("F.linear(x, a) * (self.alpha / self.rank)", "F.linear(x, a) * self.alpha", "alpha not divided by the rank"),
+    ("(self.alpha / self.rank) * (b @ a)", "self.alpha * (b @ a)", "a merge of another scale"),
+    ("bound = factor.shape[1] ** -0.5", "bound = factor.shape[0] ** -0.5", "drawn by the rank, not the width"),
+    ("if other:", "if False:", "rank-stabilised LoRA and its like taken for LoRA"),
+    ('"layers_to_transform": list(range(adapter.first, adapter.depth)),\n', "", "peft adapts all blocks"),
+)  # fmt: skip
+LOAD = (
+    *_room("models/weights", "models/test_parity",
+           ("file.get_tensor(name).clone()", "file.get_tensor(name)", "tensors left in the file's map")),
+    *_room("models/load", "models/test_adapter",
+           ("for index in range(adapter.first, adapter.depth):",
+            "for index in range(adapter.first + 1, adapter.depth):",
+            "a block left out of the export"),
+           ('.to("cpu", source[name].dtype)', '.to("cpu")', "an export of another dtype")),
+)  # fmt: skip
+BRANCH = _room(
+    "models/branch",
+    "models/test_branch",
+    ("raw * self.gain + self.shift", "raw * self.shift + self.gain", "gain and shift swapped"),
+    ("(self.weight.numel() + 1) ** -0.5", "(self.weight.numel() + 1) ** -1", "a variance for a deviation"),
+    ("packed.tokens[packed.mask], temperature=temperature", "packed.tokens[packed.mask]", "temperature forgotten"),
+    ("stop=branch.exit)", "stop=None)", "no early exit"),
+    ("packed.own()[packed.mask]", "packed.predictor[packed.mask]", "the mean of the states before the tokens"),
+    ("return self.trunk.shape.depth if self.exit is None else self.exit", "return self.trunk.shape.depth",
+     "an exit below where the branch begins"),
+) + _room(
+    "models/branch",
+    "data/test_collate",
+    ("return hidden.index_select(0, packed.last)", "return hidden.index_select(0, packed.predictor[:, 0])",
+     "the score at the prompt's end"),
+)  # fmt: skip
+LOCAL = _room(
+    "rollout/local",
+    "rollout/test_local",
+    ("    logits = logits / params.temperature\n", "", "temperature forgotten in the draw"),
+    ("right=True", "right=False", "a number at a border given to the token below"),
+    ("token = torch.minimum(token, last)", "pass", "a token beyond the last"),
+    ("ids[: end + 1]", "ids[: max(end, 1)]", "the end of text left out"),
+    ("real[:, None, :] |", "(real | True)[:, None, :] |", "padding that is seen"),
+    ("[real.to(trunk.device)[rows],", "[(real | True).to(trunk.device)[rows],", "padding that later tokens see"),
+    ("            place = place + 1\n", "", "positions that stand still"),
+    ("rng(*key, prompt, index).random", "rng(*key, index).random", "the same draws for every prompt"),
+    ("draws[alive, step]", "draws[alive, 0]", "one draw for all tokens"),
+    ("for t in (alive, place, seen, token, going))", "for t in (alive, place.flip(0), seen, token, going))",
+     "positions of other rows after some have left"),
+    ("ordered.cumsum(-1) - ordered < params.top_p", "ordered.cumsum(-1) < params.top_p",
+     "the token that crosses top-p cut"),
+    ("keep[:, params.top_k :] = False", "keep[:, params.top_k + 1 :] = False", "one token more than top-k"),
+    ("logits[:, ends] = -torch.inf", "pass", "an end of text where it is ignored"),
+    ("    def load(self, weights: Adapter | Llama | None, version: str) -> None:",
+     "    def load(self, weights: Adapter | Llama | None, version: str) -> None:\n        weights = None",
+     "weights that are never loaded"),
+)  # fmt: skip
+COLLECT = _room(
+    "rollout/collect",
+    "rollout/test_collect",
+    ("at, here[depth] = depth, stream", "here[depth] = stream", "blocks run twice"),
+    ("token_logprobs(policy, part, temperature=temperature,", "token_logprobs(policy, part,", "temperature forgotten"),
+    ("if branch.trunk is reference else (None, 0)", "if branch.first in here else (None, 0)",
+     "a trained trunk entered from the frozen one's stream"),
+    ("scores[index] =", "scores[: len(index)] =", "scores given to other samples"),
+)  # fmt: skip
+PPO = _room(
+    "recipes/ppo",
+    "recipes/test_ppo_golden",
+    ('rng(config.seed, "epoch", step, epoch)', 'rng(config.seed, "epoch", step, 0)', "every epoch in one order"),
+    ('rng(config.seed, "prompts", place // count)', 'rng(config.seed, "prompts", 0)', "every pass in one order"),
+    ("keep_mean=True", "keep_mean=False", "rewards centred"),
+    ("whiten(advantages, mask, keep_mean=False)", "whiten(advantages, mask, keep_mean=True)",
+     "advantages not centred"),
+    ("total = float(packed.mask[torch.isin(packed.row, rows)].sum())", "total = float(packed.mask.sum())",
+     "the batch's count for the minibatch's"),
+    ("config.value_coef * critic.loss", "critic.loss", "the value's coefficient forgotten"),
+    ("sampled_logprobs=cut(experience.sampled_logprobs)", "sampled_logprobs=cut(experience.old_logprobs)",
+     "importance forgotten"),
+    ("policy, part, temperature=config.temperature", "policy, part", "temperature forgotten in the epochs"),
+    ("linear_to_zero(step, config.steps)", "linear_to_zero(0, config.steps)", "a rate that never falls"),
+    ('observed=row["kl"]', 'observed=row["approx_kl"]', "the controller watches the wrong KL"),
+    ("replace_missing_eos(scores, finished, penalty=config.missing_eos_penalty)", "scores", "no penalty"),
+    ("shaped_rewards(shaped,", "shaped_rewards(scores,", "a penalty that never reaches the reward"),
+    ("gamma=config.gamma, lam=config.lam", "gamma=config.gamma", "lambda not passed on"),
+) + _room(
+    "recipes/ppo",
+    "recipes/test_ppo",
+    ("if not float(gap) <= PREFLIGHT[dtype]:", "if float(gap) <= PREFLIGHT[dtype]:", "preflight turned round"),
+    ("(seen.logprobs - seen.sampled_logprobs).abs()", "(seen.logprobs - seen.sampled_logprobs)",
+     "differences that cancel"),
+    ("if branch.adapter is None or branch.first not in seen.streams:", "if branch.first not in seen.streams:",
+     "a trained trunk entered from a frozen stream"),
+    ("        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume"),
+    ('float(state["kl_coef"])', "config.kl.coef", "the controller's state lost at a resume"),
+    ('value.load_state(checkpoint.unprefixed("value", tensors))', "pass", "the value lost at a resume"),
+    ("restore(before=step)", "restore()", "back to the weights that gave no numbers"),
+    ("key=lambda s: (s.prompt, s.index)", "key=lambda s: 0", "samples in the order of the engine"),
+)  # fmt: skip
+REWARD = (
+    *_room("recipes/reward_model", "recipes/test_reward_model",
+           ("head.gain.fill_(1 / spread)", "head.gain.fill_(spread)", "scaled the wrong way"),
+           ("-float(raw.mean()) / spread", "-float(raw.mean())", "a shift in the wrong unit"),
+           ("total=total_pairs", "total=len(pairs)", "the micro-batch's own mean"),
+           ("            checkpoint.load_optimizer(optimizer, tensors)\n" if False else
+            "        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume")),
+    *_room("data/judged", "recipes/test_reward_model",
+           ('rng(seed, "heldout", group.key)', 'rng(seed, "heldout", len(group.pairs))',
+            "all prompts on one side"),
+           ("1.0 if record.choice == 0 else 0.0", "0.0 if record.choice == 0 else 1.0", "the rejected one wanted")),
+    *_room("reward/model", "recipes/test_reward_model",
+           ("scores[index.cpu()] =", "scores[: len(index)] =", "scores given to other samples")),
+)  # fmt: skip
+TRAINING = (
+    *_room("training/metrics", "recipes/test_ppo",
+           ('if row["step"] <= done', 'if row["step"] < done', "a row lost at a resume")),
+    *_room("training/optim", "recipes/test_ppo",
+           ("eps=1e-5", "eps=1e-8", "another epsilon in Adam"),
+           ("nn.utils.clip_grad_norm_(parameters, max_grad_norm)",
+            "nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])",
+            "gradients not clipped")),
+)  # fmt: skip
+
 MUTATIONS: tuple[Mutation, ...] = (
     *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *PREFERENCE, *NLL, *LOGPROBS,
+    *COLLATE, *TOKENIZER, *LLAMA, *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *REWARD, *TRAINING,
 )  # fmt: skip
 
 
