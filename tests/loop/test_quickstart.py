@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from plaudit import config as configs
 from plaudit import files
 from plaudit.feedback.store import Store
-from plaudit.loop import measure, quickstart
+from plaudit.loop import measure, quickstart, stages
 from plaudit.loop.rounds import Journal
 from plaudit.models.load import load_model
 from plaudit.training import rundir
@@ -324,6 +324,16 @@ def test_a_person_goes_the_whole_way_round(tmp_path: Path) -> None:
     assert summary["policy"]["judges"] == "me"
     assert summary["policy"]["blind_answers"] == 3
     assert summary["policy"]["win_rate"] is not None
+
+
+def test_what_a_person_says_of_heldout_prompts_is_never_trained_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    by_me(out, Person("12" * 60), "rounds=2", "answers=10", "training_prompts=10")
+    heldout = {json.dumps(row["prompt"]) for row in stages.read_rows(out / "prompts" / "heldout.jsonl")}
+    assert len(comparisons(out)) == 2 * (10 + 3)
+    told = stages.read_rows(out / "rounds" / "2" / "feedback.jsonl")
+    assert len(told) == 2 * 10
+    assert not heldout & {json.dumps(row["prompt"]) for row in told}
 
 
 @pytest.mark.parametrize("end", ["q", ""])

@@ -51,11 +51,11 @@ def stage_of(directory: Path, store: Store, *, prompts: int = 6, ask: Any = None
     )
     rows = [
         {
-            "prompt": prompt_to_json(asked[n]),
+            "prompt": prompt_to_json(stage.prompts[n]),
             "completion": f"{TEXTS[(4 * n + s) % 7]} {n} {s}",
             "policy_version": "start",
         }
-        for n in range(prompts)
+        for n in range(len(stage.prompts))
         for s in range(4)
     ]
     stages.write_rows(stage.place / "samples.jsonl", rows)
@@ -279,20 +279,20 @@ def test_too_few_answers_are_kept_and_more_can_be_given(tmp_path: Path, store: S
     assert said(store)[:2] == kept
 
 
-def test_after_ties_alone_new_pairs_are_shown(tmp_path: Path, store: Store) -> None:
-    with pytest.raises(UserError, match="of 5 answers, which are kept, 0 prefer a side, and at least 5 must"):
-        by_me(tmp_path, store, Person("ttbbs"), answers=5)
+def test_in_place_of_ties_and_skips_new_pairs_are_shown(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(UserError, match="of 5 answers, which are kept, 2 prefer a side, and at least 5 must"):
+        by_me(tmp_path, store, Person("t1b2s"), answers=5)
     person = Person("1" * 50)
-    assert by_me(tmp_path, store, person, answers=5)["judgements"] == 9  # the skip is none
-    assert person.asked == 5
-    assert len({e.item for e in store.log()}) == 10
+    assert by_me(tmp_path, store, person, answers=5)["judgements"] == 4 + person.asked  # the skip is none
+    assert person.asked == 3
+    assert len({e.item for e in store.log()}) == 8
 
 
 def test_where_every_pair_is_a_tie_the_fix_says_so(tmp_path: Path, store: Store) -> None:
     with pytest.raises(UserError) as caught:
         by_me(tmp_path, store, Person("t" * 50), answers=40)
     assert "12 answers" in caught.value.what
-    assert "training_prompts" in caught.value.fix
+    assert "another seed" in caught.value.fix
     with pytest.raises(UserError) as again:
         by_me(tmp_path, store, Person(""), answers=40)
     assert again.value.fix == caught.value.fix

@@ -250,7 +250,7 @@ def _i_judge(stage: Stage, items: Sequence[Item]) -> None:
             f"too little to learn from: of {len(after)} answers, which are kept, {found} prefer a side, and at "
             f"least {least} must",
             where=f"round {stage.number}",
-            fix=go_on if len(after) < len(order) else "start again with more training_prompts",
+            fix=go_on if len(after) < len(order) else "start again with --overwrite and another seed",
         )
 
 
@@ -359,9 +359,8 @@ def reward(stage: Stage) -> Result:
     stage.store.name_snapshot(f"round-{stage.number}", seq, note="reward model and policy of this round")
     feedback = stage.place / "feedback.jsonl"
     transfer.export_file(stage.store, feedback, up_to=seq)
-    heldout = [
-        prompt_to_json(prompt) for prompt in stage.splits["heldout"]
-    ]  # a person's blind answers, to measure by
+    # A person's blind answers on held-out prompts are there to measure by.
+    heldout = [prompt_to_json(prompt) for prompt in stage.splits["heldout"]]
     write_rows(feedback, [row for row in read_rows(feedback) if row["prompt"] not in heldout])
     every = [stage.directory / "rounds" / str(n) / "samples.jsonl" for n in range(1, stage.number + 1)]
     stage.say("learning a reward from the judgements")
