@@ -18,7 +18,7 @@ from plaudit.feedback.transfer import stats
 from plaudit.types import UserError
 
 SERVER = os.environ.get("PLAUDIT_TEST_POSTGRES")
-pytestmark = pytest.mark.skipif(SERVER is None, reason="platform: PLAUDIT_TEST_POSTGRES names no server")
+pytestmark = pytest.mark.skipif(SERVER is None, reason="PLAUDIT_TEST_POSTGRES names no PostgreSQL server")
 IDS = [f"i{n}" for n in range(10)]
 
 
