@@ -364,8 +364,12 @@ def test_the_reward_logged_is_the_rules_own(
         drawn.extend(found)
         return reversed(found)
 
+    config = changed(config, reward="rules:first_id", steps=2, minibatches=2)
+    ppo.run(config, tmp_path / "forwards")
     monkeypatch.setattr(LocalEngine, "sample", backwards)
-    ppo.run(changed(config, reward="rules:first_id", steps=1), tmp_path / "run")
+    ppo.run(config, tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "forwards")
+    del drawn[6:]
     expected = sum(s.completion_ids[0] / 700 for s in drawn) / len(drawn)
     assert len(drawn) == 6
     assert rows(tmp_path / "run")[0]["reward"] == pytest.approx(expected, abs=1e-12)
