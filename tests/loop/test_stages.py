@@ -17,7 +17,7 @@ from plaudit.feedback.assignments import Assignment
 from plaudit.feedback.events import Event, Item, comparison_event, drawn_order, rating_event
 from plaudit.feedback.panel import Impression, Rater
 from plaudit.feedback.store import Store
-from plaudit.loop import stages
+from plaudit.loop import judging, stages
 from plaudit.loop.quickstart import Config
 from plaudit.loop.rounds import Journal
 from plaudit.loop.stages import Stage
@@ -77,28 +77,28 @@ def row(prompt: str, completion: str) -> dict[str, Any]:
 
 def test_neighbours_of_one_prompt_are_paired_where_they_differ() -> None:
     rows = [row("p", "a"), row("p", "b"), row("p", "c"), row("p", "c"), row("q", "a"), row("q", "d")]
-    assert list(stages.pairs_of(rows)) == [(0, 1), (4, 5)]
+    assert list(judging.pairs_of(rows)) == [(0, 1), (4, 5)]
 
 
 def test_no_pair_crosses_prompts_where_their_samples_are_odd() -> None:
     rows = [row(p, f"{p}{i}") for p in "pqr" for i in range(3)]
-    assert list(stages.pairs_of(rows)) == [(0, 1), (4, 5), (6, 7)]
-    assert list(stages.pairs_of(rows[:1])) == []
-    assert list(stages.pairs_of([])) == []
+    assert list(judging.pairs_of(rows)) == [(0, 1), (4, 5), (6, 7)]
+    assert list(judging.pairs_of(rows[:1])) == []
+    assert list(judging.pairs_of([])) == []
 
 
 def test_a_person_is_shown_as_many_prompts_as_there_are() -> None:
     items = [Item(p, (f"{p}{i}", "x"), id=f"{p}{i}") for p in "pqr" for i in range(3)]
-    assert [item.id for item in stages._spread_out(items, 5)] == ["p0", "q0", "r0", "p1", "q1"]
-    assert len(stages._spread_out(items, 99)) == 9
+    assert [item.id for item in judging._spread_out(items, 5)] == ["p0", "q0", "r0", "p1", "q1"]
+    assert len(judging._spread_out(items, 99)) == 9
 
 
 def test_opinions_can_be_replayed() -> None:
     rater = panel.training_raters(0)[3]
     item = Item("p", ("a great day", "a terrible day"), policy_version="start")
     pair = (Impression(item.completions[0], 0.8, 0.9), Impression(item.completions[1], 0.2, 0.7))
-    events = stages.opinions(rater, item, pair, 1, 7)
-    assert stages.opinions(rater, item, pair, 1, 7) == events
+    events = judging.opinions(rater, item, pair, 1, 7)
+    assert judging.opinions(rater, item, pair, 1, 7) == events
     assert [e.kind for e in events] == ["comparison", "rating", "rating"]
     assert [e.assignment for e in events] == [7, None, None]
     assert [e.payload.get("completion") for e in events] == [None, 0, 1]
@@ -106,7 +106,7 @@ def test_opinions_can_be_replayed() -> None:
     order = drawn_order(2, 0, rater.name, 1, item.id)
     assert {e.presented for e in events} == {order}
     assert {e.policy_version for e in events} == {"start"}
-    again = stages.opinions(rater, item, pair, 2, 7)
+    again = judging.opinions(rater, item, pair, 2, 7)
     assert not {e.id for e in events} & {e.id for e in again}
 
 
@@ -115,7 +115,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Event], Any]:
     """The log of a round that nobody disturbed, and the transition's result."""
     directory = tmp_path_factory.mktemp("judged")
     with Store.open(directory / "feedback.db") as store:
-        result = stages.judge(stage_of(directory, store))
+        result = judging.judge(stage_of(directory, store))
         return store.log(), result
 
 
@@ -150,7 +150,7 @@ def test_raters_take_turns(judged: Any) -> None:
 def test_the_rater_after_the_last_who_answered_is_next_whoever_was_idle(tmp_path: Path) -> None:
     raters = panel.training_raters(0)
     with Store.open(tmp_path / "feedback.db") as store:
-        assert stages._next_turn(store, raters) == 0
+        assert judging._next_turn(store, raters) == 0
         store.add_items([Item("p", ("a", "b"), id="i")])
         store.assign(["i"], overlap=2)
         for name, turn in (("rater-4", 5), ("rater-6", 7)):  # rater-5 came, and found nothing
@@ -158,7 +158,7 @@ def test_the_rater_after_the_last_who_answered_is_next_whoever_was_idle(tmp_path
             assert claimed is not None
             store.append(comparison_event("i", name, 0, assignment=claimed.id))
             store.append(rating_event("i", "rater-0", {"overall": 0.5}))
-            assert stages._next_turn(store, raters) == turn
+            assert judging._next_turn(store, raters) == turn
 
 
 def choosy(seed: int) -> list[Rater]:
@@ -188,7 +188,7 @@ def test_judging_is_the_same_however_often_it_is_killed(
     (tmp_path / "undisturbed").mkdir()
     with monkeypatch.context() as patch, Store.open(tmp_path / "undisturbed" / "feedback.db") as store:
         patch.setattr(Store, "claim", noted_claim)
-        result = stages.judge(stage_of(tmp_path / "undisturbed", store, prompts=3))
+        result = judging.judge(stage_of(tmp_path / "undisturbed", store, prompts=3))
         log = said(store)
     assert (
         False in claims[: max(i for i, found in enumerate(claims) if found)]
@@ -213,7 +213,7 @@ def test_judging_is_the_same_however_often_it_is_killed(
         left, lives = 1, lives + 1
         with Store.open(tmp_path / "feedback.db") as store:
             try:
-                again = stages.judge(stage_of(tmp_path, store, prompts=3))
+                again = judging.judge(stage_of(tmp_path, store, prompts=3))
             except Killed:
                 continue
             assert said(store) == log
@@ -249,7 +249,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def by_me(directory: Path, store: Store, person: Person, **settings: Any) -> dict[str, Any]:
     stage = stage_of(directory, store, ask=person, raters="me", **settings)
-    return Journal(directory).do(1, "judge", lambda: stages.judge(stage))
+    return Journal(directory).do(1, "judge", lambda: judging.judge(stage))
 
 
 def test_a_persons_answers_are_the_judgements(tmp_path: Path, store: Store) -> None:

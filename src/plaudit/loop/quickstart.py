@@ -16,8 +16,9 @@ from rich.console import Console
 from plaudit import config as configs
 from plaudit import files
 from plaudit.config import Config as Base
+from plaudit.evaluation.report import write_report
 from plaudit.feedback.store import Store
-from plaudit.loop import measure, stages
+from plaudit.loop import judging, measure, stages
 from plaudit.loop.rounds import Journal
 from plaudit.loop.stages import Stage
 from plaudit.models.load import load_model
@@ -137,7 +138,7 @@ def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> d
             do = journal.do
             do(number, "sample", lambda s=stage: stages.sample(s))  # type: ignore[misc]
             do(number, "look", lambda s=stage: stages.look(s))  # type: ignore[misc]
-            do(number, "judge", lambda s=stage: stages.judge(s))  # type: ignore[misc]
+            do(number, "judge", lambda s=stage: judging.judge(s))  # type: ignore[misc]
             do(number, "agree", lambda s=stage: stages.agree(s))  # type: ignore[misc]
             do(number, "reward", lambda s=stage: stages.reward(s))  # type: ignore[misc]
             do(number, "improve", lambda s=stage: stages.improve(s))  # type: ignore[misc]
@@ -150,6 +151,7 @@ def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> d
                 directory / "rounds" / str(config.rounds) / "ppo" / "model", place, dirs_exist_ok=True
             )
     summary = summarise(config, journal)
+    write_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     closing_words(summary, directory, console)
     return summary
