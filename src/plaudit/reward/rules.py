@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,8 +52,10 @@ class RuleScorer:
 
 
 def rule_scorer(spec: str, seconds: float = 60.0) -> RuleScorer:
-    """ "package.module:function" as a scorer. UserError when there is no such function."""
+    """ "package.module:function" as a scorer, looked for in the current directory too. UserError when there is none."""
     module, _, name = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         rule = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

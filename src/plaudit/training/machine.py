@@ -31,6 +31,7 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
             libc.mallopt(setting, value)
     torch.set_num_threads(threads or available_cores())
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision != "auto":
         return device, {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[
