@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,13 +137,13 @@ def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> d
         for number in range(1, config.rounds + 1):
             stage = Stage(config, directory, number, model, store, splits, console, ask)
             do = journal.do
-            do(number, "sample", lambda s=stage: stages.sample(s))  # type: ignore[misc]
-            do(number, "look", lambda s=stage: stages.look(s))  # type: ignore[misc]
-            do(number, "judge", lambda s=stage: judging.judge(s))  # type: ignore[misc]
-            do(number, "agree", lambda s=stage: stages.agree(s))  # type: ignore[misc]
-            do(number, "reward", lambda s=stage: stages.reward(s))  # type: ignore[misc]
-            do(number, "improve", lambda s=stage: stages.improve(s))  # type: ignore[misc]
-            do(number, "evaluate", lambda s=stage: measure.evaluate(s))  # type: ignore[misc]
+            do(number, "sample", partial(stages.sample, stage))
+            do(number, "look", partial(stages.look, stage))
+            do(number, "judge", partial(judging.judge, stage))
+            do(number, "agree", partial(stages.agree, stage))
+            do(number, "reward", partial(stages.reward, stage))
+            do(number, "improve", partial(stages.improve, stage))
+            do(number, "evaluate", partial(measure.evaluate, stage))
 
     # 3. The last round's model is the run's; then the report, and the summary last of all.
     if not (directory / "model").exists():
