@@ -337,12 +337,8 @@ def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, r
     directory = out or Path("runs") / name
     machine.prepare(config.precision, config.threads)
     rundir.start(directory, name, config, overwrite=overwrite)
-    with rundir.alone(directory), _resumable(directory):
-        try:
-            summary = module.run(config, directory)
-        except UserError:
-            rundir.drop_unbegun(directory)
-            raise
+    with rundir.alone(directory), _resumable(directory), rundir.first_try(directory):
+        summary = module.run(config, directory)
     _print(summary)
 
 

@@ -36,6 +36,12 @@ def test_gradcheck(trained: str) -> None:
         lambda h, w, b: selected_logprobs(h, w, targets, temperature=0.7, chunk=3, bias=b)[0],
         (hidden, weight, bias),
     )
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: selected_logprobs(
+            h, w, targets, temperature=0.7, chunk=3, bias=b, entropy_gradient=True
+        ),
+        (hidden, weight, bias),
+    )
 
 
 @pytest.mark.parametrize("n", [1, 4, 8, 9, 11])  # less than, exactly, twice, and not a multiple of a chunk
@@ -53,14 +59,21 @@ def test_values_and_gradients_are_the_dense_ones(
     theirs, their_entropy = dense(hidden, weight, given, targets, temperature)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(entropy, their_entropy.detach(), rtol=1e-12, atol=1e-13)
+    both = selected_logprobs(
+        hidden, weight, targets, temperature=temperature, chunk=4, bias=given, entropy_gradient=True
+    )
     learned = [hidden, weight] if train_weight else [hidden]
-    upstream = torch.linspace(-1, 2, n, dtype=torch.float64)
-    for mine, their in zip(
-        torch.autograd.grad(ours, learned, upstream),
-        torch.autograd.grad(theirs, learned, upstream),
-        strict=True,
+    up, other = torch.linspace(-1, 2, n, dtype=torch.float64), torch.linspace(3, -1, n, dtype=torch.float64)
+    for outputs, expected, upstream in (
+        ((ours,), (theirs,), (up,)),
+        (both, (theirs, their_entropy), (up, other)),
     ):
-        torch.testing.assert_close(mine, their, rtol=1e-11, atol=1e-13)
+        for mine, their in zip(
+            torch.autograd.grad(outputs, learned, upstream),
+            torch.autograd.grad(expected, learned, upstream, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, their, rtol=1e-11, atol=1e-13)
 
 
 def test_one_token_by_hand() -> None:

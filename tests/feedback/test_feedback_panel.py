@@ -105,7 +105,7 @@ def test_characters_come_from_the_seed() -> None:
 
 def test_overall_is_the_stated_mix() -> None:
     scores = criterion_scores(judging_raters(1), IMPRESSIONS)
-    expected = 0.5 * scores["valence"] + 0.3 * scores["relevance"] + 0.2 * scores["fluency"]
+    expected = 0.4 * scores["valence"] + 0.4 * scores["relevance"] + 0.2 * scores["fluency"]
     np.testing.assert_allclose(scores["overall"], expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(overall_scores(judging_raters(1), IMPRESSIONS), scores["overall"])
     assert scores["overall"].shape == (3, 6)

@@ -16,7 +16,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit import config as configs
-from plaudit import files
 from plaudit.feedback.store import Store
 from plaudit.loop import measure, quickstart, stages
 from plaudit.loop.rounds import Journal
@@ -134,7 +133,7 @@ def test_a_second_command_shows_the_summary_and_changes_nothing(
 
 @pytest.mark.parametrize(
     ("more", "given"),
-    [((), {"seed": 1}), ((), {"rounds": 2}), (("training_prompts=11",), {}), (("policy.kl_coef=0.1",), {})],
+    [((), {"seed": 1}), ((), {"rounds": 2}), (("training_prompts=11",), {}), (("policy.kl_coef=0.2",), {})],
 )
 def test_other_settings_in_the_same_place_are_refused(
     finished: Path, more: tuple[str, ...], given: dict[str, Any]
@@ -204,21 +203,28 @@ def test_overwrite_begins_again(copy: Path, finished: Path) -> None:
 
 
 def test_an_overwrite_that_was_killed_leaves_no_half_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: Path) -> None:
-        if path.name == "rounds":
+    def killed(source: Path, target: Path) -> None:
+        if source.name == "rounds":
             raise KeyboardInterrupt
-        remove(path)
+        replace(source, target)
 
-    remove = files.remove
+    replace = os.replace
     with monkeypatch.context() as patch:
-        patch.setattr(files, "remove", killed)
+        patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             command(copy, overwrite=True)
     assert (copy / "rounds").exists()
     with pytest.raises(UserError, match="start it again"):
         quickstart.resume(copy)
     rundir.start(copy, "quickstart", quickstart.Config())
-    assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "machine.json"]
+    assert sorted(path.name for path in copy.iterdir()) == [".overwritten", "config.yaml", "machine.json"]
+
+
+def test_a_run_is_not_lost_to_one_that_cannot_begin(copy: Path) -> None:
+    before = tree(copy)
+    with pytest.raises(UserError, match="nowhere"):
+        command(copy, overwrite=True, model="./nowhere")
+    assert tree(copy) == before
 
 
 def test_a_run_that_another_process_works_on_is_left_to_it(copy: Path, finished: Path) -> None:

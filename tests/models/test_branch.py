@@ -17,13 +17,15 @@ from plaudit.models.branch import (
     hidden_states,
     lower_stream,
     token_logprobs,
+    token_shares,
     token_values,
 )
 from plaudit.models.llama import Llama
 from plaudit.models.load import load_model, make_adapter
 from tiny_models import random_adapter, random_branch, random_head, random_ids
 
-PACKED = pack([[4, 5, 6]] * 3 + [[8, 9]], random_ids(4, 4, 2, 6))
+PROMPTS, COMPLETIONS = [[4, 5, 6]] * 3 + [[8, 9]], random_ids(4, 4, 2, 6)
+PACKED = pack(PROMPTS, COMPLETIONS)
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=str)
@@ -180,6 +182,26 @@ def test_the_state_of_a_trained_trunk_is_whole() -> None:
         one.norm.add_(1.0)
     Branch(two).load_state(Branch(one).state())
     assert torch.equal(two.norm, one.norm)
+
+
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_a_tokens_share_is_what_it_adds_to_the_score(trunk: Llama, pool: Pool) -> None:
+    branch = random_branch(trunk, blocks=2, seed=3)
+    branch.pool = pool
+    shares, scores = token_shares(branch, PACKED), final_scores(branch, PACKED)
+    near = 1e-12 if trunk.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(shares.sum(1), scores, rtol=0, atol=near)
+    assert not bool(shares[~PACKED.mask].any())
+    if pool == "last":
+        assert ((shares != 0).sum(1) == 1).all()
+        return
+    # The number of a text that ends after token t is the mean of the first t + 1 tokens' numbers.
+    count = PACKED.mask.sum(1)
+    for sample, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        for t in range(len(completion)):
+            begun = final_scores(branch, pack([prompt], [completion[: t + 1]]))[0]
+            mean = shares[sample, : t + 1].sum() * count[sample] / (t + 1)
+            assert float((begun - mean).detach().abs()) < near
 
 
 @pytest.mark.parametrize("blocks", [None, 0, 1])

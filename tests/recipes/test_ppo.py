@@ -24,7 +24,7 @@ from plaudit.models.load import find_model, load_model
 from plaudit.recipes import ppo
 from plaudit.reward.model import RewardModel
 from plaudit.reward.rules import RuleScorer, rule_scorer
-from plaudit.rollout.collect import forward
+from plaudit.rollout.collect import forward, preflight
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
 from plaudit.training import checkpoint
@@ -341,6 +341,41 @@ def test_a_fixed_penalty_stands_in_place_of_an_unfinished_completions_score(conf
     assert ppo.Config(prompts="", reward="").missing_eos_penalty == -1.0
 
 
+def test_a_dense_reward_gives_every_token_its_own_share(config: ppo.Config) -> None:
+    seen, samples = seen_and_samples()
+    shares = torch.tensor(
+        [[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, -4.0, 0.5], [3.0, 0.0, 0.0, 0.0], [-4.0, 0.0, 0.0, 0.0]],
+        dtype=torch.float64,
+    )
+    seen, dense = replace(seen, shares=shares), changed(config, dense_reward=True)
+    found = ppo.experience_from(seen, shares.sum(1), samples, 0.5, dense)
+    kl = seen.logprobs - seen.ref_logprobs
+    assert torch.allclose(found.rewards, shares - 0.5 * kl, atol=1e-15)
+    assert found.scores.tolist() == [1.5, -1.5, 3.0, -4.0]
+    # The second and the last do not end by themselves: in all they get the penalty.
+    short = ppo.experience_from(
+        seen, shares.sum(1), samples, 0.0, changed(dense, missing_eos_penalty=-1.5)
+    ).rewards
+    assert short.sum(1).tolist() == [1.5, -1.5, 3.0, -1.5]
+    assert short[0].tolist() == [0.5, -1.0, 2.0, 0.0]
+    sparse = ppo.experience_from(seen, shares.sum(1), samples, 0.0, config).rewards
+    assert sparse.tolist() == [[0, 0, 1.5, 0], [0, 0, 0, -1.5], [3, 0, 0, 0], [-4, 0, 0, 0]]
+
+
+def test_a_dense_reward_needs_a_reward_model(config: ppo.Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rules:first_id: .*dense_reward"):
+        ppo.run(changed(config, reward="rules:first_id", dense_reward=True), tmp_path / "run")
+
+
+def test_the_entropy_bonus_keeps_the_policy_open(config: ppo.Config, tmp_path: Path) -> None:
+    """The same steps with and without it: the policy that is paid for entropy has more of it."""
+    last = [
+        ppo.run(changed(config, entropy_coef=coef, steps=4), tmp_path / str(coef))["last"]["entropy"]
+        for coef in (0.0, 1.0)
+    ]
+    assert last[1] > last[0] + 1e-4
+
+
 def test_advantages_are_whitened_over_the_tokens_and_returns_are_not(config: ppo.Config) -> None:
     seen, samples = seen_and_samples()
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
@@ -398,7 +433,7 @@ def test_a_reward_model_scores_as_it_does_alone(
 
 def test_the_value_begins_as_the_reward_with_a_head_of_zero(config: ppo.Config, tmp_path: Path) -> None:
     model = load_model("tiny", torch.float64)
-    scorer = ppo.load_scorer(reward_model(tmp_path / "reward", blocks=2), model)
+    scorer = ppo.load_scorer(changed(config, reward=reward_model(tmp_path / "reward", blocks=2)), model)
     assert isinstance(scorer, RewardModel)
     _, value = ppo.make_branches(config, model, scorer)
     assert value.head is not None
@@ -525,9 +560,9 @@ def test_preflight_draws_its_line_at_the_mean_difference(gap: float, refused: bo
     off = replace(seen, sampled_logprobs=torch.where(seen.packed.mask, seen.logprobs + gap * signs, 99.0))
     if refused:
         with pytest.raises(UserError, match="preflight"):
-            ppo.preflight(off, torch.float32)
+            preflight(off, torch.float32)
     else:
-        ppo.preflight(off, torch.float32)
+        preflight(off, torch.float32)
 
 
 @pytest.mark.parametrize(

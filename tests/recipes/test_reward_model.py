@@ -355,6 +355,14 @@ def test_a_reward_model_of_another_tokenizer_or_none_is_refused(
     about.write_text(json.dumps(json.loads(text) | {"tokenizer": "another"}))
     with pytest.raises(UserError, match="another model"):
         load_reward_model(tmp_path / "run" / "model", model)
+    about.write_text(text)
+    load_reward_model(
+        tmp_path / "run" / "model", load_model("tiny", torch.bfloat16)
+    )  # the same weights, rounded
+    with torch.no_grad():
+        model.trunk.norm[3] += 0.1
+    with pytest.raises(UserError, match="another model"):
+        load_reward_model(tmp_path / "run" / "model", model)
     about.write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         load_reward_model(tmp_path / "run" / "model", model)

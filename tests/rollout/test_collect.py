@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from plaudit.data.collate import micro_batches, pack
-from plaudit.models.branch import Branch, final_scores, lower_stream, token_logprobs, token_values
+from plaudit.models.branch import (
+    Branch,
+    final_scores,
+    lower_stream,
+    token_logprobs,
+    token_shares,
+    token_values,
+)
 from plaudit.models.llama import Llama
 from plaudit.models.load import load_model
 from plaudit.rollout.collect import forward, sampled_logprobs
@@ -47,7 +54,7 @@ def test_one_pass_equals_every_branch_alone(
             "entropies": now.entropies,
             "ref_logprobs": token_logprobs(Branch(trunk), PACKED, temperature=0.8).logprobs,
             "values": token_values(value, PACKED),
-            "scores": final_scores(reward, PACKED),
+            "shares": token_shares(reward, PACKED),
         }
     for name, expected in alone.items():
         found = getattr(seen, name)
@@ -62,13 +69,13 @@ def test_one_pass_equals_every_branch_alone(
     assert bool((seen.sampled_logprobs == -1.0 * PACKED.mask).all())
 
 
-def test_without_a_reward_branch_there_are_no_scores() -> None:
+def test_without_a_reward_branch_there_are_no_shares() -> None:
     trunk = load_model("tiny", torch.float64).trunk
     policy, value, _ = branches(trunk, (1, 2, 1))
     seen = forward(
         SAMPLES, reference=trunk, policy=policy, value=value, reward=None, temperature=1.0, budget=64
     )
-    assert seen.scores is None
+    assert seen.shares is None
     assert set(seen.streams) == {2, 3}
 
 
@@ -78,8 +85,8 @@ def test_nothing_of_it_carries_a_gradient() -> None:
     seen = forward(
         SAMPLES, reference=trunk, policy=policy, value=value, reward=reward, temperature=1.0, budget=64
     )
-    assert seen.scores is not None
-    for tensor in (seen.logprobs, seen.values, seen.scores, *seen.streams.values()):
+    assert seen.shares is not None
+    for tensor in (seen.logprobs, seen.values, seen.shares, *seen.streams.values()):
         assert not tensor.requires_grad
 
 
@@ -126,13 +133,13 @@ def test_branches_of_their_own_trunks_are_run_whole() -> None:
     seen = forward(
         SAMPLES, reference=trunk, policy=policy, value=value, reward=reward, temperature=1.0, budget=50
     )
-    assert seen.scores is not None
+    assert seen.shares is not None
     with torch.no_grad():
         for found, expected in (
             (seen.logprobs, token_logprobs(policy, PACKED).logprobs),
             (seen.ref_logprobs, token_logprobs(Branch(trunk), PACKED).logprobs),
             (seen.values, token_values(value, PACKED)),
-            (seen.scores, final_scores(reward, PACKED)),
+            (seen.shares.sum(1), final_scores(reward, PACKED)),
         ):
             assert float((found - expected).abs().max()) < 1e-12
     assert float((seen.logprobs - seen.ref_logprobs).abs().max()) > 0.1

@@ -19,12 +19,14 @@ def selected_logprobs(
     temperature: float = 1.0,
     chunk: int = 512,
     bias: Tensor | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log softmax((hidden @ weight.T + bias) / temperature)[targets]. -> (logprobs [N], entropy [N]), nats.
 
     hidden: [N, d], the trunk's last; weight: [V, d] and bias: [V] or None, the output layer's; targets: [N]
     int64 in [0, V). temperature: > 0, divides the logits, as in sampling. chunk: tokens at a time. Both results
-    are float32 (float64 where hidden is); entropy, of the whole distribution, carries no gradient.
+    are float32 (float64 where hidden is); entropy, of the whole distribution, carries a gradient where
+    entropy_gradient asks for it, at the price of a third product with weight.
 
     Numerics: weight is of hidden's dtype, or of a narrower one (float32 states on a bfloat16 trunk). Logits are
     multiplied out in weight's dtype and go on in float32; the target's own logit is taken anew in float32 and
@@ -33,7 +35,8 @@ def selected_logprobs(
 
     Gradient: with the weights frozen (the usual case here) d logprob_t / d hidden_t = (W[y_t] - softmax_t W)
     / temperature is worked out within the forward pass, one [N, d] tensor, and the backward pass is one
-    multiplication. Where weight or bias is trained, the chunks are computed again in the backward pass.
+    multiplication; so is d entropy_t / d hidden_t = -(sum over y of p_y (ln p_y + entropy_t) W[y]) / temperature.
+    Where weight or bias is trained, the chunks are computed again in the backward pass.
 
     Raises ValueError on shapes that do not fit, a weight wider than hidden, a bias of another dtype than weight,
     temperature <= 0 or chunk < 1.
@@ -55,7 +58,7 @@ def selected_logprobs(
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     with_slope = torch.is_grad_enabled() and hidden.requires_grad and not trained
     logprobs, entropy = _SelectedLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, targets, float(temperature), chunk, with_slope
+        hidden, weight, bias, targets, float(temperature), chunk, with_slope, entropy_gradient
     )
     return logprobs, entropy
 
@@ -84,11 +87,13 @@ class _SelectedLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
         with_slope: bool,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         slope = torch.empty_like(hidden) if with_slope else None
+        entropy_slope = torch.empty_like(hidden) if with_slope and entropy_gradient else None
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             own = targets[rows]
@@ -96,37 +101,54 @@ class _SelectedLogprobs(torch.autograd.Function):
             logits -= logits.logsumexp(-1, keepdim=True)  # from here on log-probabilities
             logprobs[rows] = logits.gather(1, own.unsqueeze(1)).squeeze(1)
             probs = logits.exp()
-            entropy[rows] = -logits.mul_(probs).sum(-1)
+            entropy[rows] = -logits.mul_(probs).sum(-1)  # logits: from here on p ln p
             if slope is not None:
                 mean_row = (probs.to(weight.dtype) @ weight).to(wide)
                 slope[rows] = ((weight[own].to(wide) - mean_row) / temperature).to(hidden.dtype)
-        if slope is not None:
+            if entropy_slope is not None:
+                logits.addcmul_(probs, entropy[rows].unsqueeze(1))
+                entropy_slope[rows] = (logits.to(weight.dtype) @ weight).to(hidden.dtype).div_(-temperature)
+        if slope is None:
+            ctx.save_for_backward(hidden, weight, bias, targets)
+        elif entropy_slope is None:
             ctx.save_for_backward(slope)
         else:
-            ctx.save_for_backward(hidden, weight, bias, targets)
+            ctx.save_for_backward(slope, entropy_slope)
         ctx.with_slope, ctx.temperature, ctx.chunk = with_slope, temperature, chunk
-        ctx.mark_non_differentiable(entropy)
+        ctx.entropy_gradient = entropy_gradient
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, of_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        nothing = (None,) * 5  # targets and what follows them
         if ctx.with_slope:
-            (slope,) = ctx.saved_tensors
-            return (grad.unsqueeze(1) * slope).to(slope.dtype), None, None, None, None, None, None
+            slope, *entropy_slope = ctx.saved_tensors
+            for_hidden = grad.unsqueeze(1) * slope
+            for other in entropy_slope:
+                for_hidden = for_hidden + of_entropy.unsqueeze(1) * other
+            return for_hidden.to(slope.dtype), None, None, *nothing
 
         hidden, weight, bias, targets = ctx.saved_tensors
-        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if for_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if for_bias else None
+        with_hidden, with_weight, with_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if with_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if with_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if with_bias else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             own = targets[rows].unsqueeze(1)
             logits = _chunk_logits(hidden[rows], weight, bias, own.squeeze(1), ctx.temperature)
             # d logprob / d logits = (one at the target - softmax) / temperature
             share = grad[rows].unsqueeze(1) / ctx.temperature
-            grad_logits = torch.softmax(logits, -1).mul_(-share).scatter_add_(1, own, share)
+            logits = torch.log_softmax(logits, -1)
+            probs = logits.exp()
+            grad_logits = (probs * -share).scatter_add_(1, own, share)
+            if ctx.entropy_gradient:
+                # d entropy / d logits = -p (ln p + entropy) / temperature
+                entropy = -(probs * logits).sum(-1, keepdim=True)
+                grad_logits -= probs * (logits + entropy) * (of_entropy[rows].unsqueeze(1) / ctx.temperature)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(weight.dtype)
@@ -138,8 +160,5 @@ class _SelectedLogprobs(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
+            *nothing,
         )

@@ -39,7 +39,8 @@ class Band:
 
     @classmethod
     def of(cls, views: Views) -> Band:
-        """From the starting model's samples: half of them are relevant beyond 0.5, the middle half fully fluent."""
+        """From the starting model's samples: half of them are relevant beyond 0.5, the middle half is fully
+        fluent, and fluency falls off as wide as that half is."""
         low, high = np.quantile(views.surprise, [0.25, 0.75])
         centre, spread = np.median(views.gain), views.gain.std()
         return cls(
@@ -47,7 +48,7 @@ class Band:
             float(max(spread, 1e-6)),
             float(low),
             float(high),
-            float(max((high - low) / 4, 1e-6)),
+            float(max(high - low, 1e-6)),
         )
 
 
@@ -81,7 +82,7 @@ def look_at(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[Sequence[int]]],
     *,
-    others: int = 2,
+    others: int = 1,
     seed: int = 0,
     budget: int = 4096,
     progress: Progress | None = None,

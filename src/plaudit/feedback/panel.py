@@ -29,8 +29,9 @@ from plaudit.types import Choice
 
 Criterion = Literal["valence", "relevance", "fluency"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-OVERALL_WEIGHTS: Mapping[str, float] = MappingProxyType({"valence": 0.5, "relevance": 0.3, "fluency": 0.2})
-"""The mix that "overall" is, before each training rater's own deviation; sums to 1."""
+OVERALL_WEIGHTS: Mapping[str, float] = MappingProxyType({"valence": 0.4, "relevance": 0.4, "fluency": 0.2})
+"""The mix that "overall" is, before each training rater's own deviation; sums to 1. Relevance weighs as much as
+valence, so that one gushing sentence for everybody is no good answer."""
 COLUMNS = 10
 TRAINING_COLUMNS = range(7)
 TRAINING_WORDS = 0.7

@@ -36,19 +36,22 @@ class RewardConfig(Base):
     learning_rate: float = 2e-4
     epochs: int = 1
     prompts_per_step: int = 8
+    rating_weight: float = 20.0
 
 
 class PolicyConfig(Base):
     """PPO's part; see the ppo recipe."""
 
-    steps: int = 8
+    steps: int = 6
     prompts_per_step: int = 16
     samples_per_prompt: int = 4
-    epochs: int = 3
+    dense_reward: bool = True
+    entropy_coef: float = 0.04
+    epochs: int = 2
     learning_rate: float = 8e-4
     rank: int = 16
     blocks: int = 16
-    kl_coef: float = 0.05
+    kl_coef: float = 0.1
     kl_target: float = 0.15
     kl_horizon: float = 500.0
     max_kl: float = 0.28
@@ -99,12 +102,8 @@ def command(
         return resume(out)
     machine.prepare(config.precision, config.threads)
     rundir.start(out, "quickstart", config, overwrite=overwrite)
-    with rundir.alone(out):
-        try:
-            return run(config, out)
-        except UserError:
-            rundir.drop_unbegun(out)
-            raise
+    with rundir.alone(out), rundir.first_try(out):
+        return run(config, out)
 
 
 def resume(directory: Path) -> dict[str, Any]:

@@ -224,6 +224,7 @@ def reward(stage: Stage) -> Result:
         epochs=settings.epochs,
         prompts_per_step=settings.prompts_per_step,
         learning_rate=settings.learning_rate,
+        rating_weight=settings.rating_weight,
         precision=stage.config.precision,
         threads=stage.config.threads,
     )
@@ -262,6 +263,8 @@ def improve(stage: Stage) -> Result:
         samples_per_prompt=settings.samples_per_prompt,
         max_new_tokens=stage.config.max_new_tokens,
         missing_eos_penalty=None,  # completions are cut at a fixed length, so their end is not the policy's doing
+        dense_reward=settings.dense_reward,
+        entropy_coef=settings.entropy_coef,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         adapter=ppo.AdapterConfig(rank=settings.rank, alpha=2.0 * settings.rank, blocks=settings.blocks),

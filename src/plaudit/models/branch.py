@@ -145,6 +145,7 @@ def token_logprobs(
     stream: Tensor | None = None,
     depth: int = 0,
     with_values: bool = False,
+    entropy_gradient: bool = False,
 ) -> Outputs:
     """Log-probability and entropy of every completion token, and the value of the state before it when asked.
 
@@ -154,7 +155,11 @@ def token_logprobs(
     hidden = hidden_states(branch, packed, stream, depth)
     states = hidden.index_select(0, packed.predictor[packed.mask])
     logprobs, entropies = selected_logprobs(
-        states, branch.trunk.output_weight, packed.tokens[packed.mask], temperature=temperature
+        states,
+        branch.trunk.output_weight,
+        packed.tokens[packed.mask],
+        temperature=temperature,
+        entropy_gradient=entropy_gradient,
     )
     values = None
     if with_values:
@@ -175,6 +180,24 @@ def final_scores(branch: Branch, packed: Packed, *, stream: Tensor | None = None
     assert branch.head is not None
     scores: Tensor = branch.head(pooled_states(branch, packed, stream=stream, depth=depth))
     return scores
+
+
+def token_shares(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
+    """[B, T]: what each completion token adds to the final score, zero where the mask is False; a row's sum is the
+    score.
+
+    The head is linear, so its number of the tokens' mean is the mean of its numbers of the tokens; each depends on
+    the text up to its token alone. Where the last token is scored, it has all.
+    """
+    assert branch.head is not None
+    if branch.pool == "last":
+        scores = final_scores(branch, packed, stream=stream, depth=depth)
+        place = torch.arange(packed.mask.shape[1], device=packed.mask.device)
+        last = place == packed.mask.sum(1, keepdim=True) - 1
+        return scores[:, None] * last
+    hidden = hidden_states(branch, packed, stream, depth)
+    own = branch.head(hidden.index_select(0, packed.own()[packed.mask]))
+    return _spread(own, packed.mask) / packed.mask.sum(1, keepdim=True)
 
 
 def pooled_states(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:

@@ -11,6 +11,7 @@ Parity with transformers' own forward is tested for each family.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -241,6 +242,15 @@ class Llama(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.embedding.device
+
+    def fingerprint(self) -> str:
+        """Sixteen digits that tell this trunk from another of its shape, and are the same at every precision that it
+        may be read in: of its norms and the first row of each matrix, as bfloat16."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.named_parameters()):
+            row = (weight[0] if weight.ndim == 2 else weight).detach().to("cpu", torch.bfloat16)
+            digest.update(name.encode() + row.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def context(self, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> Context:
         """Rotary tables for positions [R, S] and a mask [R, S, K] (True: may look)."""

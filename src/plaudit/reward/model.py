@@ -69,6 +69,7 @@ class RewardModel:
             about = {
                 "base_model": str(self.model.directory),
                 "tokenizer": self.model.tokenizer.fingerprint,
+                "trunk": self.model.trunk.fingerprint(),
                 "exit": self.branch.exit,
                 "pool": self.branch.pool,
             }
@@ -78,11 +79,11 @@ class RewardModel:
 def load_reward_model(directory: Path, model: Model) -> RewardModel:
     """The reward model in a directory, on the trunk it was trained on. UserError where the two do not belong."""
     about = describe(directory)
-    if about.get("tokenizer") != model.tokenizer.fingerprint:
+    trunk = model.trunk
+    if (about.get("tokenizer"), about.get("trunk")) != (model.tokenizer.fingerprint, trunk.fingerprint()):
         raise UserError(
             "was trained on another model", where=str(directory), fix=f"use {about.get('base_model')}"
         )
-    trunk = model.trunk
     leave, pool = about.get("exit"), about.get("pool", "last")
     depth = trunk.shape.depth if leave is None else leave
     adapter = load_adapter(directory, linear_sizes(trunk), depth, trunk.wide).to(trunk.device)

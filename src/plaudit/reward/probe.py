@@ -18,7 +18,7 @@ from plaudit.data.judged import Judged
 from plaudit.models.branch import ScalarHead
 from plaudit.randomness import rng
 
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
 """L2 penalties tried, on weights of standardised states."""
 
 

@@ -15,8 +15,8 @@ from plaudit import files
 from plaudit.training import machine
 from plaudit.types import UserError
 
-_GOING = ".overwritten"
-"""Where config.yaml goes while the rest of a run that is overwritten is removed."""
+_ASIDE = ".overwritten"
+"""Where a run that is overwritten stays until the new one ends, or fails and gives it its place back."""
 
 
 def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bool = False) -> None:
@@ -37,7 +37,7 @@ def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bo
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with alone(directory):
-            _clear(directory)
+            _put_aside(directory)
     files.write_json(directory / "machine.json", machine.record())
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
 
@@ -63,28 +63,58 @@ def alone(directory: Path) -> Iterator[None]:
 def is_empty_shell(directory: Path) -> bool:
     """Whether no run stands here and nothing else does: all that a run killed before it began leaves, or one killed
     while it was overwritten."""
-    return (directory / _GOING).exists() or all(
+    if (directory / "config.yaml").exists():
+        return False
+    return (directory / _ASIDE).exists() or all(
         path.name == "machine.json" or files.is_left_over(path) for path in directory.iterdir()
     )
 
 
-def drop_unbegun(directory: Path) -> None:
-    """Remove a run that took no step, so that the same command can be given again once its data is mended."""
-    log = directory / "metrics.jsonl"
-    begun = (directory / "checkpoints").exists() or (directory / "loop.json").exists()
-    if not begun and (not log.exists() or not log.read_bytes()):
-        _clear(directory)
-        directory.rmdir()
+@contextlib.contextmanager
+def first_try(directory: Path) -> Iterator[None]:
+    """Around a run that was just started. Where it ends in a UserError before its first step, its directory is as it
+    was before, so that the same command can be given again once the data is mended; a run it overwrote stands again."""
+    try:
+        yield
+    except UserError:
+        log = directory / "metrics.jsonl"
+        begun = (directory / "checkpoints").exists() or (directory / "loop.json").exists()
+        if not begun and (not log.exists() or not log.read_bytes()):
+            _give_back(directory)
+        raise
+    files.remove(directory / _ASIDE)
 
 
-def _clear(directory: Path) -> None:
-    """Remove what stands in a run's directory; a kill in the middle leaves an empty shell, never half a run."""
+def _put_aside(directory: Path) -> None:
+    """Move what stands in a run's directory aside; a kill in the middle leaves an empty shell, never half a run."""
+    aside = directory / _ASIDE
     if (directory / "config.yaml").exists():
-        os.replace(directory / "config.yaml", directory / _GOING)
-    for path in directory.iterdir():
-        if path.name != _GOING:
+        files.remove(aside)  # what that run had overwritten
+    for path in _config_first(directory):
+        if files.is_left_over(path) or (aside / path.name).exists():
             files.remove(path)
-    files.remove(directory / _GOING)
+        else:
+            aside.mkdir(exist_ok=True)
+            os.replace(path, aside / path.name)
+
+
+def _give_back(directory: Path) -> None:
+    """The reverse: what the run left goes, what it had put aside comes back."""
+    for path in _config_first(directory):
+        files.remove(path)
+    aside = directory / _ASIDE
+    if not aside.exists():
+        directory.rmdir()
+        return
+    for path in reversed(_config_first(aside)):
+        os.replace(path, directory / path.name)
+    aside.rmdir()
+
+
+def _config_first(directory: Path) -> list[Path]:
+    """What stands in a directory but what is put aside; config.yaml, which makes it a run, before all else."""
+    inside = [path for path in directory.iterdir() if path.name != _ASIDE]
+    return sorted(inside, key=lambda path: (path.name != "config.yaml", path.name))
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -114,6 +144,7 @@ def reopen(directory: Path) -> None:
     """Make ready a run that was stopped: `check_machine`, and clear away what a kill left half written. `alone`."""
     check_machine(directory)
     files.sweep(directory)
+    files.remove(directory / _ASIDE)
 
 
 def summary(directory: Path) -> dict[str, Any] | None:
