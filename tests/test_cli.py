@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -196,6 +197,29 @@ def test_feedback_in_and_out(plaudit: Told, data: Path) -> None:
             "none.db: there is no such store"
         )
     assert not Path("none.db").exists()
+    said = plaudit.refused("feedback", "stats", "--store", "sqlite:///none.db")
+    assert said.startswith("sqlite:///none.db: there is no such store")
+    assert not Path("none.db").exists()
+    for command in (["agreement"], ["export", "x.jsonl"]):
+        said = plaudit.refused("feedback", *command, "--store", "f.db", "--up-to", "21")
+        assert said == "up to 21: there are 20 events, not 21"
+    assert not Path("x.jsonl").exists()
+    with sqlite3.connect("other.db") as raw:
+        raw.execute("CREATE TABLE accounts (id)")
+    raw.close()
+    said = plaudit.refused("feedback", "import", data / "preferences.jsonl", "--store", "other.db")
+    assert said.endswith("other.db: is no feedback store; name another file")
+
+
+def test_feedback_comes_from_the_hub(plaudit: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(name: str) -> list[dict[str, str]]:
+        assert name == "owner/name"
+        return [{"prompt": "p", "completion": "c"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert json.loads(plaudit.done("feedback", "import", "owner/name"))["events"] == 1
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def score(
 
 @feedback.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="Records, in any shape of docs/records.md.")],
+    file: Annotated[str, typer.Argument(help="Records (docs/records.md): a file, or owner/name on the hub.")],
     store: StorePath = "feedback.db",
     format: Annotated[str, typer.Option(help="The records' shape; auto: by each row's keys.")] = "auto",
     policy_version: Annotated[str | None, typer.Option(help="The model that wrote the completions.")] = None,
@@ -364,9 +364,11 @@ def _machine(precision: str, threads: int) -> tuple[Any, Any]:
 
 def _existing(store: str) -> Store:
     """The store, which must be there: reading makes none. UserError where it is not."""
+    from plaudit.feedback.schema import url_of
     from plaudit.feedback.store import Store
 
-    if "://" not in store and not Path(store).exists():
+    url = url_of(store)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise UserError(
             "there is no such store", where=store, fix="name it with --store, or import feedback first"
         )

@@ -76,9 +76,11 @@ class Demonstration:
 
     prompt: Prompt
     completion: str
+    rater: str | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
+        _check_rater(self.rater)
         if not isinstance(self.completion, str) or not self.completion:
             raise ValueError("completion is empty or not text")
 

@@ -180,7 +180,7 @@ def test_float32_states_on_a_bfloat16_layer(train_weight: bool) -> None:
     hidden, weight, bias, targets = layer(20, d=64, vocab=300, dtype=torch.float32)
     hidden = (hidden / 8).requires_grad_()  # logits of about 1, where bfloat16 steps are 0.008
     weight, bias = weight.bfloat16().requires_grad_(train_weight), bias.bfloat16()
-    ours, entropy = selected_logprobs(hidden, weight, targets, chunk=8, bias=bias)
+    ours, entropy = selected_logprobs(hidden, weight, targets, chunk=8, bias=bias, entropy_gradient=True)
     exact_hidden = hidden.detach().double().requires_grad_()
     exact_weight = weight.detach().double().requires_grad_()
     exact, exact_entropy = dense(exact_hidden, exact_weight, bias.double(), targets, 1.0)
@@ -188,9 +188,15 @@ def test_float32_states_on_a_bfloat16_layer(train_weight: bool) -> None:
     # 300 logits with independent errors of up to 0.008 average out in the sum over words
     torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-3)
     torch.testing.assert_close(entropy.double(), exact_entropy, rtol=0, atol=4e-3)
+    learned = [(hidden, exact_hidden), (weight, exact_weight)][: 2 if train_weight else 1]
+    for mine, their in zip(
+        torch.autograd.grad(entropy.sum(), [x for x, _ in learned], retain_graph=True),
+        torch.autograd.grad(exact_entropy.sum(), [x for _, x in learned], retain_graph=True),
+        strict=True,
+    ):
+        assert (mine.double() - their).norm().item() < 0.02 * their.norm().item()
     ours.sum().backward()
     exact.sum().backward()
-    learned = [(hidden, exact_hidden), (weight, exact_weight)][: 2 if train_weight else 1]
     for mine, their in learned:
         assert mine.grad is not None
         assert their.grad is not None

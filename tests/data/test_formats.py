@@ -54,6 +54,7 @@ PANDALM = {"instruction": "Add.", "input": "1 + 1", "response1": "2", "response2
 SHAPES: list[tuple[dict[str, Any], Record]] = [
     ({"prompt": "p", "completion": "c"}, Demonstration("p", "c")),
     ({"prompt": MESSAGES, "completion": "c"}, Demonstration(DIALOGUE, "c")),
+    ({"prompt": "p", "completion": "c", "rater": "r"}, Demonstration("p", "c", "r")),
     ({"prompt": "p", "completions": ["a", "b"], "choice": 1}, Preference("p", ("a", "b"), 1)),
     (
         {
@@ -80,6 +81,16 @@ SHAPES: list[tuple[dict[str, Any], Record]] = [
     ),
     # TRL
     ({"prompt": "p", "chosen": "a", "rejected": "b"}, Preference("p", ("a", "b"), 0)),
+    (
+        {"prompt": "p", "chosen": "a", "rejected": "b", "rater": "r"},
+        Preference("p", ("a", "b"), 0, rater="r"),
+    ),
+    ({"chosen": "p a", "rejected": "p b", "rater": "r"}, Preference("p", (" a", " b"), 0, rater="r")),
+    ({"messages": [*MESSAGES, say("c")], "rater": "r"}, Demonstration(DIALOGUE, "c", "r")),
+    (
+        {"prompt": "p", "completion": "c", "label": True, "rater": "r"},
+        Rating("p", "c", {"overall": 1.0}, "r"),
+    ),
     (
         {"prompt": MESSAGES, "chosen": [say("a")], "rejected": [say("b")]},
         Preference(DIALOGUE, ("a", "b"), 0),
@@ -124,6 +135,10 @@ SHAPES: list[tuple[dict[str, Any], Record]] = [
         Preference("p", ("\n\nAssistant: a", "\n\nAssistant: b"), 0),
     ),
     # HH-RLHF
+    (
+        {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b", "rater": "r"},
+        Preference((Message("user", "p"),), ("a", "b"), 0, rater="r"),
+    ),
     (
         {
             "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: a",

@@ -76,7 +76,7 @@ dialogues = st.lists(
     st.builds(Message, st.sampled_from(["user", "assistant"]), plain), min_size=1, max_size=4
 ).map(tuple)
 raters = st.none() | plain
-demonstrations = st.builds(Demonstration, prompts, some)
+demonstrations = st.builds(Demonstration, prompts, some, raters)
 ratings = st.builds(
     Rating, prompts, plain, st.dictionaries(plain, st.floats(0, 1), min_size=1, max_size=3), raters
 )
@@ -125,7 +125,7 @@ def in_trl(record: Record) -> Record | None:
         return Preference(record.prompt, (a, b), 0)
     if isinstance(record, Rating) and record.scores in ({"overall": 0.0}, {"overall": 1.0}):
         return Rating(record.prompt, record.completion, record.scores)
-    return record if isinstance(record, Demonstration) else None
+    return Demonstration(record.prompt, record.completion) if isinstance(record, Demonstration) else None
 
 
 labelled = st.builds(Rating, prompts, plain, st.sampled_from([{"overall": 0.0}, {"overall": 1.0}]), raters)

@@ -13,6 +13,7 @@ from plaudit.feedback.agreement import Level, alpha, pairwise, report, wilson
 from plaudit.feedback.events import Item, comparison_event, rating_event, skip_event
 from plaudit.feedback.store import Store
 from plaudit.feedback.transfer import import_file
+from plaudit.types import UserError
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: four observers, twelve units.
 OBSERVERS = {
@@ -136,7 +137,12 @@ def test_an_item_judged_again_is_a_further_unit(store: Store) -> None:
         for choice in choices:
             store.append(comparison_event("i0", rater, choice))  # type: ignore[arg-type]
     found = report(store)["comparisons"]
-    assert (found["judgements"], found["overlapping_items"], found["agreement"]["share"]) == (4, 2, 0.5)
+    assert (found["judgements"], found["overlapping_items"], found["agreement"]["share"]) == (4, 1, 0.5)
+    assert found["agreement"]["pairs"] == 2
+    for rater in ("ann", "bob"):
+        store.append(rating_event("i0", rater, {"overall": 0.5}))
+        store.append(rating_event("i0", rater, {"overall": 0.5}, completion=1))
+    assert report(store)["ratings"]["overall"]["overlapping_items"] == 1
 
 
 def test_an_older_snapshot_a_retraction_and_an_empty_store(store: Store) -> None:
@@ -148,6 +154,8 @@ def test_an_older_snapshot_a_retraction_and_an_empty_store(store: Store) -> None
     before = report(store)
     store.retract_rater("cy")
     assert report(store, up_to=9) == before
+    with pytest.raises(UserError, match="there are 10 events, not 11"):
+        report(store, up_to=11)
     after = report(store)
     assert set(after["raters"]) == {"ann", "bob"}
     assert after["comparisons"]["agreement"]["share"] == pytest.approx(2 / 3)
@@ -172,7 +180,8 @@ def test_pandalms_three_raters(tmp_path: Path, real_data: Path) -> None:
         found = report(store)
     comparisons = found["comparisons"]
     assert comparisons["judgements"] == 2997
-    assert comparisons["overlapping_items"] == 999  # 99 pairs stand in the file twice, and were judged twice
+    assert comparisons["overlapping_items"] == 900  # 99 pairs stand in the file twice, and were judged twice
+    assert comparisons["agreement"]["pairs"] == 3 * 999
     # the data's README says 0.864, which is the nominal level's
     assert comparisons["alpha"]["nominal"]["value"] == pytest.approx(0.864, abs=5e-4)
     assert set(found["raters"]) == {"annotator1", "annotator2", "annotator3"}

@@ -107,7 +107,8 @@ def test_an_answer_that_comes_late_is_kept(store: Store) -> None:
 
 def test_an_item_judged_elsewhere_is_not_given_to_the_same_rater(store: Store) -> None:
     store.append(comparison_event("i0", "ann", 0))
-    store.assign(["i0"])
+    assert store.assign(["i0"]) == 0  # one judgement stands, though no slot was answered
+    assert store.assign(["i0"], overlap=2) == 1
     assert store.claim("ann", 0, 60) is None
     assert claim(store, "bob").item == "i0"
 
@@ -136,6 +137,37 @@ def test_answering_twice_is_refused_unless_it_corrects_or_replays(store: Store) 
         store.append(comparison_event("i1", "ann", 1, assignment=99))
     with pytest.raises(UserError, match="no such item"):
         store.assign(["nowhere"])
+
+
+def test_a_late_answer_is_given_once_unless_it_corrects_or_was_taken_back(store: Store) -> None:
+    store.assign(["i0"])
+    late = claim(store, "ann", now=0)
+    claim(store, "bob", now=100)
+    answer(store, late, id="a")
+    with pytest.raises(UserError, match="already answered by event a; correct that event"):
+        answer(store, late, id="b")
+    store.append(comparison_event("i0", "ann", 0, id="elsewhere"))
+    with pytest.raises(UserError, match="already answered by event a"):
+        store.correct("elsewhere", comparison_event("i0", "ann", 1, assignment=late.id))
+    store.correct("a", comparison_event("i0", "ann", 1, assignment=late.id, id="b"))
+    store.retract("b")
+    taken_back = store.log()[-1].id
+    with pytest.raises(UserError, match="already answered"):
+        answer(store, late)
+    store.correct(taken_back, comparison_event("i0", "ann", 1, assignment=late.id, id="c"))
+    assert [event.id for event in store.current()] == ["elsewhere", "c"]
+
+
+def test_judgements_that_stand_are_counted_however_they_came(store: Store) -> None:
+    store.assign(["i0"])
+    answer(store, claim(store, "ann"), id="a")
+    store.correct("a", comparison_event("i0", "ann", 1, id="b"))
+    assert store.assign(["i0"]) == 0  # corrected, and still one judgement
+    store.append(comparison_event("i0", "ann", 0))
+    store.append(skip_event("i0", "bob"))
+    assert store.assign(["i0"], overlap=2) == 1  # ann twice is one rater, and a skip is no judgement
+    store.retract("b")
+    assert store.assign(["i0"], overlap=2) == 0  # her second still stands, and a slot is open
 
 
 def test_a_slot_whose_judgement_was_withdrawn_is_opened_by_assigning_again(store: Store) -> None:

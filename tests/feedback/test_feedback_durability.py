@@ -93,6 +93,49 @@ def test_the_migrations_come_with_the_package() -> None:
     ]
 
 
+def test_what_the_database_cannot_do_is_told_in_reading_writing_and_connecting(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    with Store.open(path) as store:
+        store.add_items([Item("p", ("a", "b"), id="i")])
+
+        def read_only(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA query_only = ON")
+
+        sqlalchemy.event.listen(store.engine, "connect", read_only)
+        store.close()
+        with pytest.raises(UserError, match="attempt to write a readonly database") as caught:
+            store.append(comparison_event("i", "ann", 0))
+        assert caught.value.where == str(path)
+        assert caught.value.fix == "check the path and its permissions"
+        sqlalchemy.event.remove(store.engine, "connect", read_only)
+        with sqlite3.connect(path) as raw:
+            raw.execute("ALTER TABLE events RENAME COLUMN payload TO gone")
+        raw.close()
+        with pytest.raises(UserError, match=r"no such column: events\.payload"):
+            store.log()
+        store.close()
+        path.rename(tmp_path / "moved.db")
+        path.mkdir()
+        with pytest.raises(UserError, match="unable to open database file"):
+            store.last_seq()
+    with pytest.raises(UserError, match="unable to open database file"):
+        Store.open(path)
+    with pytest.raises(UserError, match=r"127.0.0.1:1/.*check the address") as refused:
+        Store.open("postgresql+psycopg://ann:secret@127.0.0.1:1/plaudit")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_server_without_space_is_told_of(tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError('could not extend file "base/1": No space left on device\nHINT: more')
+
+    with Store.open(tmp_path / "f.db") as store:
+        sqlalchemy.event.listen(store.engine, "do_execute", full)
+        with pytest.raises(UserError, match="no space left on device") as caught:
+            store.log()
+    assert caught.value.fix == "free some space"
+
+
 def test_without_space_nothing_is_lost_and_the_fault_is_named(tmp_path: Path) -> None:
     path = tmp_path / "feedback.db"
     with Store.open(path) as store:

@@ -100,3 +100,12 @@ def test_writers_at_once_leave_no_gap_and_share_no_slot(store: Store) -> None:
     assert sorted(slots) == list(range(1, 21))
     assert [event.seq for event in store.log()] == list(range(1, 21))
     assert len({(event.item, event.rater) for event in store.current()}) == 20
+
+
+def test_a_server_that_goes_away_is_told_of_and_found_again(store: Store) -> None:
+    with store.engine.connect() as lost, store.engine.begin() as other:
+        number = lost.scalar(sa.select(sa.func.pg_backend_pid()))
+        other.execute(sa.select(sa.func.pg_terminate_backend(number)))
+        with pytest.raises(UserError, match=r"cannot be used .*check the address and that the server runs"):
+            lost.execute(sa.text("SELECT 1"))
+    assert store.last_seq() == 0

@@ -27,7 +27,7 @@ from plaudit.feedback.events import (
 )
 from plaudit.feedback.judgements import demonstrations, preferences, rankings, ratings
 from plaudit.feedback.store import Store
-from plaudit.types import Message, Preference, Ranking, Rating, UserError
+from plaudit.types import Demonstration, Message, Preference, Ranking, Rating, UserError
 
 
 @pytest.fixture
@@ -193,11 +193,51 @@ def test_a_forgotten_rater_is_gone_from_every_snapshot_and_from_the_disk(tmp_pat
         assert store.log()[0].payload == {}
         with pytest.raises(UserError, match="forgotten"):
             store.append(skip_event("pair-1", "ann"))
+        with pytest.raises(UserError, match="this item was forgotten"):
+            store.add_items([Item("ann's private prompt", ("x", "y"), author="ann", id="of-ann")])
+        with pytest.raises(UserError, match="item of-ann was forgotten"):
+            store.append(skip_event("of-ann", "bob"))
         with pytest.raises(UserError, match="forgotten"):
             store.set_identity("ann", {"name": "Ann"})
         with pytest.raises(UserError, match="forgotten"):
             store.claim("ann", 0, 1)
     assert _bytes_on_disk(tmp_path, [b"zest-of-ann", b"private prompt", key]) == []
+
+
+def test_a_judgement_is_taken_back_whoever_was_retracted_or_forgotten(store: Store) -> None:
+    store.append(comparison_event("pair-0", "ann", 0, id="a"))
+    store.retract_rater("ann")
+    with pytest.raises(UserError, match="no such event"):
+        store.retract(store.log()[-1].id)
+    store.retract("a")
+    store.restore_rater("ann")
+    assert store.current() == []
+    store.add_items([Item("cy's own", ("x", "y"), author="cy", id="of-cy")])
+    store.append(comparison_event("of-cy", "ann", 1, id="b"))
+    store.forget_rater("cy")
+    assert store.retract("b") == store.last_seq()
+    with pytest.raises(UserError, match="of no item"):
+        store.append(Event("x", "retract", "ann", supersedes=store.log()[1].id))
+
+
+def test_a_reader_that_keeps_the_log_from_being_cut_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.05)
+    with Store.open(tmp_path / "f.db") as store:
+        store.add_items(PAIRS)
+        store.append(rating_event("pair-0", "ann", {"zest-of-ann": 0.25}))
+        with sqlite3.connect(tmp_path / "f.db") as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM events").fetchall()
+            with pytest.raises(UserError, match="was erased, but the write-ahead log still holds") as told:
+                store.forget_rater("ann")
+            assert told.value.fix == "forget the rater again when the readers are gone"
+            assert store.raters() == {"ann": "forgotten"}
+            assert _bytes_on_disk(tmp_path, [b"zest-of-ann"]) == [b"zest-of-ann"]
+        reader.close()
+        assert store.forget_rater("ann") == 2
+        assert _bytes_on_disk(tmp_path, [b"zest-of-ann"]) == []
 
 
 def _bytes_on_disk(folder: Path, needles: list[bytes]) -> list[bytes]:
@@ -280,6 +320,13 @@ def test_items_are_written_once(store: Store) -> None:
         (lambda: comparison_event("pair-0", "ann", cast(Any, True)), "choice is True"),
         (lambda: comparison_event("pair-0", "ann", 0, strength=5), "strength is 5, not 1 to 4"),
         (lambda: comparison_event("pair-0", "ann", 0, strength=True), "strength is True"),
+        (lambda: comparison_event("pair-0", "ann", cast(Any, 0.0)), "choice is 0.0"),
+        (
+            lambda: comparison_event("pair-0", "ann", 0, strength=cast(Any, 3.0)),
+            "strength is 3.0, not 1 to 4",
+        ),
+        (lambda: comparison_event("pair-0", "ann", 0, presented=cast(Any, (1.0, 0.0))), "not an order of 2"),
+        (lambda: comparison_event("pair-0", "ann", 0, presented=(True, False)), "not an order of 2"),
         (lambda: comparison_event("pair-0", "ann", 0, presented=(0, 2)), "not an order of 2"),
         (lambda: comparison_event("pair-0", "ann", 0, presented=(0,)), "not an order of 2"),
         (lambda: rating_event("pair-0", "ann", {"overall": 1.1}), "1.1, not within 0 to 1"),
@@ -320,7 +367,7 @@ def test_records_for_training(store: Store) -> None:
     assert rating.record == Rating("prompt 1", "right 1", {"overall": 0.5}, "ann")
     assert rating.policy_version == "ppo-1"
     assert rankings(store)[0].record == Ranking("prompt 2", ("left 2", "right 2"), (1, 0), "bob")
-    assert demonstrations(store)[0].record.completion == "as I would say it"
+    assert demonstrations(store)[0].record == Demonstration("prompt 3", "as I would say it", "bob")
     assert ratings(store, up_to=1) == []
 
 
@@ -397,6 +444,13 @@ def test_opening_again_finds_everything_and_odd_files_are_refused(tmp_path: Path
     (tmp_path / "text.db").write_text("no database, this" * 100)
     with pytest.raises(UserError, match="cannot be opened as a feedback store"):
         Store.open(tmp_path / "text.db")
+    with sqlite3.connect(tmp_path / "other.db") as raw:
+        raw.execute("CREATE TABLE items (id)")
+    raw.close()
+    others = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(UserError, match=r"other.db: is no feedback store; name another file"):
+        Store.open(tmp_path / "other.db")
+    assert (tmp_path / "other.db").read_bytes() == others
     with sqlite3.connect(tmp_path / "deep" / "f.db") as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
     raw.close()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from plaudit.data.formats import read_records, write_records
 from plaudit.feedback.events import skip_event
@@ -44,6 +47,8 @@ def test_what_went_in_comes_out_in_order(store: Store, file: Path, tmp_path: Pat
     assert read_records(tmp_path / "out.jsonl") == RECORDS
     assert export_file(store, tmp_path / "two.jsonl", up_to=2)["records"] == 2
     assert read_records(tmp_path / "two.jsonl") == RECORDS[:2]
+    with pytest.raises(UserError, match="there are 7 events, not 8"):
+        export_file(store, tmp_path / "eight.jsonl", up_to=8)
 
 
 def test_importing_again_adds_nothing_even_in_another_order(store: Store, file: Path, tmp_path: Path) -> None:
@@ -54,6 +59,49 @@ def test_importing_again_adds_nothing_even_in_another_order(store: Store, file: 
     write_records([*RECORDS, Preference("p", ("a", "b"), 1, rater="ann")], tmp_path / "more.jsonl")
     assert import_file(store, tmp_path / "more.jsonl")["events"] == 1
     assert store.last_seq() == 8
+
+
+def test_a_score_written_otherwise_is_the_same_score(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    for scores in ('{"overall": 1, "tone": 0}', '{"tone": -0.0, "overall": 1.0}'):
+        file.write_text(f'{{"prompt": "p", "completion": "c", "scores": {scores}, "rater": "ann"}}\n')
+        import_file(store, file)
+    assert store.last_seq() == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "completion": "c"},
+        {"prompt": "p", "completion": "c", "label": True},
+        {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"chosen": "p a", "rejected": "p b"},
+        {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
+    ],
+)
+def test_whose_it_is_comes_along_from_every_shape_so_that_it_can_be_forgotten(
+    store: Store, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(row | {"rater": "ann"}))
+    import_file(store, tmp_path / "in.jsonl")
+    assert set(store.raters()) == {"ann"}
+    export_file(store, tmp_path / "out.jsonl")
+    assert [record.rater for record in read_records(tmp_path / "out.jsonl")] == ["ann"]
+    store.forget_rater("ann")
+    assert import_file(store, tmp_path / "in.jsonl")["left_out"] == 1
+
+
+def test_an_import_that_fails_leaves_nothing(store: Store, file: Path, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "feedback.db") as raw:
+        raw.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON events WHEN NEW.kind = 'ranking' "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    raw.close()
+    with pytest.raises(IntegrityError):
+        import_file(store, file)
+    assert (store.items(), store.log(), store.raters()) == ({}, [], {})
 
 
 def test_what_was_retracted_or_forgotten_does_not_come_back(store: Store, file: Path, tmp_path: Path) -> None:
@@ -97,7 +145,7 @@ def test_figures_by_hand(store: Store, file: Path) -> None:
     store.append(skip_event(pair, "cy"))
     store.correct(store.log()[1].id, skip_event(pair, "bob"))
     store.retract(store.log()[0].id)
-    store.assign([pair], 3)
+    store.assign([pair], 5)  # two stand
     store.claim("dee", 0, 60)
     store.name_snapshot("m", 9)
     store.append(skip_event(pair, "eve"))

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit import config as configs
+from plaudit import files
 from plaudit.feedback.store import Store
 from plaudit.loop import measure, quickstart, stages
 from plaudit.loop.rounds import Journal
@@ -185,11 +186,16 @@ def test_a_broken_record_is_refused_in_one_line(copy: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["rounds=0", "training_prompts=9", "heldout_prompts=1", "completions=1", "training_prompts=999"],
-)
-def test_settings_that_cannot_work_are_refused(tmp_path: Path, setting: str) -> None:
+    [
+        "rounds=0", "training_prompts=9", "heldout_prompts=1", "completions=1", "training_prompts=999",
+        "policy.epochs=0", "policy.entropy_coef=-1", "policy.kl_horizon=1", "reward.rating_weight=-1",
+        "reward.exit=0",
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_before_anything_is_done(tmp_path: Path, setting: str) -> None:
     with pytest.raises(UserError):
         command(tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
 
 
 # Overwriting -----------------------------------------------------------------------------------------------
@@ -203,21 +209,21 @@ def test_overwrite_begins_again(copy: Path, finished: Path) -> None:
 
 
 def test_an_overwrite_that_was_killed_leaves_no_half_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(source: Path, target: Path) -> None:
-        if source.name == "rounds":
+    def killed(path: Path) -> None:
+        if path.name == "rounds":
             raise KeyboardInterrupt
-        replace(source, target)
+        remove(path)
 
-    replace = os.replace
+    remove = files.remove
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(files, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             command(copy, overwrite=True)
     assert (copy / "rounds").exists()
     with pytest.raises(UserError, match="start it again"):
         quickstart.resume(copy)
     rundir.start(copy, "quickstart", quickstart.Config())
-    assert sorted(path.name for path in copy.iterdir()) == [".overwritten", "config.yaml", "machine.json"]
+    assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "machine.json"]
 
 
 def test_a_run_is_not_lost_to_one_that_cannot_begin(copy: Path) -> None:

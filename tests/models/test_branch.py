@@ -193,6 +193,7 @@ def test_a_tokens_share_is_what_it_adds_to_the_score(trunk: Llama, pool: Pool) -
     torch.testing.assert_close(shares.sum(1), scores, rtol=0, atol=near)
     assert not bool(shares[~PACKED.mask].any())
     if pool == "last":
+        assert torch.equal(shares[range(len(scores)), PACKED.mask.sum(1) - 1], scores)
         assert ((shares != 0).sum(1) == 1).all()
         return
     # The number of a text that ends after token t is the mean of the first t + 1 tokens' numbers.

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plaudit.models.adapter import save_adapter
-from plaudit.models.branch import Branch, token_logprobs
+from plaudit.models.branch import Branch, Pool, token_logprobs
 from plaudit.models.load import find_model, load_model
 from plaudit.recipes import ppo
 from plaudit.reward.model import RewardModel
@@ -87,9 +87,11 @@ def weights(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}
 
 
-def reward_model(directory: Path, *, blocks: int) -> str:
+def reward_model(directory: Path, *, blocks: int, pool: Pool = "last") -> str:
     model = load_model("tiny", torch.float64)
-    RewardModel(random_branch(model.trunk, blocks=blocks, seed=9), model).save(directory, {})
+    branch = random_branch(model.trunk, blocks=blocks, seed=9)
+    branch.pool = pool
+    RewardModel(branch, model).save(directory, {})
     return str(directory)
 
 
@@ -347,24 +349,25 @@ def test_a_dense_reward_gives_every_token_its_own_share(config: ppo.Config) -> N
         [[0.5, -1.0, 2.0, 0.0], [1.0, 1.0, -4.0, 0.5], [3.0, 0.0, 0.0, 0.0], [-4.0, 0.0, 0.0, 0.0]],
         dtype=torch.float64,
     )
-    seen, dense = replace(seen, shares=shares), changed(config, dense_reward=True)
+    seen, dense = replace(seen, shares=shares), changed(config, dense_reward=True, reward="a model")
     found = ppo.experience_from(seen, shares.sum(1), samples, 0.5, dense)
     kl = seen.logprobs - seen.ref_logprobs
     assert torch.allclose(found.rewards, shares - 0.5 * kl, atol=1e-15)
     assert found.scores.tolist() == [1.5, -1.5, 3.0, -4.0]
-    # The second and the last do not end by themselves: in all they get the penalty.
-    short = ppo.experience_from(
-        seen, shares.sum(1), samples, 0.0, changed(dense, missing_eos_penalty=-1.5)
-    ).rewards
-    assert short.sum(1).tolist() == [1.5, -1.5, 3.0, -1.5]
-    assert short[0].tolist() == [0.5, -1.0, 2.0, 0.0]
+    # The second and the last do not end by themselves: they get the penalty at their end and nothing before.
+    penalised = changed(dense, missing_eos_penalty=-1.25)
+    short = ppo.experience_from(seen, shares.sum(1), samples, 0.0, penalised).rewards
+    assert short.tolist() == [[0.5, -1, 2, 0], [0, 0, 0, -1.25], [3, 0, 0, 0], [-1.25, 0, 0, 0]]
     sparse = ppo.experience_from(seen, shares.sum(1), samples, 0.0, config).rewards
     assert sparse.tolist() == [[0, 0, 1.5, 0], [0, 0, 0, -1.5], [3, 0, 0, 0], [-4, 0, 0, 0]]
 
 
-def test_a_dense_reward_needs_a_reward_model(config: ppo.Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rules:first_id: .*dense_reward"):
-        ppo.run(changed(config, reward="rules:first_id", dense_reward=True), tmp_path / "run")
+def test_a_dense_reward_needs_a_reward_model_that_pools_the_mean(config: ppo.Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dense_reward wants a reward model"):
+        changed(config, reward="rules:first_id", dense_reward=True)
+    last = reward_model(tmp_path / "reward", blocks=2)
+    with pytest.raises(UserError, match=r"no other has a share for dense_reward.*pool: mean"):
+        ppo.run(changed(config, reward=last, dense_reward=True), tmp_path / "run")
 
 
 def test_the_entropy_bonus_keeps_the_policy_open(config: ppo.Config, tmp_path: Path) -> None:
@@ -411,12 +414,13 @@ def test_the_reward_logged_is_the_rules_own(
     assert {s.policy_version for s in drawn} == {"step-0"}
 
 
+@pytest.mark.parametrize(("pool", "dense"), [("last", False), ("mean", False), ("mean", True)])
 def test_a_reward_model_scores_as_it_does_alone(
-    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: Pool, dense: bool
 ) -> None:
     from plaudit.reward.model import load_reward_model
 
-    directory = reward_model(tmp_path / "reward", blocks=2)
+    directory = reward_model(tmp_path / "reward", blocks=2, pool=pool)
     drawn: list[Sample] = []
     sample = LocalEngine.sample
 
@@ -426,7 +430,7 @@ def test_a_reward_model_scores_as_it_does_alone(
             yield one
 
     monkeypatch.setattr(LocalEngine, "sample", watched)
-    ppo.run(changed(config, reward=directory, steps=1), tmp_path / "run")
+    ppo.run(changed(config, reward=directory, steps=1, dense_reward=dense), tmp_path / "run")
     scores = load_reward_model(Path(directory), load_model("tiny", torch.float64)).score(drawn)
     assert rows(tmp_path / "run")[0]["reward"] == pytest.approx(sum(scores) / 6, abs=1e-12)
 

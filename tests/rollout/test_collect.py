@@ -11,6 +11,7 @@ import torch
 from plaudit.data.collate import micro_batches, pack
 from plaudit.models.branch import (
     Branch,
+    Pool,
     final_scores,
     lower_stream,
     token_logprobs,
@@ -39,11 +40,13 @@ def branches(trunk: Llama, blocks: tuple[int, int, int]) -> tuple[Branch, Branch
 @DTYPES
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
 @pytest.mark.parametrize("blocks", [(3, 1, 2), (1, 3, 3), (0, 0, 4), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("pool", ["last", "mean"])
 def test_one_pass_equals_every_branch_alone(
-    dtype: torch.dtype, blocks: tuple[int, int, int], budget: int
+    dtype: torch.dtype, blocks: tuple[int, int, int], budget: int, pool: Pool
 ) -> None:
     trunk = load_model("tiny", dtype).trunk
     policy, value, reward = branches(trunk, blocks)
+    reward.pool = pool
     seen = forward(
         SAMPLES, reference=trunk, policy=policy, value=value, reward=reward, temperature=0.8, budget=budget
     )

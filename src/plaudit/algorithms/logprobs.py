@@ -142,13 +142,15 @@ class _SelectedLogprobs(torch.autograd.Function):
             logits = _chunk_logits(hidden[rows], weight, bias, own.squeeze(1), ctx.temperature)
             # d logprob / d logits = (one at the target - softmax) / temperature
             share = grad[rows].unsqueeze(1) / ctx.temperature
-            logits = torch.log_softmax(logits, -1)
-            probs = logits.exp()
-            grad_logits = (probs * -share).scatter_add_(1, own, share)
+            probs, of_entropies = torch.softmax(logits, -1), None
             if ctx.entropy_gradient:
                 # d entropy / d logits = -p (ln p + entropy) / temperature
-                entropy = -(probs * logits).sum(-1, keepdim=True)
-                grad_logits -= probs * (logits + entropy) * (of_entropy[rows].unsqueeze(1) / ctx.temperature)
+                logits -= logits.logsumexp(-1, keepdim=True)
+                logits -= (probs * logits).sum(-1, keepdim=True)
+                of_entropies = logits.mul_(probs).mul_(-of_entropy[rows].unsqueeze(1) / ctx.temperature)
+            grad_logits = probs.mul_(-share).scatter_add_(1, own, share)
+            if of_entropies is not None:
+                grad_logits += of_entropies
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(weight.dtype)

@@ -27,8 +27,8 @@ def to_json(record: Record) -> dict[str, Any]:
     prompt: Any = record.prompt if isinstance(record.prompt, str) else _to_messages(record.prompt)
     row: dict[str, Any] = {"prompt": prompt}
     if isinstance(record, Demonstration):
-        return {**row, "completion": record.completion}
-    if isinstance(record, Rating):
+        row["completion"] = record.completion
+    elif isinstance(record, Rating):
         row |= {"completion": record.completion, "scores": dict(record.scores)}
     elif isinstance(record, Ranking):
         row |= {"completions": list(record.completions), "ranking": list(record.ranking)}
@@ -46,7 +46,7 @@ def from_json(obj: object) -> Record:
     if not isinstance(obj, Mapping):
         raise UserError(f"is {type(obj).__name__}, not an object", fix='write {"prompt": ..., ...}')
     row = filled(obj)
-    rater = _text(row["rater"], "rater") if "rater" in row else None
+    rater = _rater(row)
     if "completions" in row:
         if ("choice" in row) == ("ranking" in row):
             raise UserError("needs either choice or ranking beside completions", fix="give one of the two")
@@ -69,7 +69,7 @@ def from_json(obj: object) -> Record:
     _need(row, "prompt", "completion")
     completion = _text(row["completion"], "completion")
     if "scores" not in row:
-        return _build(Demonstration, prompt=read_prompt(row), completion=completion)
+        return _build(Demonstration, prompt=read_prompt(row), completion=completion, rater=rater)
     if not isinstance(row["scores"], dict):
         raise UserError(
             f"scores is {type(row['scores']).__name__}, not an object", fix='write {"overall": 0.8}'
@@ -81,16 +81,18 @@ def from_json(obj: object) -> Record:
 def _from_trl(row: Row) -> list[Record]:
     if "chosen" in row or "rejected" in row:
         return [_from_trl_pair(row)]
+    rater = _rater(row)
     if "messages" in row:
         prompt, completion = _answer(None, row["messages"], "messages")
-        return [_build(Demonstration, prompt=prompt, completion=completion)]
+        return [_build(Demonstration, prompt=prompt, completion=completion, rater=rater)]
     _need(row, "prompt", "completion")
     prompt, completion = _answer(read_prompt(row), row["completion"], "completion")
     if "label" not in row:
-        return [_build(Demonstration, prompt=prompt, completion=completion)]
+        return [_build(Demonstration, prompt=prompt, completion=completion, rater=rater)]
     if not isinstance(row["label"], bool):
         raise UserError(f"label is {_short(row['label'])}, not true or false", fix=_CORRECT)
-    return [_build(Rating, prompt=prompt, completion=completion, scores={"overall": float(row["label"])})]
+    scores = {"overall": float(row["label"])}
+    return [_build(Rating, prompt=prompt, completion=completion, scores=scores, rater=rater)]
 
 
 def _from_trl_pair(row: Row) -> Preference:
@@ -98,13 +100,14 @@ def _from_trl_pair(row: Row) -> Preference:
     chosen, rejected = row["chosen"], row["rejected"]
     if "prompt" not in row and isinstance(chosen, str) and isinstance(rejected, str):
         prompt, better, worse = _shared_text(_text(chosen, "chosen"), _text(rejected, "rejected"))
-        return _build(Preference, prompt=prompt, completions=(better, worse), choice=0)
+        return _build(Preference, prompt=prompt, completions=(better, worse), choice=0, rater=_rater(row))
     given = read_prompt(row) if "prompt" in row else None
     prompt_of_chosen, better = _answer(given, chosen, "chosen")
     prompt_of_rejected, worse = _answer(given, rejected, "rejected")
     if prompt_of_chosen != prompt_of_rejected:
         raise UserError("chosen and rejected differ before their last message", fix=_CORRECT)
-    return _build(Preference, prompt=prompt_of_chosen, completions=(better, worse), choice=0)
+    completions = (better, worse)
+    return _build(Preference, prompt=prompt_of_chosen, completions=completions, choice=0, rater=_rater(row))
 
 
 def _answer(prompt: Prompt | None, value: Any, key: str) -> tuple[Prompt, str]:
@@ -185,7 +188,7 @@ def _from_hh(row: Row) -> list[Record]:
     prompt = tuple(_build(Message, role=roles[name], content=text.removeprefix(" ")) for name, text in turns)
     after = fork + len(_ASSISTANT)
     completions = tuple(text[after:].removeprefix(" ") for text in (chosen, rejected))
-    return [_build(Preference, prompt=prompt, completions=completions, choice=0)]
+    return [_build(Preference, prompt=prompt, completions=completions, choice=0, rater=_rater(row))]
 
 
 def _to_hh(record: Record) -> dict[str, Any]:
@@ -270,6 +273,8 @@ def _kept(record: Record, format: str) -> Record:
     if isinstance(record, Preference):
         prompt = _turns(record.prompt) if format == "hh-rlhf" else record.prompt
         return Preference(prompt, _better_and_worse(record, format), 0)
+    if isinstance(record, Demonstration):
+        return Demonstration(record.prompt, record.completion)
     return record
 
 
@@ -336,6 +341,10 @@ def _text(value: Any, key: str) -> str:
         half = value[error.start].encode("unicode_escape").decode()
         raise UserError(f"{key} holds half a character ({half})", fix="write the whole character") from None
     return value
+
+
+def _rater(row: Row) -> str | None:
+    return _text(row["rater"], "rater") if "rater" in row else None
 
 
 def _list(value: Any, key: str) -> list[Any]:

@@ -1,6 +1,6 @@
 """How the starting model sees a completion: does it answer its own prompt, does it read like language?
 
-relevance: how much likelier the completion is under its own prompt than under other people's prompts. fluency: a
+relevance: how much likelier the completion is under its own prompt than under somebody else's. fluency: a
 two-sided band of perplexity, since text can be too surprising (noise) or too predictable (a stock phrase).
 """
 
@@ -55,7 +55,7 @@ class Band:
 @dataclass(frozen=True, slots=True)
 class Views:
     """Of n completions: surprise (mean -logprob a token under the own prompt) and gain (nats a token that the own
-    prompt gives over others), both [n]; tokens [n]."""
+    prompt gives over another), both [n]; tokens [n]."""
 
     surprise: Floats
     gain: Floats
@@ -89,10 +89,12 @@ def look_at(
 ) -> Views:
     """completions[p]: the completions (ids) of prompt p. Views come in the order of prompts, then completions.
 
-    others: under how many other prompts each is judged. Needs at least two prompts.
+    others: under how many other prompts each is seen, whose mean is taken. ValueError for fewer than two prompts.
     """
-    own = _mean_logprobs(trunk, prompts, completions, budget, progress)
     count = len(prompts)
+    if count < 2:
+        raise ValueError(f"relevance wants at least two prompts, not {count}")
+    own = _mean_logprobs(trunk, prompts, completions, budget, progress)
     shifts = rng(seed, "others", count).permutation(np.arange(1, count))[:others]
     foreign = [
         _mean_logprobs(

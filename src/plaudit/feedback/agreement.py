@@ -79,8 +79,9 @@ def report(store: Store, up_to: int | None = None, seed: int = 0) -> dict[str, A
     "raters": {rater: {...}}}. A figure of alpha is {"value", "reason"}: value is None where there is a reason.
     Comparisons count as three ordered values for the ordinal and interval levels (0 better, neither, 1 better)
     and as four names for the nominal (a tie is not "both bad"). Scores are taken to the nearest "step".
+    UserError when there are not so many events.
     """
-    up_to = store.last_seq() if up_to is None else up_to
+    up_to = store.as_of(up_to)
     events = store.current(up_to)
     judged = [event for event in events if event.kind != "skip"]
     return {
@@ -109,7 +110,7 @@ def _comparisons(events: Sequence[Event], seed: int) -> dict[str, Any]:
             pairs.append({"raters": list(pair), "agreement": pairwise(both, seed)})
     return {
         "judgements": len(events),
-        "overlapping_items": _overlapping(table),
+        "overlapping_items": len({item for item, _ in _overlapping(table)}),
         "alpha": alphas,
         "agreement": pairwise(table, seed),
         "pairs": pairs,
@@ -129,7 +130,7 @@ def _ratings(events: Sequence[Event]) -> dict[str, Any]:
             for event in given
         )
         overlapping = _overlapping(exact)
-        step = 0.01 if overlapping * 101**2 <= _CELLS else 0.05
+        step = 0.01 if len(overlapping) * 101**2 <= _CELLS else 0.05
         table = {
             unit: {rater: round(score / step) * step for rater, score in said.items()}
             for unit, said in exact.items()
@@ -137,7 +138,7 @@ def _ratings(events: Sequence[Event]) -> dict[str, Any]:
         gaps = [abs(a - b) for said in exact.values() for a, b in combinations(said.values(), 2)]
         figures[criterion] = {
             "judgements": len(given),
-            "overlapping_items": overlapping,
+            "overlapping_items": len({item for (item, _), _ in overlapping}),
             "step": step,
             "alpha": {level: _figure(table, level) for level in LEVELS},
             "difference": fmean(gaps) if gaps else None,
@@ -228,8 +229,9 @@ def _figure(table: Table[float], level: Level) -> dict[str, Any]:
     return {"value": value, "reason": reason}
 
 
-def _overlapping(table: Table[Any]) -> int:
-    return len({unit for unit, said in table.items() if len(said) > 1})
+def _overlapping(table: Table[Any]) -> list[Any]:
+    """The units that several raters judged."""
+    return [unit for unit, said in table.items() if len(said) > 1]
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

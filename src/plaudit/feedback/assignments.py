@@ -6,7 +6,7 @@ with a connection that writes alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -28,22 +28,20 @@ class Assignment:
     expires: float
 
 
-def assign(connection: Connection, items: Iterable[str], overlap: int, lost: sa.Select[tuple[str]]) -> int:
+def assign(connection: Connection, items: Iterable[str], overlap: int, judged: Mapping[str, int]) -> int:
     """Opens slots until `overlap` judgements of each item are given or to come; returns how many were opened.
 
-    lost: ids of the events that no longer count (skips, retractions), whose slots are opened anew.
+    judged: how many raters' judgements of an item stand, with a slot or without.
     """
     slots = schema.assignments
     opened = 0
     for item in dict.fromkeys(items):
         if connection.scalar(sa.select(schema.items.c.id).where(schema.items.c.id == item)) is None:
             raise UserError("there is no such item", where=f"item {item}", fix="add it first")
-        live = connection.scalar(
-            sa.select(sa.func.count()).where(
-                slots.c.item == item, sa.or_(slots.c.event.is_(None), slots.c.event.not_in(lost))
-            )
+        to_come = connection.scalar(
+            sa.select(sa.func.count()).where(slots.c.item == item, slots.c.event.is_(None))
         )
-        for _ in range(overlap - int(live or 0)):
+        for _ in range(overlap - judged.get(item, 0) - int(to_come or 0)):
             _open_slot(connection, item)
             opened += 1
     return opened
@@ -79,7 +77,10 @@ def claim(connection: Connection, rater: str, now: float, lease_seconds: float) 
 
 
 def check_answer(connection: Connection, event: Event) -> None:
-    """UserError when the event's assignment is unknown, of another item, or answered by this rater already."""
+    """UserError when the event's assignment is unknown, of another item, or answered by this rater already.
+
+    An answer may take the place of the rater's earlier one: by superseding it, or once it was taken back.
+    """
     row = connection.execute(
         sa.select(schema.assignments).where(schema.assignments.c.id == event.assignment)
     ).first()
@@ -88,8 +89,15 @@ def check_answer(connection: Connection, event: Event) -> None:
         raise UserError(f"there is no assignment {event.assignment}", where=where)
     if row.item != event.item:
         raise UserError(f"assignment {event.assignment} is of item {row.item}, not {event.item}", where=where)
-    if row.rater == event.rater and row.event is not None and event.supersedes is None:
-        raise UserError(f"already answered by event {row.event}", where=where, fix="correct that event")
+    events, later = schema.events, schema.events.alias()
+    answers = sa.select(events.c.id).where(
+        events.c.rater == event.rater, events.c.item == event.item, events.c.assignment == event.assignment
+    )
+    if event.supersedes is not None:
+        superseded = sa.exists().where(later.c.supersedes == events.c.id)
+        answers = answers.where(events.c.id != event.supersedes, ~superseded)
+    if (answer := connection.scalar(answers.limit(1))) is not None:
+        raise UserError(f"already answered by event {answer}", where=where, fix="correct that event")
 
 
 def complete(connection: Connection, event: Event) -> None:

@@ -165,7 +165,7 @@ def check(event: Event, completions: int | None = None) -> None:
         shown = range(len(event.presented) if completions is None else completions)
         if event.kind == "comparison" and completions is None:
             shown = range(2)
-        if sorted(event.presented) != list(shown):
+        if any(type(i) is not int for i in event.presented) or sorted(event.presented) != list(shown):
             fault = f"presented {list(event.presented)} is not an order of {len(shown)} completions"
     if fault is not None:
         raise UserError(fault, where=f"{event.kind} of item {event.item}")
@@ -179,9 +179,9 @@ def _fault(kind: Kind, payload: Mapping[str, Any], completions: int | None) -> s
             if completions not in (None, 2):
                 return f"compares two completions, the item has {completions}"
             choice, strength = payload.get("choice"), payload.get("strength")
-            if isinstance(choice, bool) or choice not in (0, 1, "tie", "both_bad"):
+            if type(choice) not in (int, str) or choice not in (0, 1, "tie", "both_bad"):
                 return f'choice is {choice!r}, not 0, 1, "tie" or "both_bad"'
-            if isinstance(strength, bool) or strength not in (None, 1, 2, 3, 4):
+            if strength is not None and (type(strength) is not int or not 1 <= strength <= 4):
                 return f"strength is {strength!r}, not 1 to 4"
         case "ranking":
             ranking = payload.get("ranking")

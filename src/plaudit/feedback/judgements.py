@@ -87,4 +87,4 @@ def _ranking(item: Item, event: Event) -> Ranking:
 
 
 def _demonstration(item: Item, event: Event) -> Demonstration:
-    return Demonstration(item.prompt, event.payload["completion"])
+    return Demonstration(item.prompt, event.payload["completion"], event.rater)

@@ -63,6 +63,14 @@ def standing(
     )
 
 
+def judged(connection: Connection) -> dict[str, int]:
+    """How many raters' judgements of each item stand; a skip is none."""
+    events = schema.events
+    count = sa.func.count(events.c.rater.distinct())
+    query = standing(None, events.c.item, count).where(events.c.kind != "skip").group_by(events.c.item)
+    return {item: int(number) for item, number in connection.execute(query)}
+
+
 def event(row: sa.Row[Any]) -> Event:
     """A row of `logged()` as an event; the payload of a tombstone is empty."""
     values = dict(row._mapping)

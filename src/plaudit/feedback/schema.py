@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from plaudit.files import writable
@@ -113,6 +113,7 @@ def open_engine(path_or_url: str | Path) -> Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
+    sa.event.listen(engine, "handle_error", _explain)
     try:
         _migrate(engine, where)
     except DBAPIError as error:
@@ -132,32 +133,36 @@ def to_json(value: Any) -> str:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes, alone; when the block ends well it is on disk. UserError when busy for long
-    or out of space."""
-    with engine.connect().execution_options(plaudit_writes=True) as connection:
-        try:
-            with connection.begin():
-                if connection.dialect.name == "postgresql":
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                yield connection
-        except OperationalError as error:
-            where, reason = str(engine.url.database), str(error.orig)
-            if "locked" in reason:
-                raise UserError(
-                    "another process keeps the store busy", where=where, fix="try again"
-                ) from None
-            if "disk is full" in reason:
-                raise UserError(
-                    "cannot be written (no space left on device)", where=where, fix="free some space"
-                ) from None
-            raise
+    """One transaction that writes, alone; when the block ends well it is on disk."""
+    with engine.connect().execution_options(plaudit_writes=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        yield connection
+
+
+def _explain(context: ExceptionContext) -> None:
+    """UserError for what is not ours to mend: the server, the disk, the rights, another process."""
+    error = context.sqlalchemy_exception
+    if not isinstance(error, OperationalError) or context.engine is None:
+        return
+    url = context.engine.url
+    sqlite = url.get_backend_name() == "sqlite"
+    where = str(url.database) if sqlite else url.render_as_string()  # without the password
+    reason = str(error.orig).strip().partition("\n")[0]
+    if "locked" in reason:
+        raise UserError("another process keeps the store busy", where=where, fix="try again")
+    if "disk is full" in reason or "No space left" in reason:
+        raise UserError("cannot be written (no space left on device)", where=where, fix="free some space")
+    fix = "check the path and its permissions" if sqlite else "check the address and that the server runs"
+    raise UserError(f"the database cannot be used ({reason})", where=where, fix=fix)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # transactions begin below, where it says how
     cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+    _refuse_another(cursor)
     for pragma in (
-        f"busy_timeout = {int(BUSY_SECONDS * 1000)}",
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
@@ -165,6 +170,15 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _refuse_another(cursor: sqlite3.Cursor) -> None:
+    """UserError for a database that is somebody else's, before anything in it is changed."""
+    rows = cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    tables = {name for (name,) in rows if not name.startswith("sqlite_")}
+    if tables and not {"raters", "items", "events"} <= tables:
+        path = cursor.execute("PRAGMA database_list").fetchone()[2]
+        raise UserError("is no feedback store", where=path, fix="name another file")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -65,28 +65,20 @@ class Store:
     def add_items(self, items: Iterable[Item]) -> list[str]:
         """Stores the items and returns their ids, in order; the same item again is harmless.
 
-        UserError when an id is taken by another item, or the author was forgotten.
+        UserError when an id is taken by another item, or the item or its author was forgotten.
         """
         items = list(items)
         with self._writing() as connection:
-            stored = queries.items(connection, [item.id for item in items])
-            for item in items:
-                if item.id in stored:
-                    if stored[item.id] not in (None, replace(item, meta=as_stored(item.meta))):
-                        raise UserError("this id belongs to another item", where=f"item {item.id}")
-                    continue
-                if item.author is not None:
-                    privacy.ensure(connection, item.author)
-                meta = as_stored(item.meta)
-                row = {
-                    "id": item.id,
-                    "prompt": prompt_to_json(item.prompt),
-                    "completions": list(item.completions),
-                }
-                row |= {"policy_version": item.policy_version, "meta": meta, "author": item.author}
-                connection.execute(schema.items.insert(), row)
-                stored[item.id] = replace(item, meta=meta)
+            _add_items(connection, items)
         return [item.id for item in items]
+
+    def enter(self, items: Sequence[Item], events: Sequence[Event]) -> tuple[int, int]:
+        """Stores the items and the events, all or none; returns how many of each were new. As `add_items`, `append`."""
+        with self._writing() as connection:
+            before = queries.last_seq(connection)
+            new = _add_items(connection, items)
+            log = _Log(connection, events)
+            return new, sum(log.append(event) > before for event in events)
 
     def items(self, ids: Iterable[str] | None = None) -> dict[str, Item]:
         """The items by id, all of them or those asked for; what was forgotten or never there is left out."""
@@ -119,7 +111,7 @@ class Store:
         """Takes one judgement back from here on; again is harmless. UserError when there is no such event."""
         with self._writing() as connection:
             old = queries.events(connection, [event]).get(event)
-            if old is None:
+            if old is None or old.item is None:
                 raise UserError("there is no such event", where=f"event {event}")
             new = Event(event_id("retract", event), "retract", old.rater, old.item, supersedes=event)
             return _Log(connection, [new]).append(new)
@@ -150,6 +142,13 @@ class Store:
         """The number of the last event, 0 before the first."""
         with self.engine.connect() as connection:
             return queries.last_seq(connection)
+
+    def as_of(self, up_to: int | None) -> int:
+        """The number of the event that is meant, None being the last. UserError when there are not so many."""
+        last = self.last_seq()
+        if up_to is not None and not 0 <= up_to <= last:
+            raise UserError(f"there are {last} events, not {up_to}", where=f"up to {up_to}")
+        return last if up_to is None else up_to
 
     # Raters
 
@@ -182,15 +181,22 @@ class Store:
     def forget_rater(self, rater: str) -> int:
         """Destroys the rater's key and all that they said, in every snapshot; leaves tombstones. Final.
 
-        Returns the event's seq. On SQLite the freed space is overwritten and the write-ahead log cut. Backups
-        made before still hold the key: destroy them too.
+        Returns the event's seq; again is harmless. On SQLite the freed space is overwritten and the write-ahead
+        log cut: UserError when readers kept it from being cut, so that it must be called again. Backups made
+        before still hold the key: destroy them too.
         """
         with self._writing() as connection:
             seq = self._rule_in(connection, rater, "forget_rater")
             privacy.erase(connection, rater, seq)
         if self.engine.dialect.name == "sqlite":
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+            if busy:
+                raise UserError(
+                    "the rater was erased, but the write-ahead log still holds what they said, for somebody is reading",
+                    where=str(self.engine.url.database),
+                    fix="forget the rater again when the readers are gone",
+                )
         return seq
 
     # Snapshots
@@ -241,10 +247,8 @@ class Store:
 
         Asked again it opens what is missing: more overlap, or in place of judgements that were retracted.
         """
-        standing = queries.standing(None, schema.events.c.id).where(schema.events.c.kind != "skip")
-        lost = sa.select(schema.events.c.id).where(schema.events.c.id.not_in(standing))
         with self._writing() as connection:
-            return assignments.assign(connection, items, overlap, lost)
+            return assignments.assign(connection, items, overlap, queries.judged(connection))
 
     def claim(self, rater: str, now: float, lease_seconds: float) -> Assignment | None:
         """The next item for this rater until now + lease_seconds, or None. Never one that they judged before.
@@ -296,14 +300,10 @@ class _Log:
             return self._replay(event)
         if event.kind not in JUDGEMENTS and event.kind != "retract":
             raise UserError("is the store's own to write", where=f"event {event.id} ({event.kind})")
-        if event.rater not in self.raters:
+        if event.kind == "retract":
             privacy.ensure(self.connection, event.rater)
-            queries.refuse_retracted(self.connection, event.rater)
-            self.raters.add(event.rater)
-        item = None if event.item is None else self.items.get(event.item)
-        if item is None:
-            raise UserError(f"there is no item {event.item}", where=f"event {event.id}", fix="add it first")
-        check(event, len(item.completions))
+        else:
+            self._check_judgement(event)
         if event.supersedes is not None or event.kind == "retract":
             self._check_superseded(event)
         if event.assignment is not None:
@@ -323,16 +323,51 @@ class _Log:
             raise UserError("this id belongs to an event that says something else", where=f"event {event.id}")
         return known.seq
 
+    def _check_judgement(self, event: Event) -> None:
+        if event.rater not in self.raters:
+            privacy.ensure(self.connection, event.rater)
+            queries.refuse_retracted(self.connection, event.rater)
+            self.raters.add(event.rater)
+        if event.item is None or event.item not in self.items:
+            raise UserError(f"there is no item {event.item}", where=f"event {event.id}", fix="add it first")
+        item = self.items[event.item]
+        if item is None:
+            raise UserError(f"item {event.item} was forgotten", where=f"event {event.id}")
+        check(event, len(item.completions))
+
     def _check_superseded(self, event: Event) -> None:
         where = f"event {event.id}"
         old = queries.events(self.connection, [event.supersedes or ""]).get(event.supersedes or "")
         if old is None:
             raise UserError(f"there is no event {event.supersedes} to supersede", where=where)
+        if old.item is None:
+            raise UserError(f"event {old.id} is of no item", where=where)
         if (old.rater, old.item) != (event.rater, event.item):
             raise UserError(f"event {old.id} is of another rater or item", where=where)
         taken = sa.select(schema.events.c.id).where(schema.events.c.supersedes == old.id)
         if (later := self.connection.scalar(taken)) is not None:
             raise UserError(f"event {old.id} is superseded by {later}", where=where, fix="supersede that one")
+
+
+def _add_items(connection: Connection, items: Sequence[Item]) -> int:
+    """How many were new."""
+    stored = queries.items(connection, [item.id for item in items])
+    before = len(stored)
+    for item in items:
+        meta = as_stored(item.meta)
+        if item.id in stored:
+            if stored[item.id] is None:
+                raise UserError("this item was forgotten", where=f"item {item.id}")
+            if stored[item.id] != replace(item, meta=meta):
+                raise UserError("this id belongs to another item", where=f"item {item.id}")
+            continue
+        if item.author is not None:
+            privacy.ensure(connection, item.author)
+        row = {"id": item.id, "prompt": prompt_to_json(item.prompt), "completions": list(item.completions)}
+        row |= {"policy_version": item.policy_version, "meta": meta, "author": item.author}
+        connection.execute(schema.items.insert(), row)
+        stored[item.id] = replace(item, meta=meta)
+    return len(stored) - before
 
 
 def _insert(connection: Connection, seq: int, event: Event) -> None:

@@ -59,13 +59,10 @@ def import_file(
                 event, id=event_id("import", item.id, event.rater, said, times[item.id + event.rater + said])
             )
         )
-    known = store.items({item.id for item in items})
-    store.add_items(items)
-    before = store.last_seq()
-    new = sum(seq > before for seq in store.extend(events))
+    new_items, new = store.enter(items, events)
     return {
         "records": len(records),
-        "items": len({item.id for item in items} - known.keys()),
+        "items": new_items,
         "events": new,
         "known": len(events) - new,
         "left_out": len(records) - len(welcome),
@@ -83,9 +80,10 @@ def export_file(
     """Writes the judgements that stand as of event `up_to` (None: now), in order; skips are not among them.
 
     Returns the counts: records written, and records that the format cannot hold and that were left out, which
-    is a UserError unless `skip_unrepresentable` is set. UserError when there is nothing to write.
+    is a UserError unless `skip_unrepresentable` is set. UserError when there is nothing to write, or there are not
+    so many events.
     """
-    up_to = store.last_seq() if up_to is None else up_to
+    up_to = store.as_of(up_to)
     views: tuple[Sequence[Judged[Record]], ...] = (
         preferences(store, up_to),
         ratings(store, up_to),
@@ -155,13 +153,11 @@ def _assignments(store: Store) -> dict[str, int]:
 
 
 def _rater(record: Record) -> str:
-    return (None if isinstance(record, Demonstration) else record.rater) or ANONYMOUS
+    return record.rater or ANONYMOUS
 
 
 def _unnamed(record: Record) -> Record:
-    if isinstance(record, Demonstration) or record.rater != ANONYMOUS:
-        return record
-    return replace(record, rater=None)
+    return replace(record, rater=None) if record.rater == ANONYMOUS else record
 
 
 def _item(record: Record, policy_version: str | None) -> Item:
@@ -180,7 +176,10 @@ def _event(item: str, record: Record) -> Event:
         case Demonstration():
             return demonstration_event(item, rater, record.completion)
         case Rating():
-            return rating_event(item, rater, record.scores)
+            # The id comes from the content: 1, 1.0 and another order of criteria are the same (and -0.0 is 0.0).
+            return rating_event(
+                item, rater, {name: record.scores[name] + 0.0 for name in sorted(record.scores)}
+            )
         case Ranking():
             return ranking_event(item, rater, record.ranking)
         case Preference():

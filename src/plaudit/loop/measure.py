@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -151,9 +152,11 @@ def win_rate(after: Floats, before: Floats) -> tuple[float, list[float]]:
 
 def kl_per_token(policy: Model, start: Model, rows: Sequence[dict[str, Any]]) -> float:
     """Mean k1, log policy - log start, over the tokens of the policy's own samples (temperature 1), nats."""
-    import torch
-
-    packed = pack([row["prompt_ids"] for row in rows], [row["completion_ids"] for row in rows])
+    packed = pack(
+        [row["prompt_ids"] for row in rows],
+        [row["completion_ids"] for row in rows],
+        device=start.trunk.device,
+    )
     total = 0.0
     with torch.no_grad():
         for index in micro_batches(packed, 4096):

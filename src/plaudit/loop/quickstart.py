@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field, model_validator
 from rich.console import Console
 
 from plaudit import config as configs
@@ -22,7 +23,7 @@ from plaudit.feedback.store import Store
 from plaudit.loop import judging, measure, stages
 from plaudit.loop.rounds import Journal
 from plaudit.loop.stages import Stage
-from plaudit.models.load import load_model
+from plaudit.models.load import find_model, load_model
 from plaudit.training import machine, rundir
 from plaudit.types import Message, UserError, prompt_to_json
 
@@ -30,31 +31,37 @@ from plaudit.types import Message, UserError, prompt_to_json
 class RewardConfig(Base):
     """The reward model's part; see the reward_model recipe."""
 
-    rank: int = 16
-    blocks: int = 6
-    exit: float = 0.53
-    learning_rate: float = 2e-4
-    epochs: int = 1
-    prompts_per_step: int = 8
-    rating_weight: float = 20.0
+    rank: int = Field(default=16, ge=1)
+    blocks: int = Field(default=6, ge=0)
+    exit: float = Field(default=0.53, gt=0, le=1)
+    learning_rate: float = Field(default=2e-4, ge=0)
+    epochs: int = Field(default=1, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
+    rating_weight: float = Field(default=20.0, ge=0)
 
 
 class PolicyConfig(Base):
     """PPO's part; see the ppo recipe."""
 
-    steps: int = 6
-    prompts_per_step: int = 16
-    samples_per_prompt: int = 4
+    steps: int = Field(default=6, ge=1)
+    prompts_per_step: int = Field(default=16, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1)
     dense_reward: bool = True
-    entropy_coef: float = 0.04
-    epochs: int = 2
-    learning_rate: float = 8e-4
-    rank: int = 16
-    blocks: int = 16
-    kl_coef: float = 0.1
-    kl_target: float = 0.15
-    kl_horizon: float = 500.0
+    entropy_coef: float = Field(default=0.04, ge=0)
+    epochs: int = Field(default=2, ge=1)
+    learning_rate: float = Field(default=8e-4, ge=0)
+    rank: int = Field(default=16, ge=1)
+    blocks: int = Field(default=16, ge=0)
+    kl_coef: float = Field(default=0.1, ge=0)
+    kl_target: float = Field(default=0.15, gt=0)
+    kl_horizon: float = Field(default=500.0, gt=0)
     max_kl: float = 0.28
+
+    @model_validator(mode="after")
+    def _horizon_fits(self) -> PolicyConfig:
+        if self.kl_horizon <= 0.2 * self.prompts_per_step * self.samples_per_prompt:
+            raise ValueError("kl_horizon must be more than a fifth of the samples of a step")
+        return self
 
 
 class Config(Base):
@@ -101,6 +108,7 @@ def command(
             )
         return resume(out)
     machine.prepare(config.precision, config.threads)
+    find_model(config.model)  # a slip in its name costs no run that would be overwritten
     rundir.start(out, "quickstart", config, overwrite=overwrite)
     with rundir.alone(out), rundir.first_try(out):
         return run(config, out)

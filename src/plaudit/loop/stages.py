@@ -103,10 +103,8 @@ def draw(
     trunk, tokenizer = model.trunk, model.tokenizer
     engine = LocalEngine(trunk, tokenizer)
     if adapter is not None:
-        engine.load(
-            load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide),
-            f"round-{stage.number - 1}",
-        )
+        weights = load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide)
+        engine.load(weights.to(trunk.device), f"round-{stage.number - 1}")
     params = SamplingParams(max_new_tokens=stage.config.max_new_tokens)
     ids = [tokenizer.render(prompt) for prompt in prompts]
     key = (stage.config.seed, purpose, stage.number)

@@ -111,6 +111,8 @@ class Config(Base):
             and self.kl.horizon <= 0.2 * self.prompts_per_step * self.samples_per_prompt
         ):
             raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
+        if self.dense_reward and ":" in self.reward:
+            raise ValueError("dense_reward wants a reward model; a function scores whole completions")
         return self
 
 
@@ -223,15 +225,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
 def load_scorer(config: Config, model: Model) -> RewardModel | RuleScorer:
     """A reward model's directory, or "package.module:function"."""
-    if ":" not in config.reward:
-        return load_reward_model(Path(config.reward), model)
-    if config.dense_reward:
+    if ":" in config.reward:
+        return rule_scorer(config.reward)
+    scorer = load_reward_model(Path(config.reward), model)
+    if config.dense_reward and scorer.branch.pool != "mean":
         raise UserError(
-            "a function scores whole completions, and dense_reward asks for tokens",
+            "scores a completion's last token, so that no other has a share for dense_reward",
             where=config.reward,
-            fix="give a reward model, or dense_reward: false",
+            fix="train it with pool: mean, or set dense_reward: false",
         )
-    return rule_scorer(config.reward)
+    return scorer
 
 
 def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer) -> tuple[Branch, Branch]:
@@ -277,18 +280,19 @@ def _as_tensor(scores: Sequence[float], seen: Forward) -> Tensor:
 def experience_from(
     seen: Forward, scores: Tensor, samples: Sequence[Sample], coef: float, config: Config
 ) -> Experience:
-    """KL in the reward, the score on the last token, generalised advantages, whitened."""
+    """KL in the reward, the score on the last token or its shares on all, generalised advantages, whitened."""
     mask = seen.packed.mask
-    shaped = scores
+    scored = torch.ones(len(samples), dtype=torch.bool, device=mask.device)
+    at_end = scores
     if config.missing_eos_penalty is not None:
-        finished = torch.tensor([s.finish_reason == "stop" for s in samples], device=mask.device)
-        shaped = replace_missing_eos(scores, finished, penalty=config.missing_eos_penalty)
-    if config.dense_reward and seen.shares is not None:
-        # What stands at the end is then only what the score was changed by.
-        shaped = shaped - scores
-    rewards = shaped_rewards(shaped, k1(seen.logprobs, seen.ref_logprobs), mask, coef=coef)
-    if config.dense_reward and seen.shares is not None:
-        rewards = rewards + seen.shares
+        scored = torch.tensor([s.finish_reason == "stop" for s in samples], device=mask.device)
+        at_end = replace_missing_eos(scores, scored, penalty=config.missing_eos_penalty)
+    shares = seen.shares if config.dense_reward else None
+    if shares is not None:
+        at_end = at_end * ~scored  # what has its shares has nothing more at its end
+    rewards = shaped_rewards(at_end, k1(seen.logprobs, seen.ref_logprobs), mask, coef=coef)
+    if shares is not None:
+        rewards = rewards + shares * scored[:, None]
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True)
     advantages, returns = gae(rewards, seen.values, mask, gamma=config.gamma, lam=config.lam)

@@ -21,7 +21,7 @@ from plaudit.types import UserError
 
 
 class RewardModel:
-    """A Scorer: the head's number at a completion's last token, normalised on reference samples."""
+    """A Scorer: the head's number of a completion (branch.pool), normalised on reference samples."""
 
     def __init__(self, branch: Branch, model: Model, *, budget: int = 4096) -> None:
         """budget: columns a forward pass, padding counted."""
@@ -81,9 +81,11 @@ def load_reward_model(directory: Path, model: Model) -> RewardModel:
     about = describe(directory)
     trunk = model.trunk
     if (about.get("tokenizer"), about.get("trunk")) != (model.tokenizer.fingerprint, trunk.fingerprint()):
-        raise UserError(
-            "was trained on another model", where=str(directory), fix=f"use {about.get('base_model')}"
+        base = about.get("base_model")
+        fix = (
+            "train it again: that model has changed since" if base == str(model.directory) else f"use {base}"
         )
+        raise UserError("was trained on another model", where=str(directory), fix=fix)
     leave, pool = about.get("exit"), about.get("pool", "last")
     depth = trunk.shape.depth if leave is None else leave
     adapter = load_adapter(directory, linear_sizes(trunk), depth, trunk.wide).to(trunk.device)

@@ -18,8 +18,10 @@ from plaudit.data.judged import Judged
 from plaudit.models.branch import ScalarHead
 from plaudit.randomness import rng
 
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
+PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """L2 penalties tried, on weights of standardised states."""
+FEW = 10.0
+"""The penalty where there are too few prompts to choose one by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,12 @@ def fit_head(
     """Fit the head's centre, scale, weight and bias to the judgements; returns the penalty that was chosen.
 
     states: [completions, width] of each group, of the frozen trunk. The penalty is the one with the least loss on
-    left-out prompts (five folds; with fewer than ten prompts, the strongest).
+    left-out prompts (five folds; with fewer than ten prompts, `FEW`).
     """
     every = torch.cat(list(states)).double().cpu()
     centre, scale = every.mean(0), every.std(0, correction=0).clamp(min=1e-6)
     even = [(s.double().cpu() - centre) / scale for s in states]
-    penalty = _choose(groups, even, rating_weight, seed) if len(groups) >= 10 else PENALTIES[-1]
+    penalty = _choose(groups, even, rating_weight, seed) if len(groups) >= 10 else FEW
     weights = fit(Examples.of(groups, even), penalty, rating_weight)
     with torch.no_grad():
         head.centre.copy_(centre)

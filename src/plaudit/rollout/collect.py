@@ -1,4 +1,7 @@
-"""From samples to Experience: one pass of the trunk serves reference, policy, value and reward."""
+"""From samples to Experience: one pass of the trunk serves reference, policy, value and reward.
+
+Before the first update `preflight` holds the trainer's log-probabilities against the sampler's.
+"""
 
 from __future__ import annotations
 
@@ -118,5 +121,5 @@ def preflight(seen: Forward, dtype: torch.dtype) -> None:
         raise UserError(
             f"trainer and sampler differ by {float(gap):.4f} nats a token, more than {PREFLIGHT[dtype]}",
             where="preflight",
-            fix="set precision: float32",
+            fix="set precision: float32" if dtype == torch.bfloat16 else "please report it",
         )

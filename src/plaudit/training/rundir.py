@@ -15,8 +15,8 @@ from plaudit import files
 from plaudit.training import machine
 from plaudit.types import UserError
 
-_ASIDE = ".overwritten"
-"""Where a run that is overwritten stays until the new one ends, or fails and gives it its place back."""
+_GOING = ".overwritten"
+"""Where config.yaml goes while the rest of a run that is overwritten is removed."""
 
 
 def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bool = False) -> None:
@@ -37,7 +37,7 @@ def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bo
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with alone(directory):
-            _put_aside(directory)
+            _clear(directory)
     files.write_json(directory / "machine.json", machine.record())
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
 
@@ -63,58 +63,34 @@ def alone(directory: Path) -> Iterator[None]:
 def is_empty_shell(directory: Path) -> bool:
     """Whether no run stands here and nothing else does: all that a run killed before it began leaves, or one killed
     while it was overwritten."""
-    if (directory / "config.yaml").exists():
-        return False
-    return (directory / _ASIDE).exists() or all(
+    return (directory / _GOING).exists() or all(
         path.name == "machine.json" or files.is_left_over(path) for path in directory.iterdir()
     )
 
 
 @contextlib.contextmanager
 def first_try(directory: Path) -> Iterator[None]:
-    """Around a run that was just started. Where it ends in a UserError before its first step, its directory is as it
-    was before, so that the same command can be given again once the data is mended; a run it overwrote stands again."""
+    """Around a run that was just started: where it ends in a UserError before its first step, its directory goes, so
+    that the same command can be given again once the data is mended."""
     try:
         yield
     except UserError:
         log = directory / "metrics.jsonl"
         begun = (directory / "checkpoints").exists() or (directory / "loop.json").exists()
         if not begun and (not log.exists() or not log.read_bytes()):
-            _give_back(directory)
+            _clear(directory)
+            directory.rmdir()
         raise
-    files.remove(directory / _ASIDE)
 
 
-def _put_aside(directory: Path) -> None:
-    """Move what stands in a run's directory aside; a kill in the middle leaves an empty shell, never half a run."""
-    aside = directory / _ASIDE
+def _clear(directory: Path) -> None:
+    """Remove what stands in a run's directory; a kill in the middle leaves an empty shell, never half a run."""
     if (directory / "config.yaml").exists():
-        files.remove(aside)  # what that run had overwritten
-    for path in _config_first(directory):
-        if files.is_left_over(path) or (aside / path.name).exists():
+        os.replace(directory / "config.yaml", directory / _GOING)
+    for path in directory.iterdir():
+        if path.name != _GOING:
             files.remove(path)
-        else:
-            aside.mkdir(exist_ok=True)
-            os.replace(path, aside / path.name)
-
-
-def _give_back(directory: Path) -> None:
-    """The reverse: what the run left goes, what it had put aside comes back."""
-    for path in _config_first(directory):
-        files.remove(path)
-    aside = directory / _ASIDE
-    if not aside.exists():
-        directory.rmdir()
-        return
-    for path in reversed(_config_first(aside)):
-        os.replace(path, directory / path.name)
-    aside.rmdir()
-
-
-def _config_first(directory: Path) -> list[Path]:
-    """What stands in a directory but what is put aside; config.yaml, which makes it a run, before all else."""
-    inside = [path for path in directory.iterdir() if path.name != _ASIDE]
-    return sorted(inside, key=lambda path: (path.name != "config.yaml", path.name))
+    files.remove(directory / _GOING)
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -144,7 +120,6 @@ def reopen(directory: Path) -> None:
     """Make ready a run that was stopped: `check_machine`, and clear away what a kill left half written. `alone`."""
     check_machine(directory)
     files.sweep(directory)
-    files.remove(directory / _ASIDE)
 
 
 def summary(directory: Path) -> dict[str, Any] | None:

@@ -25,7 +25,9 @@ def reason_to_stop(
     if now["kl"] > max_kl:
         return f"KL {now['kl']:.3f} nats a token is over {max_kl}: raise kl.coef or lower the learning rate"
     if now["entropy"] < min_entropy:
-        return f"entropy {now['entropy']:.3f} nats a token is under {min_entropy}: raise kl.coef or the temperature"
+        return (
+            f"entropy {now['entropy']:.3f} nats a token is under {min_entropy}: raise entropy_coef or kl.coef"
+        )
     if now["length"] > max_length_growth * history[0]["length"]:
         return (
             f"length {now['length']:.1f} is over {max_length_growth} times the start's: "

@@ -1,0 +1,99 @@
+"""The head fitted before anything is tuned: a convex fit, held against its first-order condition in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from plaudit.data.judged import Judged
+from plaudit.models.branch import ScalarHead
+from plaudit.randomness import rng
+from plaudit.reward.probe import FEW, PENALTIES, Examples, fit, fit_head
+
+WIDTH = 5
+
+
+def judged(prompts: int, noise: float, seed: int = 0) -> tuple[list[Judged], list[torch.Tensor]]:
+    """Prompts with three completions each, two comparisons and a rating apiece, by a linear taste and some noise."""
+    draw = rng("probe", seed)
+    taste = np.array([2.0, -1.0, 0.0, 0.5, 0.0])
+    groups, states = [], []
+    for number in range(prompts):
+        x = draw.normal(3.0, [1.0, 2.0, 0.5, 1.0, 10.0], (3, WIDTH))
+        liked = (x - 3.0) @ taste + draw.normal(0, noise, 3)
+        pairs = [(a, b, float(liked[a] > liked[b])) for a, b in ((0, 1), (1, 2))]
+        ratings = [(i, float(1 / (1 + np.exp(-liked[i])))) for i in range(3)]
+        ids = [[i] for i in range(3)]
+        groups.append(Judged(f"prompt {number}", [number], completions=ids, pairs=pairs, ratings=ratings))
+        states.append(torch.from_numpy(x))
+    return groups, states
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("rating_weight", [0.0, 1.0, 20.0])
+def test_nothing_is_left_of_the_gradient(rating_weight: float) -> None:
+    """Of mean cross-entropies of both kinds and the penalty, which is not on the bias; so it is the minimum."""
+    groups, states = judged(8, noise=1.0)
+    examples = Examples.of(groups, states)
+    penalty = 0.3
+    weights = fit(examples, penalty, rating_weight).numpy()
+    x = np.concatenate([s.numpy() for s in states])
+    score = x @ weights[:-1] + weights[-1]
+    slope, at_bias, pairs, rated = np.zeros(WIDTH), 0.0, 0, 0
+    for number, group in enumerate(groups):
+        for a, b, target in group.pairs:
+            i, j = 3 * number + a, 3 * number + b
+            slope += (sigmoid(score[i] - score[j]) - target) * (x[i] - x[j]) / 16
+            pairs += 1
+        for place, rating in group.ratings:
+            i = 3 * number + place
+            slope += rating_weight * (sigmoid(score[i]) - rating) * x[i] / 24
+            at_bias += rating_weight * (sigmoid(score[i]) - rating) / 24
+            rated += 1
+    assert (pairs, rated) == (16, 24)
+    assert np.abs(slope + 2 * penalty * weights[:-1]).max() < 1e-5
+    assert abs(at_bias) < 1e-5
+
+
+def test_the_head_says_what_was_fitted() -> None:
+    """Its number of a raw state is the fit's of the standardised one."""
+    groups, states = judged(12, noise=1.0)
+    head = ScalarHead(WIDTH, dtype=torch.float64)
+    penalty = fit_head(head, groups, states, rating_weight=1.0, seed=0)
+    every = np.concatenate([s.numpy() for s in states])
+    even = (every - every.mean(0)) / every.std(0)
+    weights = fit(
+        Examples.of(groups, [torch.from_numpy(e) for e in np.split(even, 12)]), penalty, 1.0
+    ).numpy()
+    with torch.no_grad():
+        found = head(torch.from_numpy(every)).numpy()
+    assert found == pytest.approx(even @ weights[:-1] + weights[-1], abs=1e-9)
+
+
+def test_the_penalty_is_the_one_that_does_best_on_left_out_prompts() -> None:
+    """A clear taste wants little of it; judgements that follow no taste want all."""
+    clear, states = judged(60, noise=0.1)
+    head = ScalarHead(WIDTH, dtype=torch.float64)
+    assert fit_head(head, clear, states, rating_weight=1.0, seed=0) == PENALTIES[0]
+    wide = ScalarHead(80, dtype=torch.float64)
+    chance = [torch.from_numpy(rng("probe", "chance", i).normal(size=(3, 80))) for i in range(60)]
+    assert fit_head(wide, clear, chance, rating_weight=1.0, seed=0) == PENALTIES[-1]
+    few, their_states = judged(9, noise=0.1)
+    assert fit_head(head, few, their_states, rating_weight=1.0, seed=0) == FEW
+
+
+def test_a_dimension_that_never_moves_harms_nothing() -> None:
+    groups, states = judged(12, noise=0.5)
+    for state in states:
+        state[:, 4] = 7.0
+    head = ScalarHead(WIDTH, dtype=torch.float64)
+    fit_head(head, groups, states, rating_weight=1.0, seed=0)
+    assert bool(torch.isfinite(head.weight).all())
+    with torch.no_grad():
+        assert bool(torch.isfinite(head(states[0])).all())
