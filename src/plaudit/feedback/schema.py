@@ -175,7 +175,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 def _refuse_another(cursor: sqlite3.Cursor) -> None:
     """UserError for a database that is somebody else's, before anything in it is changed."""
     rows = cursor.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    tables = {name for (name,) in rows if not name.startswith("sqlite_")}
+    tables = {name for (name,) in rows if not name.startswith("sqlite_")} - {"alembic_version"}
     if tables and not {"raters", "items", "events"} <= tables:
         path = cursor.execute("PRAGMA database_list").fetchone()[2]
         raise UserError("is no feedback store", where=path, fix="name another file")

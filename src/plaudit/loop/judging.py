@@ -97,7 +97,7 @@ def _i_judge(stage: Stage, items: Sequence[Item]) -> None:
             f"too little to learn from: of {len(after)} answers, which are kept, {found} prefer a side, and at "
             f"least {least} must",
             where=f"round {stage.number}",
-            fix=go_on if len(after) < len(order) else "start again with --overwrite and another seed",
+            fix=go_on if len(after) < len(order) else "start again with another --out and --seed",
         )
 
 

@@ -273,7 +273,10 @@ def improve(stage: Stage) -> Result:
         checkpoint_every=1,
     )
     stage.say(f"improving the policy: PPO, {settings.steps} steps")
-    return ppo.run(config, _begin(stage.place / "ppo", "ppo", config), model=stage.model)
+    found = ppo.run(config, _begin(stage.place / "ppo", "ppo", config), model=stage.model)
+    if found["stopped"] is not None:
+        stage.say(f"PPO stopped by itself after step {found['steps']}: {found['stopped']}")
+    return found
 
 
 # Files -----------------------------------------------------------------------------------------------------
