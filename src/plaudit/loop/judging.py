@@ -88,7 +88,8 @@ def _i_judge(stage: Stage, items: Sequence[Item]) -> None:
     while offered < len(order) and preferring(before) < least and before.keys() >= set(order[:offered]):
         offered += answers
     left = len(order[:offered]) - len(before)
-    stage.say(f"compare {left} pairs: what you prefer is what the model learns")
+    if left:
+        stage.say(f"compare {left} pairs: what you prefer is what the model learns")
     key = (stage.config.seed, stage.number)
     terminal.compare_pairs(stage.store, order[:offered], "me", stage.ask, Console(), key=key)
     if (found := preferring(after := said())) < least:
