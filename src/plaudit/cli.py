@@ -156,7 +156,9 @@ def generate(
     n: Annotated[int, typer.Option("--n", min=1, help="Samples a prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens a sample at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw within this share of probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="Draw within this share of probability.")
+    ] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0: all.")] = 0,
     seed: Seed = 0,
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's directory to sample with.")] = None,

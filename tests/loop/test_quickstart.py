@@ -189,7 +189,7 @@ def test_a_broken_record_is_refused_in_one_line(copy: Path, name: str) -> None:
     [
         "rounds=0", "training_prompts=9", "heldout_prompts=1", "completions=1", "training_prompts=999",
         "policy.epochs=0", "policy.entropy_coef=-1", "policy.kl_horizon=1", "reward.rating_weight=-1",
-        "reward.exit=0",
+        "reward.exit=0", "max_new_tokens=0", "overlap=0", "overlap=8", "answers=0", "threads=-1",
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_before_anything_is_done(tmp_path: Path, setting: str) -> None:
@@ -224,6 +224,17 @@ def test_an_overwrite_that_was_killed_leaves_no_half_run(copy: Path, monkeypatch
         quickstart.resume(copy)
     rundir.start(copy, "quickstart", quickstart.Config())
     assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "machine.json"]
+
+
+def test_a_persons_judgements_are_not_overwritten(copy: Path) -> None:
+    config = copy / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("raters: panel", "raters: me"))
+    before = tree(copy)
+    with pytest.raises(UserError, match="a person's judgements"):
+        command(copy, overwrite=True)
+    assert tree(copy) == before
+    (copy / "feedback.db").unlink()
+    assert command(copy, overwrite=True)["raters"] == "panel"
 
 
 def test_a_run_is_not_lost_to_one_that_cannot_begin(copy: Path) -> None:

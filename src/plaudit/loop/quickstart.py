@@ -19,6 +19,7 @@ from plaudit import config as configs
 from plaudit import files
 from plaudit.config import Config as Base
 from plaudit.evaluation.report import write_report
+from plaudit.feedback.panel import TRAINING_COLUMNS
 from plaudit.feedback.store import Store
 from plaudit.loop import judging, measure, stages
 from plaudit.loop.rounds import Journal
@@ -75,14 +76,14 @@ class Config(Base):
     later_prompts: int = 120
     heldout_prompts: int = 160
     completions: int = 4
-    max_new_tokens: int = 24
-    overlap: int = 3
-    answers: int = 40
+    max_new_tokens: int = Field(default=24, ge=1)
+    overlap: int = Field(default=3, ge=1, le=len(TRAINING_COLUMNS))
+    answers: int = Field(default=40, ge=1)
     blind_answers: int = 20
     reward: RewardConfig = RewardConfig()
     policy: PolicyConfig = PolicyConfig()
     precision: machine.Precision = "auto"
-    threads: int = 0
+    threads: int = Field(default=0, ge=0)
 
 
 def command(
@@ -186,7 +187,8 @@ def write_prompts(config: Config, directory: Path) -> dict[str, list[tuple[Messa
             (Message("user", row["prompt"]),) for row in rows if row["split"] == split
         ]
         if count > len(prompts):
-            raise UserError(f"there are {len(prompts)} {split} openers, not {count}", where="quickstart")
+            name = {"train": "training_prompts", "heldout": "heldout_prompts"}[split]
+            raise UserError(f"{name} is {count}", where="quickstart", fix=f"give at most {len(prompts)}")
         splits[split] = prompts[:count]
         lines = [json.dumps({"prompt": prompt_to_json(p)}, ensure_ascii=False) for p in splits[split]]
         files.write_text(directory / "prompts" / f"{split}.jsonl", "\n".join(lines) + "\n")

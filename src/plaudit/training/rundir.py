@@ -34,12 +34,23 @@ def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bo
             raise UserError(
                 "is not a run, so it is not overwritten", where=str(directory), fix="choose another --out"
             )
+        refuse_to_lose_judgements(directory)
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with alone(directory):
             _clear(directory)
     files.write_json(directory / "machine.json", machine.record())
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
+
+
+def refuse_to_lose_judgements(directory: Path) -> None:
+    """UserError for a run in which a person has judged: it is never removed by a flag."""
+    if (directory / "feedback.db").exists() and read_config(directory)[1].get("raters") == "me":
+        raise UserError(
+            "holds a person's judgements, so it is not overwritten",
+            where=str(directory),
+            fix="choose another --out, or move its feedback.db away first",
+        )
 
 
 @contextlib.contextmanager

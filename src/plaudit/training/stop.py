@@ -23,10 +23,10 @@ def reason_to_stop(
         if value is None or not math.isfinite(value):
             return f"{name} is not a number: lower the learning rate, or look for a bad score"
     if now["kl"] > max_kl:
-        return f"KL {now['kl']:.3f} nats a token is over {max_kl}: raise kl.coef or lower the learning rate"
+        return f"KL {now['kl']:.3f} nats a token is over {max_kl}: raise the KL coefficient or lower the learning rate"
     if now["entropy"] < min_entropy:
         return (
-            f"entropy {now['entropy']:.3f} nats a token is under {min_entropy}: raise entropy_coef or kl.coef"
+            f"entropy {now['entropy']:.3f} nats a token is under {min_entropy}: raise the entropy coefficient"
         )
     if now["length"] > max_length_growth * history[0]["length"]:
         return (
