@@ -151,11 +151,11 @@ def curves(
     levels = lines or {}
     notes = [
         {
-            "x": 0,
+            "x": 1,
             "xref": "paper",
-            "xanchor": "left",
+            "xanchor": "right",
             "y": level,
-            "yanchor": "bottom",
+            "yanchor": "bottom" if level == max(levels.values()) else "top",
             "text": name,
             "showarrow": False,
             "font": {"size": 11, "color": "var(--soft)"},
