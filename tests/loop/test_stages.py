@@ -292,7 +292,7 @@ def test_where_every_pair_is_a_tie_the_fix_says_so(tmp_path: Path, store: Store)
     with pytest.raises(UserError) as caught:
         by_me(tmp_path, store, Person("t" * 50), answers=40)
     assert "12 answers" in caught.value.what
-    assert "another seed" in caught.value.fix
+    assert "another --out and --seed" in caught.value.fix
     with pytest.raises(UserError) as again:
         by_me(tmp_path, store, Person(""), answers=40)
     assert again.value.fix == caught.value.fix
