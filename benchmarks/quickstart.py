@@ -36,8 +36,10 @@ def figures(summary: dict[str, Any]) -> dict[str, Any]:
         "rounds": [
             {name: _rounded(found["policy"][name]) for name in FIGURES} for found in summary["rounds"]
         ],
-        "constant_overall": round(summary["baselines"]["constant"]["overall"], 3),
-        "best_of_4_overall": round(summary["baselines"]["best_of_4"]["overall"], 3),
+        "baselines": {
+            name: {key: _rounded(summary["baselines"][name][key]) for key in ("overall", "win_rate")}
+            for name in ("constant", "best_of_4")
+        },
         "machine": summary["machine"],
         "versions": summary["versions"],
     }
@@ -63,8 +65,11 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"| {r['relevance_before']:.3f} / {r['relevance_after']:.3f} | {r['kl_per_token']:.3f} "
                 f"| {r['distinct2_ratio']:.3f} | {r['perplexity_ratio']:.3f} "
                 + (
-                    f"| {row['constant_overall']:.3f} | {row['best_of_4_overall']:.3f} | {row['minutes']} "
-                    f"| {row['peak_rss_gb']:.1f} |"
+                    "".join(
+                        f"| {row['baselines'][name]['overall']:.3f}, {row['baselines'][name]['win_rate']:.3f} "
+                        for name in ("constant", "best_of_4")
+                    )
+                    + f"| {row['minutes']} | {row['peak_rss_gb']:.1f} |"
                     if last
                     else "| | | | |"
                 )

@@ -31,6 +31,8 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
             libc.mallopt(setting, value)
     torch.set_num_threads(threads or available_cores())
     torch.use_deterministic_algorithms(True)
+    # Deterministic mode also fills every fresh tensor, against code that reads what it has not written: in a step
+    # that allocates gigabytes this costs time, and kills-and-resumes compared bit for bit show such code too.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision != "auto":

@@ -34,7 +34,7 @@ def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bo
             raise UserError(
                 "is not a run, so it is not overwritten", where=str(directory), fix="choose another --out"
             )
-        refuse_to_lose_judgements(directory)
+        _refuse_to_lose_judgements(directory)
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with alone(directory):
@@ -43,7 +43,7 @@ def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bo
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
 
 
-def refuse_to_lose_judgements(directory: Path) -> None:
+def _refuse_to_lose_judgements(directory: Path) -> None:
     """UserError for a run in which a person has judged: it is never removed by a flag."""
     if (directory / "feedback.db").exists() and read_config(directory)[1].get("raters") == "me":
         raise UserError(
