@@ -18,7 +18,7 @@ from plaudit.algorithms.advantages import gae, shaped_rewards
 from plaudit.algorithms.kl import k1
 from plaudit.algorithms.masking import whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss
-from plaudit.algorithms.preference_loss import bradley_terry
+from plaudit.algorithms.reward_loss import bradley_terry
 from plaudit.algorithms.value_loss import clipped_value_loss
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "goldens" / "trl_ppo.json").read_text())

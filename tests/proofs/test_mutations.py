@@ -163,9 +163,9 @@ VALUE = _algorithms(
     ("1.0 - residual / variance", "residual / variance", "what is not explained"),
     ("variance = masked_var(returns, mask)", "variance = masked_var(values, mask)", "a share of the wrong variance"),
 )  # fmt: skip
-PREFERENCE = _algorithms(
-    "preference_loss",
-    "preference_loss",
+REWARD_LOSS = _algorithms(
+    "reward_loss",
+    "reward_loss",
     ("gap = zero_masked(first, counts) - zero_masked(second, counts)",
      "gap = zero_masked(second, counts) - zero_masked(first, counts)", "the sign of Bradley-Terry"),
     ("with_logits(gap, target,", "with_logits(gap, 1 - target,", "the soft target exchanged"),
@@ -460,7 +460,7 @@ TRAINING = (
 )  # fmt: skip
 
 MUTATIONS: tuple[Mutation, ...] = (
-    *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *PREFERENCE, *NLL, *LOGPROBS,
+    *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *REWARD_LOSS, *NLL, *LOGPROBS,
     *COLLATE, *TOKENIZER, *LLAMA, *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *REWARD, *PROBE, *PERCEPTION,
     *FEEDBACK, *TRAINING,
 )  # fmt: skip

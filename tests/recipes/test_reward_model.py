@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from plaudit.config import parse
 from plaudit.data.formats import write_records
-from plaudit.data.judged import group_by_prompt, known_ids, prompt_key, split_by_prompt
+from plaudit.data.judged import Pair, Ranked, group_by_prompt, known_ids, prompt_key, split_by_prompt
 from plaudit.models.load import load_model
 from plaudit.randomness import rng
 from plaudit.recipes import reward_model
@@ -140,10 +140,10 @@ def test_it_learns_from_rankings_and_ratings(config: reward_model.Config, tmp_pa
         reward = load_reward_model(tmp_path / name / "model", model)
         judged = group_by_prompt(heard, model.tokenizer, {}, context=256)
         right = [
-            (scores[a] > scores[b]) == (target == 1.0)
+            (scores[pair.a] > scores[pair.b]) == (pair.target == 1.0)
             for group in judged
             for scores in [reward.score_ids([group.prompt] * len(group.completions), group.completions)]
-            for a, b, target in group.pairs
+            for pair in group.pairs
         ]
         assert np.mean(right) > 0.8, name
 
@@ -311,8 +311,8 @@ def test_judgements_are_gathered_by_hand() -> None:
     dialogue = (Message("user", "Hi"),)
     (group, other) = group_by_prompt(
         [
-            Preference("p", ("a", "b"), 1),
-            Ranking("p", ("c", "b", "a"), (2, 0, 1)),
+            Preference("p", ("a", "b"), 1, strength=3, presented=(1, 0), rater="ada"),
+            Ranking("p", ("c", "b", "a"), (2, 0, 1), rater="bo"),
             Rating("p", "b", {"overall": 0.25, "style": 1.0}),
             Rating("p", "d", {"style": 1.0, "truth": 0.5}),
             Preference(dialogue, ("a", "b"), "both_bad"),
@@ -327,9 +327,13 @@ def test_judgements_are_gathered_by_hand() -> None:
         [7, 8],
         tokenizer.complete("d"),
     ]
-    assert group.pairs == [(0, 1, 0.0), (0, 2, 1.0), (0, 1, 1.0), (2, 1, 1.0)]
-    assert group.ratings == [(1, 0.25), (3, 0.75)]
-    assert other.pairs == [(0, 1, 0.5)]
+    assert [pair[:3] for pair in group.pairs] == [(0, 1, 0.0), (0, 2, 1.0), (0, 1, 1.0), (2, 1, 1.0)]
+    assert group.pairs[0] == Pair(0, 1, 0.0, strength=3, rater="ada", shown_first=1)
+    assert [pair.ranking for pair in group.pairs] == [None, 0, 0, 0]
+    assert group.rankings == [Ranked((0, 2, 1), "bo")]
+    assert group.ratings[0].scores == {"overall": 0.25, "style": 1.0}
+    assert [rated[:2] for rated in group.ratings] == [(1, 0.25), (3, 0.75)]
+    assert [pair[:3] for pair in other.pairs] == [(0, 1, 0.5)]
     assert other.prompt == tokenizer.render(dialogue)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plaudit.data.judged import Judged
+from plaudit.data.judged import Judged, Pair, Rated
 from plaudit.models.branch import ScalarHead
 from plaudit.randomness import rng
 from plaudit.reward.probe import FEW, PENALTIES, Examples, fit, fit_head
@@ -24,8 +24,8 @@ def judged(prompts: int, noise: float, seed: int = 0) -> tuple[list[Judged], lis
     for number in range(prompts):
         x = draw.normal(3.0, [1.0, 2.0, 0.5, 1.0, 10.0], (3, WIDTH))
         liked = (x - 3.0) @ taste + draw.normal(0, noise, 3)
-        pairs = [(a, b, float(liked[a] > liked[b])) for a, b in ((0, 1), (1, 2))]
-        ratings = [(i, float(1 / (1 + np.exp(-liked[i])))) for i in range(3)]
+        pairs = [Pair(a, b, float(liked[a] > liked[b])) for a, b in ((0, 1), (1, 2))]
+        ratings = [Rated(i, float(1 / (1 + np.exp(-liked[i])))) for i in range(3)]
         ids = [[i] for i in range(3)]
         groups.append(Judged(f"prompt {number}", [number], completions=ids, pairs=pairs, ratings=ratings))
         states.append(torch.from_numpy(x))
@@ -47,11 +47,11 @@ def test_nothing_is_left_of_the_gradient(rating_weight: float) -> None:
     score = x @ weights[:-1] + weights[-1]
     slope, at_bias, pairs, rated = np.zeros(WIDTH), 0.0, 0, 0
     for number, group in enumerate(groups):
-        for a, b, target in group.pairs:
-            i, j = 3 * number + a, 3 * number + b
-            slope += (sigmoid(score[i] - score[j]) - target) * (x[i] - x[j]) / 16
+        for pair in group.pairs:
+            i, j = 3 * number + pair.a, 3 * number + pair.b
+            slope += (sigmoid(score[i] - score[j]) - pair.target) * (x[i] - x[j]) / 16
             pairs += 1
-        for place, rating in group.ratings:
+        for place, rating, *_ in group.ratings:
             i = 3 * number + place
             slope += rating_weight * (sigmoid(score[i]) - rating) * x[i] / 24
             at_bias += rating_weight * (sigmoid(score[i]) - rating) / 24

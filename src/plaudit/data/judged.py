@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import NamedTuple
 
 from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
@@ -25,20 +26,57 @@ KnownIds = dict[tuple[str, str], list[int]]
 """(prompt's key, completion's text) -> the ids that were sampled."""
 
 
+class Pair(NamedTuple):
+    """One comparison of the completions at places a and b.
+
+    target: in 0 to 1, the share of a: 1 chosen, 0 rejected, 0.5 a tie or both bad. strength: 1 (slightly) to 4 (very
+    much), None where it was not asked. rater: a pseudonym or None. shown_first: the place that stood first on the
+    rater's screen, None where that is not known. ranking: which of the prompt's rankings it follows from, or None.
+    """
+
+    a: int
+    b: int
+    target: float
+    strength: int | None = None
+    rater: str | None = None
+    shown_first: int | None = None
+    ranking: int | None = None
+
+
+class Rated(NamedTuple):
+    """One rating of the completion at a place.
+
+    rating: the overall one in 0 to 1, or the mean of the criteria where no overall one was asked. scores: by
+    criterion. rater: a pseudonym or None.
+    """
+
+    place: int
+    rating: float
+    scores: dict[str, float] = {}  # noqa: RUF012 (never written to)
+    rater: str | None = None
+
+
+class Ranked(NamedTuple):
+    """One ranking: places, the best first."""
+
+    places: tuple[int, ...]
+    rater: str | None = None
+
+
 @dataclass(slots=True)
 class Judged:
     """One prompt's ids, its completions' ids and texts, and what was said of them.
 
-    pairs: (a, b, target), a and b places in completions, target in 0 to 1 the share of a: 1 chosen, 0 rejected,
-    0.5 a tie or both bad. ratings: (place, overall rating in 0 to 1).
+    pairs: all comparisons, those that follow from a ranking included.
     """
 
     key: str
     prompt: list[int]
     completions: list[list[int]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    pairs: list[tuple[int, int, float]] = field(default_factory=list)
-    ratings: list[tuple[int, float]] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    ratings: list[Rated] = field(default_factory=list)
+    rankings: list[Ranked] = field(default_factory=list)
 
 
 def prompt_key(prompt: Prompt) -> str:
@@ -95,13 +133,20 @@ def _add(group: Judged, record: Record, tokenizer: Tokenizer, ids: KnownIds, con
         a, b = (place(text) for text in record.completions)
         target = 1.0 if record.choice == 0 else 0.0 if record.choice == 1 else 0.5
         if a != b:
-            group.pairs.append((a, b, target))
+            first = None if record.presented is None else (a, b)[record.presented[0]]
+            group.pairs.append(Pair(a, b, target, record.strength, record.rater, first))
     elif isinstance(record, Ranking):
         best_first = [place(record.completions[i]) for i in record.ranking]
-        group.pairs.extend((a, b, 1.0) for a, b in combinations(best_first, 2) if a != b)
+        number = len(group.rankings)
+        group.rankings.append(Ranked(tuple(best_first), record.rater))
+        group.pairs.extend(
+            Pair(a, b, 1.0, rater=record.rater, ranking=number)
+            for a, b in combinations(best_first, 2)
+            if a != b
+        )
     elif isinstance(record, Rating):
         overall = record.scores.get("overall", sum(record.scores.values()) / len(record.scores))
-        group.ratings.append((place(record.completion), overall))
+        group.ratings.append(Rated(place(record.completion), overall, record.scores, record.rater))
     elif isinstance(record, Demonstration):
         place(record.completion)
 

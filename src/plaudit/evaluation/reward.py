@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plaudit.data.judged import Judged
+from plaudit.data.judged import Judged, Pair
 from plaudit.reward.model import RewardModel
 
 
@@ -23,10 +23,10 @@ def measure(reward: RewardModel, training: Sequence[Judged], heldout: Sequence[J
     scored = _scored(reward, heldout)
     margins, lengths, targets = [], [], []
     for group, scores in scored:
-        for a, b, target in _decided(group):
-            margins.append(scores[a] - scores[b])
-            lengths.append(len(group.completions[a]) - len(group.completions[b]))
-            targets.append(target)
+        for pair in _decided(group):
+            margins.append(scores[pair.a] - scores[pair.b])
+            lengths.append(len(group.completions[pair.a]) - len(group.completions[pair.b]))
+            targets.append(pair.target)
     figures: dict[str, Any] = {
         "heldout_comparisons": len(targets),
         "heldout_accuracy": None,
@@ -68,8 +68,8 @@ def _scored(reward: RewardModel, groups: Sequence[Judged]) -> list[tuple[Judged,
     return [(group, [next(scores) for _ in group.completions]) for group in groups]
 
 
-def _decided(group: Judged) -> list[tuple[int, int, float]]:
-    return [pair for pair in group.pairs if pair[2] != 0.5]
+def _decided(group: Judged) -> list[Pair]:
+    return [pair for pair in group.pairs if pair.target != 0.5]
 
 
 def _accuracy(margin: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
@@ -80,8 +80,9 @@ def _accuracy(margin: NDArray[np.float64], wanted: NDArray[np.float64]) -> float
 def _longer_wins(training: Sequence[Judged]) -> bool:
     balance = 0.0
     for group in training:
-        for a, b, target in _decided(group):
-            balance += np.sign(len(group.completions[a]) - len(group.completions[b])) * (target - 0.5)
+        for pair in _decided(group):
+            longer = np.sign(len(group.completions[pair.a]) - len(group.completions[pair.b]))
+            balance += longer * (pair.target - 0.5)
     return balance >= 0
 
 
@@ -90,8 +91,8 @@ def _rating_correlation(scored: Sequence[tuple[Judged, list[float]]]) -> float |
     pairs = []
     for group, scores in scored:
         by_place: dict[int, list[float]] = {}
-        for place, rating in group.ratings:
-            by_place.setdefault(place, []).append(rating)
+        for rated in group.ratings:
+            by_place.setdefault(rated.place, []).append(rated.rating)
         pairs += [(scores[place], float(np.mean(ratings))) for place, ratings in by_place.items()]
     if len(pairs) < 3:
         return None

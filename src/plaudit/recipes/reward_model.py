@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from plaudit import files
-from plaudit.algorithms.preference_loss import bradley_terry, rating_regression
+from plaudit.algorithms.reward_loss import bradley_terry, rating_regression
 from plaudit.config import Config as Base
 from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
@@ -184,8 +184,8 @@ def check(training: list[Judged], data: list[str]) -> None:
     pairs = [pair for group in training for pair in group.pairs]
     if not pairs and not any(group.ratings for group in training):
         raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
-    rated = {round(rating, 6) for group in training for _, rating in group.ratings}
-    if all(target == 0.5 for _, _, target in pairs) and len(rated) < 2:
+    rated = {round(one.rating, 6) for group in training for one in group.ratings}
+    if all(pair.target == 0.5 for pair in pairs) and len(rated) < 2:
         what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
         raise UserError(
             f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
@@ -209,10 +209,10 @@ def _train_on(groups: list[Judged], branch: Branch, config: Config) -> dict[str,
         place = {int(sample): i for i, sample in enumerate(index)}
         loss = here.sum() * 0
         pairs = [
-            (place[first[g] + a], place[first[g] + b], target)
+            (place[first[g] + pair.a], place[first[g] + pair.b], pair.target)
             for g, group in enumerate(groups)
-            for a, b, target in group.pairs
-            if first[g] + a in place
+            for pair in group.pairs
+            if first[g] + pair.a in place
         ]
         if pairs:
             a, b = (torch.tensor([pair[side] for pair in pairs], device=here.device) for side in (0, 1))
@@ -222,10 +222,10 @@ def _train_on(groups: list[Judged], branch: Branch, config: Config) -> dict[str,
             decided += int((target != 0.5).sum())
             right += int((((here[a] > here[b]) == (target > 0.5)) & (target != 0.5)).sum())
         ratings = [
-            (place[first[g] + c], rating)
+            (place[first[g] + rated.place], rated.rating)
             for g, group in enumerate(groups)
-            for c, rating in group.ratings
-            if first[g] + c in place
+            for rated in group.ratings
+            if first[g] + rated.place in place
         ]
         if ratings and config.rating_weight > 0:
             which = torch.tensor([c for c, _ in ratings], device=here.device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.preference_loss import bradley_terry, rating_regression
+from plaudit.algorithms.reward_loss import bradley_terry, rating_regression
 from plaudit.data.judged import Judged
 from plaudit.models.branch import ScalarHead
 from plaudit.randomness import rng
@@ -40,8 +40,8 @@ class Examples:
         """states: [completions, width] of each group."""
         pairs, ratings, start = [], [], 0
         for group in groups:
-            pairs += [(start + a, start + b, target) for a, b, target in group.pairs]
-            ratings += [(start + place, rating) for place, rating in group.ratings]
+            pairs += [(start + pair.a, start + pair.b, pair.target) for pair in group.pairs]
+            ratings += [(start + rated.place, rated.rating) for rated in group.ratings]
             start += len(group.completions)
 
         def column(rows: Sequence[tuple[float, ...]], at: int, dtype: torch.dtype) -> Tensor:

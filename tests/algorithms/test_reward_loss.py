@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.preference_loss import bradley_terry, rating_regression
+from plaudit.algorithms.reward_loss import bradley_terry, rating_regression
 
 # -ln sigmoid(1), -ln sigmoid(-1) and sigmoid(1)
 WON, LOST, SIGMOID1 = 0.31326168751822286, 1.3132616875182228, 0.7310585786300049
