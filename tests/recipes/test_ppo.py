@@ -247,7 +247,7 @@ def within_the_export(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         raise Killed
 
     assert at
-    monkeypatch.setattr(ppo, "export", kill)
+    monkeypatch.setattr(ppo, "write_policy", kill)
 
 
 KILLS: list[Callable[[pytest.MonkeyPatch, int], None]] = [

@@ -135,7 +135,7 @@ def run_until(attribute: str, call: int, chosen: sft.Config, directory: Path) ->
 @pytest.mark.parametrize(
     ("attribute", "call"),
     [("take_step", step) for step in (1, 2, 3, 4)]
-    + [("checkpoint.save", 1), ("checkpoint.save", 2), ("export", 1)],
+    + [("checkpoint.save", 1), ("checkpoint.save", 2), ("write_policy", 1)],
 )
 def test_a_killed_run_ends_with_the_same_bits(data: str, tmp_path: Path, attribute: str, call: int) -> None:
     """Four steps, saved after the second and the fourth; a kill between log and checkpoint repeats both steps."""

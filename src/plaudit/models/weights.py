@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -53,8 +52,3 @@ def read_sharded(directory: Path) -> dict[str, Tensor]:
             fix="convert it to safetensors",
         )
     raise UserError("holds no model.safetensors", where=str(directory))
-
-
-def narrowest(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that trained weights have beside a trunk of this dtype: float32, or wider if the trunk is."""
-    return torch.promote_types(dtype, torch.float32)

@@ -25,27 +25,27 @@ from plaudit.algorithms.value_loss import clipped_value_loss, explained_variance
 from plaudit.config import Config as Base
 from plaudit.data.collate import micro_batches
 from plaudit.data.formats import read_prompts
-from plaudit.models.adapter import load_adapter, save_adapter
 from plaudit.models.branch import Branch, ScalarHead, token_logprobs, token_values
-from plaudit.models.load import Model, export, linear_sizes, load_model, make_adapter
+from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
-from plaudit.reward.model import RewardModel, load_reward_model
-from plaudit.reward.rules import RuleScorer, rule_scorer
+from plaudit.reward.model import RewardModel
+from plaudit.reward.open import is_function, open_scorer
+from plaudit.reward.rules import RuleScorer
 from plaudit.rollout.collect import Forward, forward, preflight
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Experience, Sample, SamplingParams
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.policy import AdapterConfig as PolicyAdapter
+from plaudit.training.policy import make_policy, write_policy
 from plaudit.training.stop import reason_to_stop
 from plaudit.types import UserError
 
 
-class AdapterConfig(Base):
-    """rank 0 trains the whole model; blocks: how many top blocks are adapted (0: all)."""
+class AdapterConfig(PolicyAdapter):
+    """value_blocks: top blocks of the value's own adapter (0: all), where no reward model gives it one."""
 
-    rank: int = Field(default=16, ge=0)
-    alpha: float = Field(default=32.0, gt=0)
     blocks: int = Field(default=16, ge=0)
     value_blocks: int = Field(default=6, ge=0)
 
@@ -111,7 +111,7 @@ class Config(Base):
             and self.kl.horizon <= 0.2 * self.prompts_per_step * self.samples_per_prompt
         ):
             raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
-        if self.dense_reward and ":" in self.reward:
+        if self.dense_reward and is_function(self.reward):
             raise ValueError("dense_reward wants a reward model; a function scores whole completions")
         return self
 
@@ -214,10 +214,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         taken = metrics.history[-1]["step"] if metrics.history else 0
 
     # 8. The policy as an adapter (peft's format) and as a whole model that transformers loads.
-    if policy.adapter is not None:
-        with files.new_directory(directory / "adapter") as place:
-            save_adapter(policy.adapter, place, base=str(model.directory))
-    export(model, directory / "model", policy.adapter, None if policy.adapter else policy.trunk)
+    write_policy(policy, model, directory)
     summary = {"steps": taken, "stopped": stopped, "last": metrics.history[-1] if metrics.history else None}
     files.write_json(directory / "summary.json", summary)
     return summary
@@ -225,10 +222,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
 def load_scorer(config: Config, model: Model) -> RewardModel | RuleScorer:
     """A reward model's directory, or "package.module:function"."""
-    if ":" in config.reward:
-        return rule_scorer(config.reward)
-    scorer = load_reward_model(Path(config.reward), model)
-    if config.dense_reward and scorer.branch.pool != "mean":
+    scorer = open_scorer(config.reward, model)
+    if config.dense_reward and isinstance(scorer, RewardModel) and scorer.branch.pool != "mean":
         raise UserError(
             "scores a completion's last token, so that no other has a share for dense_reward",
             where=config.reward,
@@ -246,22 +241,16 @@ def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer
     """
     trunk, a = model.trunk, config.adapter
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
+    policy = make_policy(model, a, seed=torch_seed(config.seed, "policy adapter"), start=config.start)
     if a.rank == 0:
-        policy, value = (copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True) for _ in range(2))
-        return Branch(policy), Branch(value, head=head)
-    if config.start is not None:
-        adapter = load_adapter(Path(config.start), linear_sizes(trunk), trunk.shape.depth, trunk.wide)
-        adapter = adapter.to(trunk.device)
-    else:
-        seed = torch_seed(config.seed, "policy adapter")
-        adapter = make_adapter(trunk, rank=a.rank, alpha=a.alpha, blocks=a.blocks, seed=seed)
+        return policy, Branch(copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True), head=head)
     if isinstance(scorer, RewardModel) and scorer.branch.adapter is not None:
         value_adapter = copy.deepcopy(scorer.branch.adapter).requires_grad_(True)
     else:
         seed = torch_seed(config.seed, "value adapter")
         value_adapter = make_adapter(trunk, rank=a.rank, alpha=a.alpha, blocks=a.value_blocks, seed=seed)
     leave = scorer.branch.exit if isinstance(scorer, RewardModel) else None
-    return Branch(trunk, adapter), Branch(trunk, value_adapter, head, exit=leave)
+    return policy, Branch(trunk, value_adapter, head, exit=leave)
 
 
 def prompts_of_step(count: int, step: int, config: Config) -> list[int]:

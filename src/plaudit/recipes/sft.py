@@ -5,7 +5,6 @@ The first step of Ouyang et al. 2022 (section 3.5); read `run` from top to botto
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,23 +21,14 @@ from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import prompt_key
 from plaudit.data.tokenizer import Tokenizer
-from plaudit.models.adapter import save_adapter
 from plaudit.models.branch import Branch, token_logprobs
-from plaudit.models.load import Model, export, load_model, make_adapter
-from plaudit.models.weights import narrowest
+from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.policy import AdapterConfig, make_policy, write_policy
 from plaudit.types import Demonstration, UserError
-
-
-class AdapterConfig(Base):
-    """rank 0 trains the whole model; alpha: the update's scale is alpha / rank; blocks: top blocks (0: all)."""
-
-    rank: int = Field(default=16, ge=0)
-    alpha: float = 32.0
-    blocks: int = Field(default=0, ge=0)
 
 
 class Config(Base):
@@ -82,7 +72,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     training, heldout = split(shown, config)
 
     # 2. An adapter on the frozen trunk, or (rank 0) a copy of the trunk that is trained whole.
-    branch = make_branch(config, model)
+    branch = make_policy(model, config.adapter, seed=torch_seed(config.seed, "sft adapter"))
     parameters = branch.parameters()
     optimizer = adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     before = mean_loss(heldout, branch, config) if heldout else None
@@ -126,10 +116,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 checkpoint.save(directory / "checkpoints", step + 1, tensors, {"heldout_loss": after})
 
     # 6. The result as an adapter (peft's format) and as a whole model that transformers loads.
-    if branch.adapter is not None:
-        with files.new_directory(directory / "adapter") as place:
-            save_adapter(branch.adapter, place, base=str(model.directory))
-    export(model, directory / "model", branch.adapter, None if branch.adapter else branch.trunk)
+    write_policy(branch, model, directory)
     summary = {
         "steps": len(batches),
         "demonstrations": len(training),
@@ -175,16 +162,6 @@ def split(shown: Sequence[Shown], config: Config) -> tuple[list[Shown], list[Sho
             f"all {len(shown)} demonstrations are held out", where="heldout", fix="lower it, or add more data"
         )
     return training, [s for s in shown if s.key in held]
-
-
-def make_branch(config: Config, model: Model) -> Branch:
-    """What is trained: an adapter, or (rank 0) the whole trunk's copy, in float32 or wider, since a bfloat16 weight
-    swallows small steps."""
-    trunk, a = model.trunk, config.adapter
-    if a.rank == 0:
-        return Branch(copy.deepcopy(trunk).to(narrowest(trunk.dtype)).requires_grad_(True))
-    seed = torch_seed(config.seed, "sft adapter")
-    return Branch(trunk, make_adapter(trunk, rank=a.rank, alpha=a.alpha, blocks=a.blocks, seed=seed))
 
 
 def batches_of(count: int, config: Config) -> list[list[int]]:
