@@ -23,12 +23,14 @@ from plaudit.models.branch import Branch, Pool, token_logprobs
 from plaudit.models.load import find_model, load_model
 from plaudit.recipes import ppo
 from plaudit.reward.model import RewardModel
+from plaudit.reward.open import open_scorer
 from plaudit.reward.rules import RuleScorer, rule_scorer
 from plaudit.rollout.collect import forward, preflight
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
 from plaudit.training import checkpoint
 from plaudit.training.metrics import Metrics
+from plaudit.training.online import prompts_of_step
 from plaudit.training.optim import adam, linear_to_zero, take_step
 from plaudit.types import UserError
 from tiny_models import as_samples, random_adapter, random_branch, transformers_model
@@ -437,9 +439,9 @@ def test_a_reward_model_scores_as_it_does_alone(
 
 def test_the_value_begins_as_the_reward_with_a_head_of_zero(config: ppo.Config, tmp_path: Path) -> None:
     model = load_model("tiny", torch.float64)
-    scorer = ppo.load_scorer(changed(config, reward=reward_model(tmp_path / "reward", blocks=2)), model)
+    scorer = open_scorer(reward_model(tmp_path / "reward", blocks=2), model)
     assert isinstance(scorer, RewardModel)
-    _, value = ppo.make_branches(config, model, scorer)
+    value = ppo.make_branches(config, model, scorer)["value"]
     assert value.head is not None
     assert value.adapter is not None
     assert scorer.branch.adapter is not None
@@ -457,17 +459,15 @@ def test_the_value_begins_as_the_reward_with_a_head_of_zero(config: ppo.Config, 
 
 
 @pytest.mark.parametrize(("count", "a_step"), [(5, 3), (3, 5), (7, 7), (1, 4), (12, 5)])
-def test_all_prompts_come_once_before_any_comes_again(config: ppo.Config, count: int, a_step: int) -> None:
-    config = changed(config, prompts_per_step=a_step)
-    steps = [ppo.prompts_of_step(count, step, config) for step in range(3 * count)]
+def test_all_prompts_come_once_before_any_comes_again(count: int, a_step: int) -> None:
+    steps = [prompts_of_step(count, step, a_step, 0) for step in range(3 * count)]
     assert all(len(step) == a_step for step in steps)
     flat = [prompt for step in steps for prompt in step]
     passes = [flat[i : i + count] for i in range(0, len(flat), count)]
     assert all(sorted(one) == list(range(count)) for one in passes)
     assert count < 5 or len({tuple(one) for one in passes}) > 1, "each pass has an order of its own"
-    assert steps[2] == ppo.prompts_of_step(count, 2, config), "keyed, not carried"
-    other = changed(config, seed=1)
-    assert count < 5 or [ppo.prompts_of_step(count, step, other) for step in range(3 * count)] != steps
+    assert steps[2] == prompts_of_step(count, 2, a_step, 0), "keyed, not carried"
+    assert count < 5 or [prompts_of_step(count, step, a_step, 1) for step in range(3 * count)] != steps
 
 
 def test_the_kl_controller_moves_the_price_by_its_formula(config: ppo.Config, tmp_path: Path) -> None:

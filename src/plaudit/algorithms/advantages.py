@@ -1,7 +1,9 @@
-"""From scores to what each token is worth: shaped rewards, and generalised advantage estimation.
+"""From scores to what each token is worth: shaped rewards, advantages within a group, and GAE.
 
 All of these are data for a loss: they carry no gradient.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +22,73 @@ def replace_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float) -> 
     """
     check_same_shape(scores=scores, mask=finished)
     return torch.where(finished, scores, torch.full_like(scores, penalty))
+
+
+def overlong_penalty(lengths: Tensor, *, longest: int, buffer: int) -> Tensor:
+    """0 up to longest - buffer tokens, then in a line down to -1 at longest. [B] -> [B] float32.
+
+    lengths: [B], counts of tokens; longest, buffer: tokens. Added to the score, it prices a completion that comes
+    near the limit before it is cut. Raises ValueError where buffer is not within 1 to longest.
+
+    Source: Yu et al. 2025 (DAPO), equation 13 (soft overlong punishment).
+    """
+    if not 1 <= buffer <= longest:
+        raise ValueError(f"a buffer of {buffer} tokens is not within 1 to {longest}")
+    over = lengths.to(torch.float32) - (longest - buffer)
+    return -(over / buffer).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def group_advantages(
+    scores: Tensor, group: Tensor, *, scale: Literal["group", "batch", "none"] = "group", eps: float = 1e-4
+) -> Tensor:
+    """Each score less its group's mean, divided by a standard deviation. [B] -> [B].
+
+    scores: [B]; group: [B] long, equal for completions of one prompt. scale: by the group's own deviation (GRPO), the
+    whole batch's, or not at all (Dr. GRPO: dividing favours prompts on which all answers are nearly alike). The
+    deviation is the sample's (n - 1), as in the released code; a group whose scores are equal has advantages 0.
+    Raises ValueError where the shapes differ.
+
+    Source: Shao et al. 2024 (DeepSeekMath), section 4.1.2; Liu et al. 2025 ("Understanding R1-Zero-like training"),
+    for "none"; eps as in trl.
+    """
+    check_same_shape(scores=scores, group=group)
+    index, count = _members(group)
+    centred = scores - _group_sum(scores, index, count)[index] / count[index]
+    if scale == "none":
+        return centred
+    if scale == "batch":
+        return centred / (scores.std() + eps if len(scores) > 1 else 1.0)
+    variance = _group_sum(centred.square(), index, count) / (count - 1).clamp(min=1)
+    return centred / (variance.sqrt()[index] + eps)
+
+
+@torch.no_grad()
+def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
+    """Each score less the mean of the others of its group: an unbiased baseline. [B] -> [B].
+
+    scores: [B]; group: [B] long, equal for completions of one prompt.
+    Raises ValueError where the shapes differ or a group has one member.
+    Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO), equation 7.
+    """
+    check_same_shape(scores=scores, group=group)
+    index, count = _members(group)
+    if bool((count < 2).any()):
+        raise ValueError("a group of one completion leaves none to compare it with")
+    others = (_group_sum(scores, index, count)[index] - scores) / (count[index] - 1)
+    return scores - others
+
+
+def _members(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Which group each belongs to, numbered from 0, [B]; how many each has, [groups]."""
+    index: Tensor
+    count: Tensor
+    _, index, count = torch.unique(group, return_inverse=True, return_counts=True)
+    return index, count
+
+
+def _group_sum(x: Tensor, index: Tensor, count: Tensor) -> Tensor:
+    return torch.zeros(len(count), dtype=x.dtype, device=x.device).index_add(0, index, x)
 
 
 @torch.no_grad()

@@ -55,6 +55,16 @@ def masked_mean(
     return summed / count.clamp(min=1)
 
 
+def sequence_mean(x: Tensor, mask: Tensor, *, total: float | Tensor | None = None) -> Tensor:
+    """Mean over sequences of each sequence's own mean over its counted elements; a scalar.
+
+    x, mask: [B, T]. A long sequence weighs no more than a short one. total: divide by this instead of by the
+    sequences seen here; give the whole batch's count of sequences. A row that counts nothing adds 0.
+    Raises ValueError where the shapes differ.
+    """
+    return masked_mean(x, mask, dim=1).sum() / (mask.shape[0] if total is None else total)
+
+
 def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     """Population variance (divided by the count, as in tf.nn.moments) over all that mask counts; a scalar.
 

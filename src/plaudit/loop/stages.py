@@ -28,7 +28,7 @@ from plaudit.randomness import rng
 from plaudit.recipes import ppo, reward_model
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import SamplingParams
-from plaudit.training import rundir
+from plaudit.training import online, rundir
 from plaudit.types import Message, UserError, prompt_to_json
 
 if TYPE_CHECKING:
@@ -266,8 +266,8 @@ def improve(stage: Stage) -> Result:
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         adapter=ppo.AdapterConfig(rank=settings.rank, alpha=2.0 * settings.rank, blocks=settings.blocks),
-        kl=ppo.KLConfig(coef=settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon),
-        stop=ppo.StopConfig(max_kl=settings.max_kl),
+        kl=online.KLConfig(coef=settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon),
+        stop=online.StopConfig(max_kl=settings.max_kl),
         precision=stage.config.precision,
         threads=stage.config.threads,
         checkpoint_every=1,

@@ -5,17 +5,19 @@ Before the first update `preflight` holds the trainer's log-probabilities agains
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plaudit.algorithms.masking import masked_mean
 from plaudit.data.collate import Packed, micro_batches, pack
-from plaudit.models.branch import Branch, token_logprobs, token_shares, token_values
+from plaudit.models.branch import Branch, Outputs, token_logprobs, token_shares, token_values
 from plaudit.models.llama import Llama
-from plaudit.tensors import Sample
+from plaudit.randomness import rng
+from plaudit.tensors import Key, Sample
 from plaudit.types import UserError
 
 PREFLIGHT = {torch.bfloat16: 0.03, torch.float32: 1e-4, torch.float64: 1e-4}
@@ -29,7 +31,7 @@ class Forward:
 
     streams: by depth, the trunk's stream [R, S, width] after that many blocks, for the epochs that follow.
     logprobs, ref_logprobs, sampled_logprobs, entropies, values [B, T]; shares [B, T], what each token
-    adds to the score, None without a reward branch.
+    adds to the score, None without a reward branch; values are 0 without a value branch.
     """
 
     packed: Packed
@@ -41,6 +43,58 @@ class Forward:
     values: Tensor
     shares: Tensor | None
 
+    def minibatches(self, count: int, key: Key) -> Iterator[tuple[Tensor, int, int]]:
+        """Rows of at most `count` minibatches in a keyed order, each with its count of tokens and of samples."""
+        packed = self.packed
+        order = torch.from_numpy(rng(*key).permutation(packed.rows)).to(packed.ids.device)
+        for rows in order.tensor_split(min(count, packed.rows)):
+            mine = torch.isin(packed.row, rows)
+            yield rows, int(packed.mask[mine].sum()), int(mine.sum())
+
+    def parts(self, rows: Tensor, budget: int) -> Iterator[Part]:
+        """These rows in micro-batches of at most `budget` columns."""
+        for micro in micro_batches(self.packed, budget, rows):
+            yield Part(self, *self.packed.take(micro), micro)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A micro-batch of a rollout: some rows of it, and the samples [b] (index) that stand in them."""
+
+    seen: Forward
+    packed: Packed
+    index: Tensor
+    rows: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        return self.packed.mask
+
+    def cut(self, x: Tensor) -> Tensor:
+        """What belongs to this part of [B, ...] or [B, T, ...] of the whole rollout."""
+        return x[self.index] if x.ndim == 1 else x[self.index, : self.mask.shape[1]]
+
+    def logprobs(self, policy: Branch, *, temperature: float, entropy_gradient: bool = False) -> Outputs:
+        """The policy's now, [b, t], with gradient."""
+        return token_logprobs(
+            policy,
+            self.packed,
+            temperature=temperature,
+            entropy_gradient=entropy_gradient,
+            **self._stream(policy),
+        )
+
+    def values(self, value: Branch) -> Tensor:
+        """The value head's now, [b, t], with gradient."""
+        return token_values(value, self.packed, **self._stream(value))
+
+    def _stream(self, branch: Branch) -> dict[str, Any]:
+        """Where the rollout's own pass can be gone on from; a trunk of its own changes in its lower blocks, too."""
+        if branch.adapter is None or branch.first not in self.seen.streams:
+            return {}
+        stream = self.seen.streams[branch.first][self.rows, : self.packed.ids.shape[1]]
+        return {"stream": stream, "depth": branch.first}
+
 
 @torch.no_grad()
 def forward(
@@ -48,7 +102,7 @@ def forward(
     *,
     reference: Llama,
     policy: Branch,
-    value: Branch,
+    value: Branch | None,
     reward: Branch | None,
     temperature: float,
     budget: int,
@@ -87,13 +141,13 @@ def forward(
         ref = token_logprobs(Branch(reference), part, temperature=temperature, stream=stream_, depth=depth_)
         stream_p, depth_p = begin(policy)
         now = token_logprobs(policy, part, temperature=temperature, stream=stream_p, depth=depth_p)
-        stream_v, depth_v = begin(value)
         per_token["ref_logprobs"][index, :steps] = ref.logprobs
         per_token["logprobs"][index, :steps] = now.logprobs
         per_token["entropies"][index, :steps] = now.entropies
-        per_token["values"][index, :steps] = token_values(value, part, stream=stream_v, depth=depth_v).to(
-            reference.wide
-        )
+        if value is not None:
+            stream_v, depth_v = begin(value)
+            here_v = token_values(value, part, stream=stream_v, depth=depth_v)
+            per_token["values"][index, :steps] = here_v.to(reference.wide)
         if reward is not None:
             stream_r, depth_r = begin(reward)
             here_r = token_shares(reward, part, stream=stream_r, depth=depth_r)

@@ -1,0 +1,300 @@
+"""What the recipes that learn from their own samples share: their world, what they log, and how a run stands."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from plaudit.algorithms.advantages import overlong_penalty, replace_missing_eos
+from plaudit.algorithms.kl import ESTIMATORS, adaptive_coefficient, k1
+from plaudit.algorithms.masking import masked_mean
+from plaudit.config import Config as Base
+from plaudit.data.formats import read_prompts
+from plaudit.models.branch import Branch
+from plaudit.models.load import Model, load_model
+from plaudit.randomness import rng
+from plaudit.reward.model import RewardModel
+from plaudit.reward.open import open_scorer
+from plaudit.rollout.collect import Forward
+from plaudit.rollout.local import LocalEngine
+from plaudit.tensors import Sample, SamplingParams, Scorer
+from plaudit.training import checkpoint, machine
+from plaudit.training.optim import adam
+from plaudit.training.policy import AdapterConfig
+from plaudit.training.stop import reason_to_stop
+
+
+class KLConfig(Base):
+    """coef: of the penalty a token, by the estimator, in the reward or in the loss; target: nats a token (None: coef
+    stays fixed)."""
+
+    coef: float = Field(default=0.05, ge=0)
+    place: Literal["reward", "loss"] = "reward"
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    target: float | None = Field(default=None, gt=0)
+    horizon: float = Field(default=10_000.0, gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_slope(self) -> KLConfig:
+        if self.place == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "k1's slope is 0 on average, so in the loss it holds nothing; take k2 or k3 there"
+            )
+        return self
+
+
+class StopConfig(Base):
+    """max_kl and min_entropy in nats a token."""
+
+    max_kl: float = 1.0
+    min_entropy: float = 0.05
+    max_length_growth: float = 4.0
+    patience: int = Field(default=20, ge=1)
+
+
+class OnlineConfig(Base):
+    """Settings that every recipe has that learns from its own samples."""
+
+    model: str = "smollm2"
+    prompts: str
+    reward: str
+    gold: str | None = None
+    start: str | None = None
+    seed: int = 0
+    steps: int = Field(default=100, ge=1)
+    prompts_per_step: int = Field(default=16, ge=1)
+    samples_per_prompt: int = Field(default=4, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    missing_eos_penalty: float | None = -1.0
+    epochs: int = Field(default=1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, ge=0)
+    importance_cap: float = Field(default=2.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    adapter: AdapterConfig = AdapterConfig(blocks=16)
+    kl: KLConfig = KLConfig()
+    stop: StopConfig = StopConfig()
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    precision: machine.Precision = "auto"
+    threads: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=10, ge=1)
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> OnlineConfig:
+        if self.start is not None and self.adapter.rank == 0:
+            raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        samples = self.prompts_per_step * self.samples_per_prompt
+        if self.kl.target is not None and self.kl.horizon <= 0.2 * samples:
+            raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a policy acts in: the model with its frozen trunk, prompts as ids, and who scores what it says."""
+
+    model: Model
+    prompts: list[list[int]]
+    scorer: Scorer
+    gold: Scorer | None
+    engine: LocalEngine
+    params: SamplingParams
+
+    @property
+    def reward_branch(self) -> Branch | None:
+        """A reward model's branch on the same trunk: the rollout's own pass then scores, too."""
+        return self.scorer.branch if isinstance(self.scorer, RewardModel) else None
+
+
+def open_world(config: OnlineConfig, model: Model | None = None) -> World:
+    """All that stands before the first step. UserError for whatever of it is missing or does not fit."""
+    device, dtype = machine.prepare(config.precision, config.threads)
+    model = model or load_model(config.model, dtype, device)
+    prompts = [model.tokenizer.render(prompt) for prompt in read_prompts(config.prompts)]
+    engine = LocalEngine(model.trunk, model.tokenizer, max_batch=64)
+    params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    engine.check(prompts, params)
+    gold = None if config.gold is None else open_scorer(config.gold, model)
+    return World(model, prompts, open_scorer(config.reward, model), gold, engine, params)
+
+
+def draw(
+    world: World, policy: Branch, step: int, config: OnlineConfig, purpose: str, again: int = 0
+) -> list[Sample]:
+    """samples_per_prompt completions of each prompt of this step, by prompt. again: which further draw of the same
+    step; its prompts are drawn afresh."""
+    world.engine.load(policy.adapter or policy.trunk, version=f"step-{step}")
+    if again == 0:
+        chosen = prompts_of_step(len(world.prompts), step, config.prompts_per_step, config.seed)
+        key: tuple[int | str, ...] = (config.seed, purpose, step)
+    else:
+        key = (config.seed, purpose, step, again)
+        chosen = rng(*key, "prompts").integers(len(world.prompts), size=config.prompts_per_step).tolist()
+    drawn = world.engine.sample(
+        [world.prompts[p] for p in chosen], config.samples_per_prompt, world.params, key
+    )
+    return sorted(drawn, key=lambda s: (s.prompt, s.index))
+
+
+def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
+    """Which prompts a step samples: all prompts come once before any comes again, in a keyed order."""
+    orders: dict[int, Any] = {}
+    for place in range(step * size, (step + 1) * size):
+        orders.setdefault(place // count, rng(seed, "prompts", place // count).permutation(count))
+    return [int(orders[place // count][place % count]) for place in range(step * size, (step + 1) * size)]
+
+
+def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> Tensor:
+    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it."""
+    if seen.shares is not None:
+        return seen.shares.sum(1)
+    return torch.tensor(world.scorer.score(samples), dtype=seen.logprobs.dtype, device=seen.logprobs.device)
+
+
+def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
+    """[B] bool: which completions ended by themselves."""
+    return torch.tensor([s.finish_reason == "stop" for s in samples], device=device)
+
+
+def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig, overlong: int = 0) -> Tensor:
+    """[B]: what each completion earns: its score, or the penalty for a missing end in its place, and the price of a
+    completion that comes within `overlong` tokens of the limit (0: none)."""
+    if config.missing_eos_penalty is not None:
+        scores = replace_missing_eos(
+            scores, ended(samples, scores.device), penalty=config.missing_eos_penalty
+        )
+    if overlong > 0:
+        lengths = torch.tensor([len(s.completion_ids) for s in samples], device=scores.device)
+        scores = scores + overlong_penalty(lengths, longest=config.max_new_tokens, buffer=overlong)
+    return scores
+
+
+def kl_of(logprobs: Tensor, ref_logprobs: Tensor, kl: KLConfig) -> Tensor:
+    """[B, T], nats a token, by the estimator that the config names."""
+    return ESTIMATORS[kl.estimator](logprobs, ref_logprobs)
+
+
+def describe(world: World, samples: Sequence[Sample], seen: Forward, scores: Tensor) -> dict[str, float]:
+    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats."""
+    mask = seen.packed.mask
+    row = {
+        "reward": float(scores.mean()),
+        "reward_std": float(scores.std(correction=0)),
+        "kl": float(masked_mean(k1(seen.logprobs, seen.ref_logprobs), mask)),
+        "entropy": float(masked_mean(seen.entropies, mask)),
+        "eos_rate": float(ended(samples, mask.device).double().mean()),
+        "length": float(mask.sum(1).to(torch.float64).mean()),
+    }
+    if world.gold is not None:
+        gold = world.gold.score(samples)
+        row["gold"] = sum(gold) / len(gold)
+    return row
+
+
+@dataclass(slots=True)
+class Run:
+    """How a run stands: its branches, their optimiser, and what a step reads beside them.
+
+    make: gives the branches as they are before the first step. state: step, stopped (why it ended early, or None),
+    kl_coef, and what else the recipe keeps; all of it is in every checkpoint.
+    """
+
+    directory: Path
+    make: Callable[[], dict[str, Branch]]
+    config: OnlineConfig
+    branches: dict[str, Branch] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    state: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.branches = self.make()
+        self.optimizer = adam(self.parameters(), learning_rate=self.config.learning_rate)
+        self.state = {"step": 0, "kl_coef": self.config.kl.coef, "stopped": None}
+        self._restore(checkpoint.latest(self.directory / "checkpoints"))
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [p for branch in self.branches.values() for p in branch.parameters()]
+
+    def _restore(self, found: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
+        if found is None:
+            return
+        tensors, self.state = found
+        for name, branch in self.branches.items():
+            branch.load_state(checkpoint.unprefixed(name, tensors))
+        checkpoint.load_optimizer(self.optimizer, tensors)
+
+    def save(self, step: int) -> None:
+        """A checkpoint after so many steps."""
+        self.state["step"] = step
+        tensors = checkpoint.optimizer_tensors(self.optimizer)
+        for name, branch in self.branches.items():
+            tensors |= checkpoint.prefixed(name, branch.state())
+        checkpoint.save(self.directory / "checkpoints", step, tensors, self.state)
+
+    def must_stop(self, step: int, row: dict[str, float], history: Sequence[dict[str, float]]) -> bool:
+        """Whether a rule ends the run before this step's update. It is saved then; weights that give no numbers are
+        of no use, so that the model is the one last saved before them, or the first."""
+        why = reason_to_stop([*history, row], **self.config.stop.model_dump())
+        if why is None:
+            return False
+        if not math.isfinite(row["kl"] + row["entropy"]):
+            found = checkpoint.latest(self.directory / "checkpoints", before=step)
+            if found is None:
+                for name, fresh in self.make().items():
+                    self.branches[name].load_state(fresh.state())
+                self.state["step"] = 0
+            self._restore(found)
+            why += f" (the model is that of step {self.state['step']})"
+        self.state["stopped"] = why
+        self.save(step)
+        return True
+
+    def price_kl(self, observed: float, episodes: int) -> None:
+        """The KL coefficient for the next step, where it is steered. observed: nats a token."""
+        kl = self.config.kl
+        if kl.target is not None:
+            self.state["kl_coef"] = adaptive_coefficient(
+                self.state["kl_coef"],
+                observed=observed,
+                target=kl.target,
+                episodes=episodes,
+                horizon=kl.horizon,
+            )
+
+
+def summary_of(run: Run, history: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """What summary.json says of a run that is over."""
+    taken = history[-1]["step"] if history else 0
+    last = history[-1] if history else None
+    return {"steps": taken, "stopped": run.state["stopped"], "last": last}
+
+
+class Meter:
+    """Figures of one epoch: summed over micro-batches, averaged over minibatches; maxima stay maxima."""
+
+    def __init__(self, minibatches: int) -> None:
+        self.minibatches, self.row = minibatches, dict[str, float]()
+
+    def add(self, **figures: Tensor) -> None:
+        for name, figure in figures.items():
+            old, new = self.row.get(name, 0.0), float(figure.detach())
+            self.row[name] = max(old, new) if name.endswith("_max") else old + new / self.minibatches
+
+
+def timing(began: float, sampled: float, tokens: int) -> dict[str, float]:
+    """How long a step took, of that how long it sampled (seconds), and how many tokens a second it learned from."""
+    seconds = time.monotonic() - began
+    return {
+        "seconds": seconds,
+        "seconds_sampling": sampled - began,
+        "tokens_per_second": tokens / seconds,
+    }
