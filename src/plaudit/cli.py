@@ -25,6 +25,9 @@ RECIPES = {
     "sft": "plaudit.recipes.sft",
     "reward_model": "plaudit.recipes.reward_model",
     "ppo": "plaudit.recipes.ppo",
+    "reinforce": "plaudit.recipes.reinforce",
+    "grpo": "plaudit.recipes.grpo",
+    "rejection": "plaudit.recipes.rejection",
     "evaluate": "plaudit.recipes.evaluate",
 }
 

@@ -362,7 +362,7 @@ PPO = _room(
      "temperature forgotten in the epochs"),
     ("loss - config.entropy_coef", "loss + config.entropy_coef", "entropy as a cost"),
     ("linear_to_zero(step, config.steps)", "linear_to_zero(0, config.steps)", "a rate that never falls"),
-    ('state.price_kl(row["kl"]', 'state.price_kl(row["approx_kl"]', "the controller watches the wrong KL"),
+    ('observed=row["kl"]', 'observed=row["approx_kl"]', "the controller watches the wrong KL"),
     ("shaped_rewards(at_end,", "shaped_rewards(scores,", "a penalty that never reaches the reward"),
     ("gamma=config.gamma, lam=config.lam", "gamma=config.gamma", "lambda not passed on"),
 ) + _room(

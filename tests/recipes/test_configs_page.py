@@ -13,10 +13,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from plaudit import config as configs
+from plaudit.training.online import OnlineConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configs.md"
 CONFIGS = PAGE.parents[1] / "configs"
-MODULES = {name: f"plaudit.recipes.{name}" for name in ("sft", "reward_model", "ppo", "evaluate")}
+NAMES = ("sft", "reward_model", "ppo", "reinforce", "grpo", "rejection", "evaluate")
+MODULES = {name: f"plaudit.recipes.{name}" for name in NAMES}
+SAMPLES = "In every recipe that learns from its own samples"
 
 
 def tables() -> dict[str, dict[str, str]]:
@@ -33,7 +36,8 @@ def defaults(cls: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         if isinstance(field.default, BaseModel):
-            found |= defaults(type(field.default), f"{name}.")
+            given = field.default.model_dump()
+            found |= {key: given[key.split(".")[1]] for key in defaults(type(field.default), f"{name}.")}
         else:
             found[prefix + name] = field.default
     return found
@@ -51,7 +55,10 @@ def said(default: Any) -> str:
 @pytest.mark.parametrize("recipe", MODULES)
 def test_every_setting_stands_in_its_table_with_its_default(recipe: str) -> None:
     everywhere, own = tables()["In every recipe"], tables()[recipe]
-    found = defaults(importlib.import_module(MODULES[recipe]).Config)
+    cls = importlib.import_module(MODULES[recipe]).Config
+    found = defaults(cls)
+    if issubclass(cls, OnlineConfig):
+        everywhere |= tables()[SAMPLES]
     for name, default in found.items():
         text = own.get(name, everywhere.get(name, "it is in no table"))
         if name == "checkpoint_every":
@@ -74,5 +81,5 @@ def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
     given = {name: default for name, default in defaults(cls).items() if default is not PydanticUndefined}
     for name, default in given.items():
         section, _, last = name.rpartition(".")
-        if name != "reward":  # evaluate's example has one
+        if name not in ("prompts", "reward"):  # the examples have some
             assert ((tree[section] if section else tree)[last]) == default, name

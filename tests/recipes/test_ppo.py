@@ -28,7 +28,7 @@ from plaudit.reward.rules import RuleScorer, rule_scorer
 from plaudit.rollout.collect import forward, preflight
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
-from plaudit.training import checkpoint
+from plaudit.training import checkpoint, online
 from plaudit.training.metrics import Metrics
 from plaudit.training.online import prompts_of_step
 from plaudit.training.optim import adam, linear_to_zero, take_step
@@ -155,7 +155,9 @@ def test_streams_shared_between_branches_change_nothing(
     if "whole" in case:
         config = changed(config, adapter={"rank": 0}, learning_rate=1e-3)
     ppo.run(config, tmp_path / "kept")
-    monkeypatch.setattr(ppo, "forward", lambda *args, **kwargs: replace(forward(*args, **kwargs), streams={}))
+    monkeypatch.setattr(
+        online, "forward", lambda *args, **kwargs: replace(forward(*args, **kwargs), streams={})
+    )
     ppo.run(config, tmp_path / "thrown")
     same(rows(tmp_path / "kept"), rows(tmp_path / "thrown"), 1e-9)
 
@@ -241,7 +243,7 @@ def within_the_update(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
             raise Killed
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(ppo, "take_step", kill)
+    monkeypatch.setattr(online, "take_step", kill)
 
 
 def within_the_export(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from plaudit.algorithms.advantages import overlong_penalty, replace_missing_eos
+from plaudit.algorithms.advantages import replace_missing_eos
 from plaudit.algorithms.kl import ESTIMATORS, adaptive_coefficient, k1
 from plaudit.algorithms.masking import masked_mean
 from plaudit.config import Config as Base
@@ -23,11 +23,11 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
-from plaudit.rollout.collect import Forward
+from plaudit.rollout.collect import Forward, forward
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams, Scorer
 from plaudit.training import checkpoint, machine
-from plaudit.training.optim import adam
+from plaudit.training.optim import adam, take_step
 from plaudit.training.policy import AdapterConfig
 from plaudit.training.stop import reason_to_stop
 
@@ -64,8 +64,8 @@ class OnlineConfig(Base):
     """Settings that every recipe has that learns from its own samples."""
 
     model: str = "smollm2"
-    prompts: str
-    reward: str
+    prompts: str | None = None
+    reward: str | None = None
     gold: str | None = None
     start: str | None = None
     seed: int = 0
@@ -78,20 +78,38 @@ class OnlineConfig(Base):
     epochs: int = Field(default=1, ge=1)
     minibatches: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, ge=0)
-    importance_cap: float = Field(default=2.0, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     adapter: AdapterConfig = AdapterConfig(blocks=16)
-    kl: KLConfig = KLConfig()
     stop: StopConfig = StopConfig()
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=10, ge=1)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Settings that must be given."""
+        return ("prompts", "reward")
+
     @model_validator(mode="after")
     def _settings_fit(self) -> OnlineConfig:
+        for name in self.needs:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is not set")
         if self.start is not None and self.adapter.rank == 0:
             raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        return self
+
+
+class PolicyGradientConfig(OnlineConfig):
+    """Settings of the recipes that follow a policy gradient, beside those."""
+
+    importance_cap: float = Field(default=2.0, gt=0)
+    entropy_coef: float = Field(default=0.0, ge=0)
+    kl: KLConfig = KLConfig()
+
+    @model_validator(mode="after")
+    def _controller_is_steady(self) -> PolicyGradientConfig:
         samples = self.prompts_per_step * self.samples_per_prompt
         if self.kl.target is not None and self.kl.horizon <= 0.2 * samples:
             raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
@@ -104,7 +122,7 @@ class World:
 
     model: Model
     prompts: list[list[int]]
-    scorer: Scorer
+    scorer: Scorer | None
     gold: Scorer | None
     engine: LocalEngine
     params: SamplingParams
@@ -119,12 +137,15 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
     """All that stands before the first step. UserError for whatever of it is missing or does not fit."""
     device, dtype = machine.prepare(config.precision, config.threads)
     model = model or load_model(config.model, dtype, device)
-    prompts = [model.tokenizer.render(prompt) for prompt in read_prompts(config.prompts)]
+    asked = [] if config.prompts is None else read_prompts(config.prompts)
+    prompts = [model.tokenizer.render(prompt) for prompt in asked]
     engine = LocalEngine(model.trunk, model.tokenizer, max_batch=64)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     engine.check(prompts, params)
-    gold = None if config.gold is None else open_scorer(config.gold, model)
-    return World(model, prompts, open_scorer(config.reward, model), gold, engine, params)
+    scorer, gold = (
+        None if spec is None else open_scorer(spec, model) for spec in (config.reward, config.gold)
+    )
+    return World(model, prompts, scorer, gold, engine, params)
 
 
 def draw(
@@ -153,10 +174,33 @@ def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
     return [int(orders[place // count][place % count]) for place in range(step * size, (step + 1) * size)]
 
 
+def look(
+    world: World,
+    samples: Sequence[Sample],
+    config: OnlineConfig,
+    *,
+    policy: Branch,
+    value: Branch | None = None,
+    reward: bool = True,
+) -> Forward:
+    """One pass for the trainer's log-probabilities, the reference's, values, and scores where a reward model is on the
+    same trunk (unless reward is False, since they are known)."""
+    return forward(
+        samples,
+        reference=world.model.trunk,
+        policy=policy,
+        value=value,
+        reward=world.reward_branch if reward else None,
+        temperature=config.temperature,
+        budget=config.micro_batch_tokens,
+    )
+
+
 def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> Tensor:
     """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it."""
     if seen.shares is not None:
         return seen.shares.sum(1)
+    assert world.scorer is not None
     return torch.tensor(world.scorer.score(samples), dtype=seen.logprobs.dtype, device=seen.logprobs.device)
 
 
@@ -165,17 +209,20 @@ def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
     return torch.tensor([s.finish_reason == "stop" for s in samples], device=device)
 
 
-def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig, overlong: int = 0) -> Tensor:
-    """[B]: what each completion earns: its score, or the penalty for a missing end in its place, and the price of a
-    completion that comes within `overlong` tokens of the limit (0: none)."""
-    if config.missing_eos_penalty is not None:
-        scores = replace_missing_eos(
-            scores, ended(samples, scores.device), penalty=config.missing_eos_penalty
-        )
-    if overlong > 0:
-        lengths = torch.tensor([len(s.completion_ids) for s in samples], device=scores.device)
-        scores = scores + overlong_penalty(lengths, longest=config.max_new_tokens, buffer=overlong)
-    return scores
+def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig) -> Tensor:
+    """[B]: what each completion earns: its score, or the penalty for a missing end in its place."""
+    if config.missing_eos_penalty is None:
+        return scores
+    return replace_missing_eos(scores, ended(samples, scores.device), penalty=config.missing_eos_penalty)
+
+
+def next_price(coef: float, kl: KLConfig, *, observed: float, episodes: int) -> float:
+    """The KL coefficient for the next step, where it is steered. observed: nats a token."""
+    if kl.target is None:
+        return coef
+    return adaptive_coefficient(
+        coef, observed=observed, target=kl.target, episodes=episodes, horizon=kl.horizon
+    )
 
 
 def kl_of(logprobs: Tensor, ref_logprobs: Tensor, kl: KLConfig) -> Tensor:
@@ -204,21 +251,21 @@ def describe(world: World, samples: Sequence[Sample], seen: Forward, scores: Ten
 class Run:
     """How a run stands: its branches, their optimiser, and what a step reads beside them.
 
-    make: gives the branches as they are before the first step. state: step, stopped (why it ended early, or None),
-    kl_coef, and what else the recipe keeps; all of it is in every checkpoint.
+    make: gives the branches as they are before the first step. state: step, stopped (why it ended early, or None)
+    and what else the recipe keeps; all of it is in every checkpoint.
     """
 
     directory: Path
     make: Callable[[], dict[str, Branch]]
     config: OnlineConfig
+    state: dict[str, Any]
     branches: dict[str, Branch] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    state: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.branches = self.make()
         self.optimizer = adam(self.parameters(), learning_rate=self.config.learning_rate)
-        self.state = {"step": 0, "kl_coef": self.config.kl.coef, "stopped": None}
+        self.state = {"step": 0, "stopped": None, **self.state}
         self._restore(checkpoint.latest(self.directory / "checkpoints"))
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -231,6 +278,21 @@ class Run:
         for name, branch in self.branches.items():
             branch.load_state(checkpoint.unprefixed(name, tensors))
         checkpoint.load_optimizer(self.optimizer, tensors)
+
+    @property
+    def done(self) -> int:
+        """How many steps are taken."""
+        return int(self.state["step"])
+
+    @property
+    def stopped(self) -> bool:
+        return self.state["stopped"] is not None
+
+    def update(self, rate: float) -> float:
+        """One optimiser step at this learning rate; the gradients' norm before it is clipped."""
+        return take_step(
+            self.optimizer, self.parameters(), learning_rate=rate, max_grad_norm=self.config.max_grad_norm
+        )
 
     def save(self, step: int) -> None:
         """A checkpoint after so many steps."""
@@ -258,17 +320,13 @@ class Run:
         self.save(step)
         return True
 
-    def price_kl(self, observed: float, episodes: int) -> None:
-        """The KL coefficient for the next step, where it is steered. observed: nats a token."""
-        kl = self.config.kl
-        if kl.target is not None:
-            self.state["kl_coef"] = adaptive_coefficient(
-                self.state["kl_coef"],
-                observed=observed,
-                target=kl.target,
-                episodes=episodes,
-                horizon=kl.horizon,
-            )
+
+def shown(row: dict[str, float]) -> str:
+    """A step in one line."""
+    return (
+        f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
+        f"length {row['length']:.0f}  eos {row['eos_rate']:.2f}  {row['tokens_per_second']:.0f} tok/s"
+    )
 
 
 def summary_of(run: Run, history: Sequence[dict[str, float]]) -> dict[str, Any]:
