@@ -435,6 +435,20 @@ PERCEPTION = _room(
     ("/ band.gain_width * 2", "/ band.gain_width", "another slope of relevance"),
     ("packed.mask.sum(1).cpu()", "packed.mask.shape[1]", "a mean over padding"),
 )
+DIAGNOSIS = _room(
+    "evaluation/diagnosis",
+    "evaluation/test_diagnosis",
+    ("if fell > SURE_OF_PEAK * gold.error and rose > 0:", "if fell > SURE * gold.error and rose > 0:",
+     "noise called reward hacking"),
+    ("gold.error and rose > 0:", "gold.error:", "a fall of both called reward hacking"),
+    ("peak = max(ends, key=gold.level)", "peak = min(ends, key=gold.level)", "the trough for the peak"),
+    ("at = gold.steps[peak - 1]", "at = gold.steps[-1]", "the wrong step named"),
+    ("window = self.values[max(0, end - self.width) : end]", "window = self.values[:end]", "levels over the whole run"),
+    ("(2 * len(steps))) * math.sqrt(2 / self.width)", "(2 * len(steps)))", "a mean as noisy as a step"),
+    ("if _finite(row.get(name))", "if name in row", "holes read as numbers"),
+    ("entropy.last < 0.4 * entropy.first", "entropy.last > 0.4 * entropy.first", "entropy that holds called collapse"),
+    ("and explained.last < 0", "and explained.last > 0", "a good critic called bad"),
+)  # fmt: skip
 FEEDBACK = (
     *_room("feedback/queries", "feedback/test_feedback_store",
            ("undo.c.seq > rule.c.seq", "undo.c.seq < rule.c.seq", "a restored rater stays away"),
@@ -479,7 +493,7 @@ TRAINING = (
 MUTATIONS: tuple[Mutation, ...] = (
     *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *REWARD_LOSS, *NLL, *LOGPROBS,
     *COLLATE, *TOKENIZER, *LLAMA, *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE,
-    *REWARD, *PROBE, *PERCEPTION, *FEEDBACK, *TRAINING,
+    *REWARD, *PROBE, *PERCEPTION, *DIAGNOSIS, *FEEDBACK, *TRAINING,
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from plaudit import files
 from plaudit.algorithms.advantages import group_advantages, overlong_penalty
 from plaudit.algorithms.masking import masked_mean, masked_sum, sequence_mean
 from plaudit.algorithms.policy_loss import ppo_policy_loss, sequence_policy_loss
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model
 from plaudit.randomness import torch_seed
@@ -102,6 +103,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

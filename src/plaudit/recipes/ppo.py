@@ -20,6 +20,7 @@ from plaudit.algorithms.advantages import gae, shaped_rewards
 from plaudit.algorithms.masking import masked_mean, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss, explained_variance
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, ScalarHead
 from plaudit.models.load import Model, make_adapter
 from plaudit.randomness import torch_seed
@@ -116,6 +117,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -22,6 +22,7 @@ from plaudit.algorithms.advantages import gae, leave_one_out, shaped_rewards
 from plaudit.algorithms.masking import masked_mean, masked_sum, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.data.logged import Logged, read_logged
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.load import Model
 from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import Forward, Part, preflight
@@ -126,6 +127,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

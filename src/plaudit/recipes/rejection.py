@@ -17,6 +17,7 @@ from torch import Tensor
 from plaudit import files
 from plaudit.algorithms.nll_loss import nll_loss
 from plaudit.data.collate import micro_batches, pack
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import token_logprobs
 from plaudit.models.load import Model
 from plaudit.randomness import rng, torch_seed
@@ -88,6 +89,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 5. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 
