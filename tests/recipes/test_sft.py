@@ -151,11 +151,13 @@ def test_a_killed_run_ends_with_the_same_bits(data: str, tmp_path: Path, attribu
 def test_heldout_prompts_are_kept_apart_and_measured(data: str, tmp_path: Path) -> None:
     chosen = config(data, heldout=0.4)
     shown = sft.read_demonstrations([data], load_model("tiny", torch.float64).tokenizer, 256)
-    training, heldout = sft.split(shown, chosen)
+    training, heldout = sft.split(shown, chosen.heldout, chosen.seed)
     assert heldout
     assert not {s.key for s in training} & {s.key for s in heldout}
     assert len(training) + len(heldout) == len(shown)
-    again, _ = sft.split(shown[::-1][:5] + training, chosen)  # a prompt's side does not depend on the others
+    again, _ = sft.split(
+        shown[::-1][:5] + training, chosen.heldout, chosen.seed
+    )  # a prompt's side does not depend on the others
     assert {s.key for s in again} == {s.key for s in training}
     summary = sft.run(chosen, tmp_path)
     logged = [row["heldout_loss"] for row in rows(tmp_path) if "heldout_loss" in row]
