@@ -26,7 +26,7 @@ def test_a_share_is_dropped_and_the_rest_scaled() -> None:
     x = torch.ones(2, 200, 100, dtype=torch.float64)
     dropout = Dropout(0.3, ((0, 0), (0, 1)), (200, 200))
     out = drop(x, dropout, 1, "mlp")
-    assert set(out.unique().tolist()) == {0.0, 1 / 0.7}
+    assert set(out.flatten().tolist()) == {0.0, 1 / 0.7}
     assert abs(int((out == 0).sum()) - 12_000) < 400
     for dim in (0, 1, 2):  # no row, column or feature is more often dropped than others
         share = (out == 0).double().mean([d for d in range(3) if d != dim])

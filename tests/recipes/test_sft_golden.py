@@ -27,9 +27,9 @@ def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, which: str, b
     golden = GOLDEN["runs"][which]
     settings = golden["settings"] | {"data": [str(tmp_path / f"{task}.jsonl") for task in GOLDEN["tasks"]]}
     sft.run(sft.Config.model_validate(settings | {"micro_batch_tokens": budget}), tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(rows) == len(golden["steps"]) == 50
-    for row, expected in zip(rows, golden["steps"], strict=True):
+    found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(found) == len(golden["steps"]) == 50
+    for row, expected in zip(found, golden["steps"], strict=True):
         assert row.keys() - {"step"} == expected.keys()
         for name, number in expected.items():
             assert row[name] == pytest.approx(number, rel=1e-9, abs=1e-9), (row["step"], name)

@@ -16,6 +16,7 @@ from plaudit.data.demonstrations import read_demonstrations
 from plaudit.models.branch import Branch
 from plaudit.models.load import load_model
 from plaudit.recipes import sft
+from plaudit.training import checkpoint, optim
 from plaudit.training.optim import OPTIMIZERS, SCHEDULES
 from plaudit.training.stop import Best, measured
 from plaudit.types import UserError
@@ -218,7 +219,7 @@ def measure_as(
     step a run is resumed at. Gives the adapter's weights after each step, as they are taken."""
     states: list[dict[str, torch.Tensor]] = []
     taken = {"steps": 0}
-    real_step, real_at, real_latest = sft.take_step, sft.checkpoint.at, sft.checkpoint.latest
+    real_step, real_at, real_latest = optim.take_step, checkpoint.at, checkpoint.latest
     real_tasks, branches = sft.read_tasks, list[Branch]()
 
     def heldout_losses(tasks: Any, branch: Branch, _: Any) -> tuple[float, dict[str, float]]:
@@ -250,8 +251,8 @@ def measure_as(
     patch.setattr(sft, "heldout_losses", heldout_losses)
     patch.setattr(sft, "read_tasks", read_tasks)
     patch.setattr(sft, "take_step", take_step)
-    patch.setattr(sft.checkpoint, "latest", latest)
-    patch.setattr(sft.checkpoint, "at", at)
+    patch.setattr(checkpoint, "latest", latest)
+    patch.setattr(checkpoint, "at", at)
     return states
 
 

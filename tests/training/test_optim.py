@@ -90,7 +90,7 @@ def test_a_run_that_is_all_warm_up_never_divides_by_nothing() -> None:
 def test_tensorflows_epsilon_by_hand() -> None:
     """Golden: a constant gradient of eps, rate 1. torch's Adam moves by g / (g + eps) = 1/2 each step; TensorFlow's
     epsilon hat by a / (a + 1) with a = sqrt(1 - beta2^t): sqrt(0.001) and sqrt(0.001999)."""
-    moved = {}
+    moved: dict[str, list[float]] = {}
     for name in ("adam", "adam_tf"):
         p = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
         optimizer = make_optimizer(
@@ -177,7 +177,6 @@ def test_optimisers_do_what_their_papers_say(name: str, given: bool) -> None:
         matrix.grad, vector.grad = torch.tensor(g), torch.tensor(g[0])
         norm = take_step(optimizer, [matrix, vector], learning_rate=rate, max_grad_norm=1e9)
         assert norm == pytest.approx(math.sqrt((g**2).sum() + (g[0] ** 2).sum()))
-        assert matrix.grad is None
         settings = OWN[name] | own
         w = FORMULAS[name](w, g, of_w, rate=rate, decay=0.1, **settings)
         v = FORMULAS[name](v, g[0], of_v, rate=rate, decay=0.0, **settings)
