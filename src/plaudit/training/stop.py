@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 Row = Mapping[str, float]
 
@@ -43,3 +44,18 @@ def reason_to_stop(
                 f"{now['kl']:.3f}: refit the reward, or stop earlier"
             )
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The lowest held-out loss so far, after how many steps it was measured (0: before the first), and how many
+    measurements have not been lower since."""
+
+    step: int
+    loss: float
+    since: int = 0
+
+
+def measured(best: Best, step: int, loss: float) -> Best:
+    """What is best after one more measurement; an equal loss is no lower one."""
+    return Best(step, loss) if loss < best.loss else replace(best, since=best.since + 1)
