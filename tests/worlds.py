@@ -63,7 +63,9 @@ def chain(horizon: int = 8) -> World:
     state and nothing before it, and a step costs 0.01, so that whoever never saw the end does best to stop at once.
     """
     place = torch.arange(4)
-    after = torch.stack([(place - 1).clamp(min=0), (place + 1).clamp(max=3), torch.full_like(place, END)], dim=1)
+    after = torch.stack(
+        [(place - 1).clamp(min=0), (place + 1).clamp(max=3), torch.full_like(place, END)], dim=1
+    )
     reward = torch.tensor([[-0.01, -0.01, 0.0]] * 3 + [[-0.01, -0.01, 1.0]], dtype=torch.float64)
     return World(torch.arange(3), after, reward, horizon)
 
@@ -127,7 +129,7 @@ def best_return(world: World) -> float:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """torch's own wakes its threads for fifteen numbers, which on a busy machine takes ten times as long as all else."""
+    """torch's own wakes its threads for fifteen numbers, which on a busy machine takes longer than all else."""
     return logits - logits.logsumexp(-1, keepdim=True)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plaudit.algorithms.advantages import gae, group_advantages, leave_one_out
-from plaudit.algorithms.masking import masked_mean, whiten
+from plaudit.algorithms.masking import whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss
 from plaudit.randomness import torch_seed
@@ -51,23 +51,37 @@ def reinforce(learner: Learner, batch: Batch) -> Loss:
     advantages = batch.spread(batch.scores - learner.baseline[0])
     learner.baseline[0] += 0.2 * (batch.scores.mean().item() - learner.baseline[0])
     mask = batch.paths.mask
-    return lambda: reinforce_loss(
-        logprobs(learner.logits, batch.paths), advantages, mask, total=len(mask)
-    ).loss
+    return lambda: (
+        reinforce_loss(logprobs(learner.logits, batch.paths), advantages, mask, total=len(mask)).loss
+    )
 
 
 def rloo(learner: Learner, batch: Batch) -> Loss:
     advantages, mask = leave_one_out(batch.scores, batch.paths.prompt), batch.paths.mask
-    return lambda: sequence_policy_loss(
-        logprobs(learner.logits, batch.paths), batch.old, advantages, mask, total=len(mask), ratio="product"
-    ).loss
+    return lambda: (
+        sequence_policy_loss(
+            logprobs(learner.logits, batch.paths),
+            batch.old,
+            advantages,
+            mask,
+            total=len(mask),
+            ratio="product",
+        ).loss
+    )
 
 
 def on_tokens(learner: Learner, batch: Batch, advantages: Tensor, *, clip_high: float | None = None) -> Loss:
     mask = batch.paths.mask
-    return lambda: ppo_policy_loss(
-        logprobs(learner.logits, batch.paths), batch.old, advantages, mask, total=mask.sum(), clip_high=clip_high
-    ).loss
+    return lambda: (
+        ppo_policy_loss(
+            logprobs(learner.logits, batch.paths),
+            batch.old,
+            advantages,
+            mask,
+            total=mask.sum(),
+            clip_high=clip_high,
+        ).loss
+    )
 
 
 def reinforce_plus_plus(learner: Learner, batch: Batch) -> Loss:
@@ -80,9 +94,16 @@ def reinforce_plus_plus(learner: Learner, batch: Batch) -> Loss:
 def grpo(learner: Learner, batch: Batch) -> Loss:
     advantages = batch.spread(group_advantages(batch.scores, batch.paths.prompt))
     mask = batch.paths.mask
-    return lambda: ppo_policy_loss(
-        logprobs(learner.logits, batch.paths), batch.old, advantages, mask, total=len(mask), per_sequence=True
-    ).loss
+    return lambda: (
+        ppo_policy_loss(
+            logprobs(learner.logits, batch.paths),
+            batch.old,
+            advantages,
+            mask,
+            total=len(mask),
+            per_sequence=True,
+        ).loss
+    )
 
 
 def dr_grpo(learner: Learner, batch: Batch) -> Loss:
@@ -107,9 +128,17 @@ def dapo(learner: Learner, batch: Batch) -> Loss:
 def gspo(learner: Learner, batch: Batch) -> Loss:
     """The clip is wider than the paper's 3e-4, for steps that are larger than a language model's."""
     advantages, mask = group_advantages(batch.scores, batch.paths.prompt), batch.paths.mask
-    return lambda: sequence_policy_loss(
-        logprobs(learner.logits, batch.paths), batch.old, advantages, mask, total=len(mask), ratio="mean", clip=0.1
-    ).loss
+    return lambda: (
+        sequence_policy_loss(
+            logprobs(learner.logits, batch.paths),
+            batch.old,
+            advantages,
+            mask,
+            total=len(mask),
+            ratio="mean",
+            clip=0.1,
+        ).loss
+    )
 
 
 def ppo(learner: Learner, batch: Batch) -> Loss:
@@ -146,7 +175,9 @@ WORLDS = {"bandit": bandit(), "chain": chain()}
 def learn(algorithm: Algorithm, epochs: int, world: World, *, steps: int, seed: int) -> float:
     """The share of the possible gain that is reached after so many batches."""
     generator = torch.Generator().manual_seed(torch_seed("learning", seed))
-    learner = Learner(torch.zeros_like(world.reward), torch.zeros(len(world.reward), dtype=torch.float64), [0.0])
+    learner = Learner(
+        torch.zeros_like(world.reward), torch.zeros(len(world.reward), dtype=torch.float64), [0.0]
+    )
     learner.logits.requires_grad_()
     learner.values.requires_grad_()
     optimiser = torch.optim.Adam([learner.logits, learner.values], lr=0.1)

@@ -24,7 +24,9 @@ from plaudit.algorithms.policy_loss import ppo_policy_loss, sequence_policy_loss
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "goldens" / "trl_policy.json").read_text())
 CASES: dict[str, dict[str, Any]] = GOLDEN["cases"]
-WHOLE = [name for name, case in CASES.items() if case["parts"] == 1 and name != "weight of a whole completion"]
+WHOLE = [
+    name for name, case in CASES.items() if case["parts"] == 1 and name != "weight of a whole completion"
+]
 PARTS = [name for name, case in CASES.items() if case["parts"] > 1]
 
 
@@ -63,7 +65,10 @@ def our_loss(name: str, logprobs: Tensor, rows: slice) -> LossOutput:
     settings = case["settings"]
     old, ref, mask, advantages = OLD[rows], REF[rows], MASK[rows], f64(case["advantages"])[rows]
     per_token = advantages.unsqueeze(1).expand_as(mask)
-    options: dict[str, Any] = {"clip": settings.get("epsilon", 0.2), "clip_high": settings.get("epsilon_high")}
+    options: dict[str, Any] = {
+        "clip": settings.get("epsilon", 0.2),
+        "clip_high": settings.get("epsilon_high"),
+    }
     if case["vllm"]:
         cap = settings["vllm_importance_sampling_clip_max"]
         options |= {"sampled_logprobs": SAMPLED[rows], "importance_cap": cap}

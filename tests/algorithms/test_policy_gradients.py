@@ -12,12 +12,12 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
-from worlds import Paths, World, bandit, chain, every_path, expected_return, logprobs
 
 from plaudit.algorithms.advantages import gae, group_advantages, leave_one_out
 from plaudit.algorithms.kl import k1, k2, k3
 from plaudit.algorithms.masking import masked_sum
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
+from worlds import Paths, World, bandit, chain, every_path, expected_return, logprobs
 
 WORLDS = {"bandit": bandit(), "chain": chain(4)}
 
@@ -29,7 +29,8 @@ def table(world: World, seed: int) -> Tensor:
 
 
 def slope(of: Tensor, logits: Tensor) -> Tensor:
-    return torch.autograd.grad(of, logits, retain_graph=True)[0]
+    (gradient,) = torch.autograd.grad(of, logits, retain_graph=True)
+    return gradient
 
 
 def chances(logits: Tensor, paths: Paths) -> Tensor:
@@ -122,7 +123,8 @@ def off_policy(name: str, kind: str, cap: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("bandit", "reinforce"), ("bandit", "ppo"), ("bandit", "product"), ("chain", "product")]
+    ("name", "kind"),
+    [("bandit", "reinforce"), ("bandit", "ppo"), ("bandit", "product"), ("chain", "product")],
 )
 def test_importance_weights_undo_another_policys_draws(name: str, kind: str) -> None:
     """Where the cap does not bind, completions of one token, or weighted whole, speak for the learner exactly."""
@@ -178,7 +180,9 @@ def test_dividing_by_the_groups_deviation_turns_the_slope() -> None:
 
 
 @pytest.mark.parametrize("ratio", ["ppo", "per sequence", "mean", "product"])
-def test_at_ratio_one_all_of_them_are_reinforce(ratio: Literal["ppo", "per sequence", "mean", "product"]) -> None:
+def test_at_ratio_one_all_of_them_are_reinforce(
+    ratio: Literal["ppo", "per sequence", "mean", "product"],
+) -> None:
     """But for what divides: by tokens; by completions and each one's tokens (twice the same); by completions."""
     world = WORLDS["chain"]
     paths = Paths(*(x[::7] for x in every_path(world)))
@@ -202,9 +206,9 @@ def test_at_ratio_one_all_of_them_are_reinforce(ratio: Literal["ppo", "per seque
         ours = gradient(
             lambda new: ppo_policy_loss(new, old, per_token, paths.mask, total=total, per_sequence=each).loss
         )
-    factor = {"ppo": count / lengths.sum(), "per sequence": 1 / lengths, "mean": 1 / lengths, "product": 1.0}[ratio]
+    factors = {"ppo": count / lengths.sum(), "per sequence": 1 / lengths, "mean": 1 / lengths}
     assert lengths.unique().numel() > 2
-    torch.testing.assert_close(ours, plain * factor, rtol=1e-12, atol=1e-16)
+    torch.testing.assert_close(ours, plain * factors.get(ratio, torch.ones(())), rtol=1e-12, atol=1e-16)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3", "k3 times the ratio"])

@@ -33,7 +33,20 @@ from trl.rewards import get_soft_overlong_punishment
 OUT = Path(__file__).with_name("trl_policy.json")
 LENGTHS = (7, 3, 5, 1, 2, 6, 4, 7, 5, 5, 1, 3)
 GROUPS, EACH, WIDTH, LONGEST = 3, 4, max(LENGTHS), 9
-SCORES = (1.0, 0.25, -0.5, 0.375, 2.0, 2.0, 2.0, 2.0, 0.0, 1.0, 0.0, 0.125)  # the second group's are all equal
+SCORES = (
+    1.0,
+    0.25,
+    -0.5,
+    0.375,
+    2.0,
+    2.0,
+    2.0,
+    2.0,
+    0.0,
+    1.0,
+    0.0,
+    0.125,
+)  # the second group's are all equal
 
 
 def draw() -> dict[str, torch.Tensor]:
@@ -44,8 +57,10 @@ def draw() -> dict[str, torch.Tensor]:
         return scale * torch.randn(len(LENGTHS), WIDTH, generator=generator, dtype=torch.float64)
 
     old = -normal(1.0).abs() - 0.1
+    logprobs, ref, sampled = (old + normal(scale) for scale in (0.3, 0.4, 0.5))
     return {
-        "old": old, "logprobs": old + normal(0.3), "ref": old + normal(0.4), "sampled": (old + normal(0.5)).float().double(),  # trl keeps a sampler's in float32
+        "old": old, "logprobs": logprobs, "ref": ref,
+        "sampled": sampled.float().double(),  # trl keeps the sampler's in float32
         "mask": torch.arange(WIDTH) < torch.tensor(LENGTHS).unsqueeze(1),
         "scores": torch.tensor(SCORES, dtype=torch.float64),
         "group": torch.arange(GROUPS).repeat_interleave(EACH),
@@ -143,7 +158,10 @@ def case(*, rloo: bool = False, vllm: bool = False, parts: int = 1, **settings: 
     return record
 
 
-KL = {"beta": 0.07, "use_bias_correction_kl": False}  # k3 as DeepSeekMath has it; corrected is k3 times the ratio
+KL = {
+    "beta": 0.07,
+    "use_bias_correction_kl": False,
+}  # k3 as DeepSeekMath has it; corrected is k3 times the ratio
 TRUNCATE = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 1.5}
 CASES: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo"},
