@@ -1,13 +1,22 @@
 """Rewards and advantages: by hand, by the definition in numpy, and by laws."""
 
 import math
+import statistics
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.advantages import gae, replace_missing_eos, shaped_rewards
+from plaudit.algorithms.advantages import (
+    gae,
+    group_advantages,
+    leave_one_out,
+    overlong_penalty,
+    replace_missing_eos,
+    shaped_rewards,
+)
 
 
 def f64(*rows: list[float]) -> Tensor:
@@ -145,3 +154,119 @@ def test_an_unfinished_completion_gets_the_penalty_in_place_of_its_score() -> No
     scores = torch.tensor([5.0, 5.0, -3.0, -3.0])
     finished = torch.tensor([True, False, True, False])
     assert replace_missing_eos(scores, finished, penalty=-1.0).tolist() == [5.0, -1.0, -3.0, -1.0]
+
+
+# Three prompts, their completions mixed up: scores 1, 2, 6 (mean 3), 5, 5 and a single 4
+SCORES, GROUP = f64([1.0, 5.0, 2.0, 4.0, 5.0, 6.0])[0], torch.tensor([7, -3, 7, 40, -3, 7])
+
+
+def test_advantages_within_a_group_by_hand() -> None:
+    # 1, 2, 6 less 3: -2, -1, 3; squares 4 + 1 + 9 = 14, over n - 1 = 2: deviation sqrt(7) = 2.6457513
+    ours = group_advantages(SCORES, GROUP, eps=0.0001)
+    by = 2.6457513110645907 + 0.0001
+    assert ours.tolist() == pytest.approx([-2 / by, 0.0, -1 / by, 0.0, 0.0, 3 / by], abs=1e-14)
+    assert ours[GROUP != 7].tolist() == [0.0, 0.0, 0.0]  # all alike, or alone: exactly nothing
+    assert torch.equal(group_advantages(SCORES, GROUP), ours)  # 1e-4 is the default
+
+
+def test_advantages_by_the_batchs_deviation_or_none_by_hand() -> None:
+    # all six have mean 23/6 and squares 1 + 25 + 4 + 16 + 25 + 36 = 107: variance (107 - 529/6) / 5 = 113/30
+    by = (113 / 30) ** 0.5 + 0.0001
+    batch = group_advantages(SCORES, GROUP, scale="batch")
+    assert batch.tolist() == pytest.approx([-2 / by, 0.0, -1 / by, 0.0, 0.0, 3 / by], abs=1e-14)
+    plain = group_advantages(SCORES, GROUP, scale="none")
+    assert plain.tolist() == [-2.0, 0.0, -1.0, 0.0, 0.0, 3.0]
+
+
+def test_leaving_oneself_out_by_hand() -> None:
+    # 1 - (2 + 6)/2, 2 - (1 + 6)/2, 6 - (1 + 2)/2; 5 - 5 twice
+    kept = GROUP != 40
+    ours = leave_one_out(SCORES[kept], GROUP[kept])
+    assert ours.tolist() == pytest.approx([-3.0, 0.0, -1.5, 0.0, 4.5], abs=1e-14)
+    with pytest.raises(ValueError, match="group of one"):
+        leave_one_out(SCORES, GROUP)
+
+
+def drawn_groups() -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(3)
+    return torch.from_numpy(rng.normal(3.0, 2.0, 40)), torch.from_numpy(rng.permutation(np.arange(40) % 7))
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "group": group_advantages,
+    "batch": lambda scores, group: group_advantages(scores, group, scale="batch"),
+    "none": lambda scores, group: group_advantages(scores, group, scale="none"),
+    "leave one out": leave_one_out,
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_loop_over_completions_gives_the_same(kind: str) -> None:
+    scores, group = drawn_groups()
+    ours = KINDS[kind](scores, group)
+    pairs = list(zip(scores.tolist(), group.tolist(), strict=True))
+    for i, (score, own) in enumerate(pairs):
+        members = [s for s, g in pairs if g == own]
+        others = [s for j, (s, g) in enumerate(pairs) if g == own and j != i]
+        expected = {
+            "group": (score - statistics.mean(members)) / (statistics.stdev(members) + 1e-4),
+            "batch": (score - statistics.mean(members)) / (statistics.stdev(scores.tolist()) + 1e-4),
+            "none": score - statistics.mean(members),
+            "leave one out": score - statistics.mean(others),
+        }[kind]
+        assert ours[i].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_order_names_and_a_constant_change_no_advantage(kind: str) -> None:
+    of = KINDS[kind]
+    scores, group = drawn_groups()
+    clean, order = of(scores, group), torch.from_numpy(np.random.default_rng(4).permutation(40))
+    torch.testing.assert_close(of(scores[order], group[order]), clean[order], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(of(scores, 100 - 13 * group), clean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(of(scores - 1000.0, group), clean, rtol=1e-9, atol=1e-11)
+    if kind != "batch":  # nor does a constant of each group's own
+        torch.testing.assert_close(of(scores + 10 * group, group), clean, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("value", [0.7, -1.3, 0.1, 123.456, 1e6])
+def test_equal_scores_teach_nothing_at_all_in_float32(value: float) -> None:
+    """Seven times 0.7 over seven is not 0.7: what rounding leaves would be divided by eps, or by Adam."""
+    scores, group = torch.full((7,), value), torch.zeros(7, dtype=torch.long)
+    zeros = [0.0] * 7
+    assert leave_one_out(scores, group).tolist() == zeros
+    assert group_advantages(scores, group).tolist() == zeros
+    assert group_advantages(scores, group, scale="batch").tolist() == zeros
+
+
+def test_one_completion_in_all_has_no_advantage() -> None:
+    one, its = torch.tensor([3.0]), torch.tensor([0])
+    assert group_advantages(one, its).tolist() == [0.0]
+    assert group_advantages(one, its, scale="batch").tolist() == [0.0]
+
+
+def test_advantages_of_groups_carry_no_gradient_and_shapes_are_checked() -> None:
+    scores = SCORES.clone().requires_grad_()
+    assert not group_advantages(scores, GROUP).requires_grad
+    assert not leave_one_out(scores[:3], torch.zeros(3, dtype=torch.long)).requires_grad
+    for function in (group_advantages, leave_one_out):
+        with pytest.raises(ValueError, match="shapes differ"):
+            function(SCORES, GROUP[:5])
+
+
+def test_overlong_completions_by_hand() -> None:
+    # DAPO's own setting: at most 20,480 tokens, the last 4,096 of which cost
+    lengths = torch.tensor([1, 16383, 16384, 16385, 17408, 18432, 19456, 20479, 20480, 25000])
+    ours = overlong_penalty(lengths, longest=20480, buffer=4096)
+    expected = [0.0, 0.0, 0.0, -1 / 4096, -0.25, -0.5, -0.75, -4095 / 4096, -1.0, -1.0]
+    assert ours.tolist() == expected  # powers of two: exact
+    assert ours.dtype == torch.float32
+    assert overlong_penalty(torch.tensor([0, 1, 2, 4]), longest=4, buffer=4).tolist() == [
+        0.0,
+        -0.25,
+        -0.5,
+        -1.0,
+    ]
+    for buffer in (0, 5, -1):
+        with pytest.raises(ValueError, match=f"buffer of {buffer} tokens is not within 1 to 4"):
+            overlong_penalty(lengths, longest=4, buffer=buffer)

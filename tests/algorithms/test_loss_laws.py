@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plaudit.algorithms import LossOutput
 from plaudit.algorithms.nll_loss import nll_loss
-from plaudit.algorithms.policy_loss import ppo_policy_loss
+from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss
 
 Loss = Callable[[list[Tensor], Tensor, Tensor], LossOutput]
@@ -29,15 +29,45 @@ LOSSES: dict[str, tuple[int, Loss]] = {
             x[0], x[1], x[2], mask, total=total, sampled_logprobs=x[3], importance_cap=1.2
         ),
     ),
+    "policy, per sequence": (
+        4,
+        lambda x, mask, total: ppo_policy_loss(
+            x[0], x[1], x[2], mask, total=total, clip_high=0.4, per_sequence=True,
+            sampled_logprobs=x[3], importance_cap=1.2,
+        ),
+    ),
+    "sequence, mean": (
+        3,
+        lambda x, mask, total: sequence_policy_loss(x[0], x[1], x[2][:, 0], mask, total=total, ratio="mean"),
+    ),
+    "sequence, product, importance": (
+        4,
+        lambda x, mask, total: sequence_policy_loss(
+            x[0], x[1], x[2][:, 0], mask, total=total, ratio="product", sampled_logprobs=x[3], importance_cap=1.2
+        ),
+    ),
+    "reinforce": (2, lambda x, mask, total: reinforce_loss(x[0], x[1], mask, total=total)),
+    "reinforce, importance": (
+        3,
+        lambda x, mask, total: reinforce_loss(
+            x[0], x[1], mask, total=total, sampled_logprobs=x[2], importance_cap=1.2
+        ),
+    ),
     "value": (3, lambda x, mask, total: clipped_value_loss(x[0], x[1], x[2], mask, total=total)),
     "nll": (1, lambda x, mask, total: nll_loss(x[0], mask, total=total)),
-}
+}  # fmt: skip
+OF_COMPLETIONS = {"sequence, mean", "sequence, product, importance"}
+"""Losses with one ratio a completion: one that counts no token has none, and is refused."""
 MASK = torch.tensor([[c == "1" for c in row] for row in ("111111", "111000", "110010", "100000")])
 
 
 @pytest.fixture(params=list(LOSSES))
 def case(request: pytest.FixtureRequest) -> tuple[list[Tensor], Loss]:
-    count, loss = LOSSES[request.param]
+    return drawn(request.param)
+
+
+def drawn(name: str) -> tuple[list[Tensor], Loss]:
+    count, loss = LOSSES[name]
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(4, 6, generator=generator, dtype=torch.float64) for _ in range(count)], loss
 
@@ -95,12 +125,20 @@ def test_micro_batches_sum_to_the_whole(case: tuple[list[Tensor], Loss], cuts: t
         assert combine([part[2][name] for part in parts]) == pytest.approx(value, rel=1e-13)
 
 
-def test_a_micro_batch_with_nothing_counted_adds_nothing(case: tuple[list[Tensor], Loss]) -> None:
-    tensors, loss = case
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in OF_COMPLETIONS])
+def test_a_micro_batch_with_nothing_counted_adds_nothing(name: str) -> None:
+    tensors, loss = drawn(name)
     value, gradient, metrics = run(loss, tensors, torch.zeros_like(MASK), MASK.sum())
     assert value == 0.0
     assert torch.count_nonzero(gradient) == 0
-    assert set(metrics.values()) == {0.0}
+    assert set(metrics.values()) <= {0.0}
+
+
+@pytest.mark.parametrize("name", sorted(OF_COMPLETIONS))
+def test_a_completion_with_nothing_counted_has_no_ratio(name: str) -> None:
+    tensors, loss = drawn(name)
+    with pytest.raises(ValueError, match="no counted token"):
+        run(loss, tensors, MASK & (torch.arange(4) > 0).unsqueeze(1), MASK.sum())
 
 
 def test_nll_is_torchs_cross_entropy() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plaudit.algorithms.masking import masked_mean, masked_sum, masked_var, whiten, zero_masked
+from plaudit.algorithms.masking import masked_mean, masked_sum, masked_var, sequence_mean, whiten, zero_masked
 
 # `whiten` of OpenAI's lm-human-preferences on this table, run in TensorFlow (float32), the mean kept; printed in
 # Huang, Liu & von Werra 2023, "The N Implementation Details of RLHF with PPO", which also shows that the
@@ -79,6 +79,21 @@ def test_reductions_by_hand() -> None:
     assert masked_mean(x, mask, total=32).item() == pytest.approx(0.45, abs=1e-12)
     # squares of (x - 1.6): 2 * (0.16 + 0.09 + 0.04 + 0.01) = 0.6, over 9 (not over 8)
     assert masked_var(x, mask).item() == pytest.approx(0.6 / 9, abs=1e-12)
+
+
+def test_the_mean_of_sequences_means_by_hand() -> None:
+    # 3, 7 -> 5; 1, 2, 6 -> 3; 10 -> 10; nothing -> 0: 18 over 4 sequences, or over the 6 of the whole batch
+    x, nan = torch.full((4, 3), math.nan, dtype=torch.float64), math.nan
+    x[0], x[1], x[2] = (torch.tensor(row) for row in ([3.0, nan, 7.0], [1.0, 2.0, 6.0], [nan, 10.0, nan]))
+    x.requires_grad_()
+    mask = ~x.isnan()
+    mean = sequence_mean(x, mask)
+    mean.backward()
+    assert mean.item() == pytest.approx(4.5, abs=1e-14)
+    assert sequence_mean(x, mask, total=6).item() == pytest.approx(3.0, abs=1e-14)
+    assert x.grad is not None
+    expected = [[1 / 8, 0, 1 / 8], [1 / 12] * 3, [0, 1 / 4, 0], [0, 0, 0]]
+    torch.testing.assert_close(x.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=0)
 
 
 def test_nothing_counted_gives_zero() -> None:

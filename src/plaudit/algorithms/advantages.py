@@ -53,8 +53,7 @@ def group_advantages(
     for "none"; eps as in trl.
     """
     check_same_shape(scores=scores, group=group)
-    index, count = _members(group)
-    centred = scores - _group_sum(scores, index, count)[index] / count[index]
+    centred, index, count = _centred(scores, group)
     if scale == "none":
         return centred
     if scale == "batch":
@@ -72,19 +71,24 @@ def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO), equation 7.
     """
     check_same_shape(scores=scores, group=group)
-    index, count = _members(group)
+    centred, index, count = _centred(scores, group)
     if bool((count < 2).any()):
         raise ValueError("a group of one completion leaves none to compare it with")
-    others = (_group_sum(scores, index, count)[index] - scores) / (count[index] - 1)
-    return scores - others
+    return centred * count[index] / (count - 1)[index]  # s - (S - s) / (n - 1) is (s - S / n) n / (n - 1)
 
 
-def _members(group: Tensor) -> tuple[Tensor, Tensor]:
-    """Which group each belongs to, numbered from 0, [B]; how many each has, [groups]."""
+def _centred(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each score less its group's mean; which group each is in, numbered from 0, [B]; how many each has, [groups].
+
+    Scores are first counted from their group's least, so that equal ones give an exact 0 and not the rounding error
+    of their mean, which a small deviation, or Adam, would blow up to a lesson.
+    """
     index: Tensor
     count: Tensor
     _, index, count = torch.unique(group, return_inverse=True, return_counts=True)
-    return index, count
+    least = scores.new_zeros(len(count)).scatter_reduce(0, index, scores, "amin", include_self=False)
+    above = scores - least[index]
+    return above - (_group_sum(above, index, count) / count)[index], index, count
 
 
 def _group_sum(x: Tensor, index: Tensor, count: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def ppo_policy_loss(
     old_logprobs = zero_masked(old_logprobs, mask).detach()
     mean = sequence_mean if per_sequence else masked_mean
 
-    ratio = torch.exp(logprobs - old_logprobs)
+    ratio = _ratio(logprobs - old_logprobs)
     surrogate, held = _clipped(ratio, advantages, clip, clip if clip_high is None else clip_high)
 
     with torch.no_grad():
@@ -116,7 +116,7 @@ def sequence_policy_loss(
     old_logprobs = zero_masked(old_logprobs, mask).detach()
     reduce = masked_mean if ratio == "mean" else masked_sum
 
-    of_all = torch.exp(reduce(logprobs - old_logprobs, mask, dim=1))
+    of_all = _ratio(reduce(logprobs - old_logprobs, mask, dim=1))
     surrogate, held = _clipped(of_all, advantages, clip, clip if clip_high is None else clip_high)
     with torch.no_grad():
         metrics = {
@@ -149,7 +149,9 @@ def reinforce_loss(
     logprobs: [B, T], nats, with gradient. advantages, mask: [B, T]. total: the whole batch's count of completions,
     so that the slope is that of the expected score (or of tokens, which only changes the step's size).
     sampled_logprobs: [B, T], nats, of the policy that drew the tokens, where that is another (a logged one, the
-    engine's): w = min(exp(logprobs - sampled_logprobs), importance_cap), without gradient. Not given, w = 1.
+    engine's): w = min(exp(logprobs - sampled_logprobs), importance_cap), without gradient. Not given, w = 1. Each
+    token's w mends how that token was drawn and not how its predecessors were: exact for completions of one token,
+    near to it while the two policies are near; the whole product, which is exact, varies too much to be of use.
 
     metrics, divided as the loss is: with sampled_logprobs the last three of `ppo_policy_loss`, else none.
     Raises ValueError where shapes differ. Source: Williams 1992 (REINFORCE), equation 11.
@@ -167,6 +169,11 @@ def reinforce_loss(
         metrics["importance_capped"] = masked_mean(capped, mask, total=total)
         metrics["sampler_difference"] = masked_mean(apart.abs(), mask, total=total)
     return LossOutput(-masked_mean(surrogate, mask, total=total), metrics)
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    """exp, held at e^80: float32 ends at e^88, and the slope of a clipped infinity is 0 * inf = NaN, not 0."""
+    return torch.exp(log_ratio.clamp(max=80.0))
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
