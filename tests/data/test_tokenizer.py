@@ -182,9 +182,9 @@ def test_what_stands_between_two_turns_by_hand(tokenizer: Tokenizer, copy: Path)
         "{% if add_generation_prompt %}[assistant]\n{% endif %}"
     )
     lines = Tokenizer.load(copy)
-    assert (
-        lines.inner.decode(lines.between(TURNS)) == "<|end|>\n[user]\nand you<|end|>\n[assistant]\n"
-    ), "words that the template trims are those of the policy's turn"
+    assert lines.inner.decode(lines.between(TURNS)) == "<|end|>\n[user]\nand you<|end|>\n[assistant]\n", (
+        "words that the template trims are those of the policy's turn"
+    )
 
 
 words = st.text(st.characters(codec="utf-8"), max_size=12)

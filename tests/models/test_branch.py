@@ -207,7 +207,9 @@ def test_a_tokens_share_is_what_it_adds_to_the_score(trunk: Llama, pool: Pool) -
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
 @pytest.mark.parametrize(
-    ("drawn", "end"), [([True, False, False, True], 3), ([False, True, True, False], 2)], ids=["within", "around"]
+    ("drawn", "end"),
+    [([True, False, False, True], 3), ([False, True, True, False], 2)],
+    ids=["within", "around"],
 )
 def test_observations_have_no_share_of_the_score(
     trunk: Llama, pool: Pool, drawn: list[bool], end: int

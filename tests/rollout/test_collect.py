@@ -169,7 +169,9 @@ def test_what_stands_at_an_observation_changes_nothing() -> None:
 
     def seen(there: float) -> Forward:
         samples = [
-            replace(s, action_mask=m, logprobs=tuple(-1.0 - t if drawn else there for t, drawn in enumerate(m)))
+            replace(
+                s, action_mask=m, logprobs=tuple(-1.0 - t if drawn else there for t, drawn in enumerate(m))
+            )
             for s, m in zip(SAMPLES, masks, strict=True)
         ]
         return forward(

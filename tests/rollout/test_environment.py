@@ -73,7 +73,12 @@ def registered() -> Iterator[Callable[..., str]]:
 @pytest.mark.parametrize("make", [token_env, turn_env])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"turns": 3, "respond": louder}, {"turns": 3, "respond": louder, "per_turn": True}, {"turn_tokens": 1}],
+    [
+        {},
+        {"turns": 3, "respond": louder},
+        {"turns": 3, "respond": louder, "per_turn": True},
+        {"turn_tokens": 1},
+    ],
     ids=["one turn", "turns", "rewards a turn", "a token"],
 )
 def test_gymnasiums_own_checker_finds_nothing(
@@ -299,7 +304,9 @@ def test_settings_that_make_no_episode_are_refused(settings: dict[str, Any], mes
 
 
 def test_a_prompt_without_room_is_refused() -> None:
-    with pytest.raises(UserError, match=r"prompt 2: has 10 tokens; with a turn of 4 the context of 13 is full"):
+    with pytest.raises(
+        UserError, match=r"prompt 2: has 10 tokens; with a turn of 4 the context of 13 is full"
+    ):
         token_env(context=13)
 
 

@@ -50,7 +50,9 @@ class Agent:
         self.begin()
 
     @classmethod
-    def of(cls, model: Model, params: SamplingParams, *, adapter: Adapter | None = None, **more: Any) -> Agent:
+    def of(
+        cls, model: Model, params: SamplingParams, *, adapter: Adapter | None = None, **more: Any
+    ) -> Agent:
         """Of a model and perhaps an adapter on it; more: chat, value."""
         engine = LocalEngine(model.trunk, model.tokenizer)
         engine.load(adapter, "agent")
@@ -217,9 +219,9 @@ def _say(play: _Play, drawn: Sample) -> None:
     """A whole turn, in words; the environment's answer is heard."""
     play.transcript.draw(drawn.completion_ids, drawn.logprobs)
     observation, reward = _step(play, play.transcript.end_turn())
-    play.rewards.append(reward)
     if play.end is None:
         play.transcript.hear((Message("user", _text(observation, play.where)),))
+    play.rewards.append(reward)
 
 
 def _give_tokens(play: _Play, drawn: Sample) -> None:
