@@ -21,7 +21,7 @@ class Guess(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self.secret, self.left = int(self.np_random.integers(1, 10)), 4
         return f"guess {self.secret % 2}", {}
 
@@ -43,7 +43,7 @@ class Halves(gymnasium.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self.turn = 0
         return ("good morning", "tell me more")[int(self.np_random.integers(2))], {}
 
@@ -58,7 +58,7 @@ class Halves(gymnasium.Env[str, str]):
 class Faulty(Guess):
     """A guess that goes wrong in its second turn, each in its own way."""
 
-    def step(self, action: str) -> Step:
+    def step(self, action: str) -> Any:
         if self.left < 4:
             return self.fault(action)
         self.left -= 1

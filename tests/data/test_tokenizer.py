@@ -197,7 +197,7 @@ def test_turns_and_what_stands_between_them_are_the_whole_dialogue(
 ) -> None:
     """Whatever words are said, even those of the template's marks: prompt, turn, between, turn, between... is what
     the template writes of it all."""
-    messages = DIALOGUE
+    messages: tuple[Message, ...] = DIALOGUE
     text = tokenizer.inner.decode(tokenizer.render(messages))
     for mine, yours in said:
         messages = (*messages, Message("assistant", mine), Message("user", yours))

@@ -22,7 +22,7 @@ from plaudit.rollout.collect import Forward, forward, preflight
 from plaudit.rollout.environment import TextEnv, TurnEnv
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
-from plaudit.types import Message, UserError
+from plaudit.types import Message, Prompt, UserError
 from tiny_models import random_adapter, random_branch
 
 PARAMS = SamplingParams(max_new_tokens=6)
@@ -188,7 +188,7 @@ def louder(messages: tuple[Message, ...]) -> str:
 
 
 def tokens(model: Model, **settings: Any) -> TextEnv:
-    prompts = ["good morning", (Message("system", "be kind"), Message("user", "hi"))]
+    prompts: list[Prompt] = ["good morning", (Message("system", "be kind"), Message("user", "hi"))]
     return TextEnv(model.tokenizer, prompts, Length(), **({"turn_tokens": 6, "context": 80} | settings))
 
 
@@ -231,7 +231,7 @@ def test_call_by_call_is_as_a_batch(model: Model) -> None:
         env: gymnasium.Env[Any, Any] = make(
             model.tokenizer, prompts, Length(), turns=2, respond=louder, turn_tokens=6, context=80,
             render_mode="ansi",
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         observation, info = env.reset(seed=0)
         greedy.begin()
         over = False

@@ -46,7 +46,7 @@ def six_words() -> Tokenizer:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("turns", [1, 2])
 def test_stable_baselines3_learns_in_a_text_environment(seed: int, turns: int) -> None:
-    """Its PPO for 2,048 tokens. By chance the return is about 0; four times "yes" a turn is 1, the best that there is."""
+    """Its PPO for 2,048 tokens. By chance the return is about 0; "yes" four times is 1, the best there is."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.monitor import Monitor

@@ -161,12 +161,12 @@ def test_a_reward_a_turn_sums_to_the_reward_at_the_end(make: Callable[..., Any])
     """Each turn's is what it adds to the score: 4, 4 and 4 tokens (or 3 and the end of text)."""
 
     def rewards(**settings: Any) -> list[float]:
-        env = make(turns=3, respond=louder, **settings)
+        env: Any = make(turns=3, respond=louder, **settings)
         env.reset(seed=3)
-        word = env.tokenizer.encode(" hope")[0] if isinstance(env, TextEnv) else " hope hope hope"
+        action = env.tokenizer.encode(" hope")[0] if make is token_env else " hope hope hope"
         found: list[float] = []
         while True:
-            _, reward, terminated, _, _ = env.step(word)
+            _, reward, terminated, _, _ = env.step(action)
             found += [reward] if reward else []
             if terminated:
                 return found
@@ -190,7 +190,7 @@ def test_the_other_side_ends_an_episode() -> None:
 
 def test_a_turn_of_text_is_its_tokens_and_the_end_of_text() -> None:
     """The same episode in words and in tokens; what is too long is cut at turn_tokens."""
-    by_turns, by_tokens = (make(turns=2, respond=louder) for make in (turn_env, token_env))
+    by_turns, by_tokens = turn_env(turns=2, respond=louder), token_env(turns=2, respond=louder)
     by_turns.reset(options={"prompt": 1})
     by_tokens.reset(options={"prompt": 1})
     (hope,) = by_tokens.tokenizer.encode(" hope")

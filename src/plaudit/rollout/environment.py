@@ -36,8 +36,8 @@ Step = tuple[Observed, float, bool, bool, dict[str, Any]]
 
 
 def open_environments(spec: str, count: int) -> list[gymnasium.Env[Any, Any]]:
-    """Environments by what a config calls them: "package.module:function" (or a class) that makes one, looked for in the
-    current directory too, or the id that one is registered by. UserError where there is none, or making it fails."""
+    """Environments by what a config calls them: "package.module:function" (or a class) that makes one, looked for in
+    the current directory too, or the id that one is registered by. UserError where there is none, or it fails."""
     module, _, name = spec.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -115,7 +115,7 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
         self.action_space = spaces.Discrete(self.vocab)
         self.observation_space = spaces.Dict(
             {"ids": spaces.MultiDiscrete([self.vocab + 1] * context), "length": spaces.Discrete(context + 1)}
-        )  # type: ignore[assignment]  # a Dict of spaces is a space of dicts
+        )
         self.prompt: Prompt = self.prompts[0]
         self._transcript: Transcript | None = None
         self._over = True
@@ -160,7 +160,7 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
             transcript.hear(reply)
         return self._observed(transcript), reward, terminated, truncated, info
 
-    def render(self) -> str | None:  # type: ignore[override]  # a frame of "ansi" is text
+    def render(self) -> str | None:
         """With render_mode "ansi": who said what, a line a message."""
         if self.render_mode != "ansi" or self._transcript is None:
             return None
@@ -208,8 +208,9 @@ class TurnEnv(gymnasium.Env[str, str]):
     """One action a turn: the same episodes as `TextEnv`'s, in words.
 
     An action is what the policy says, an observation what is said to it: first the prompt (of messages, the last;
-    info["dialogue"] has the whole prompt, as the records write it), then each reply, at last "". An action is read as its tokens with the
-    end-of-text token behind, cut at turn_tokens. Takes the arguments of `TextEnv`, and max_length, in characters.
+    info["dialogue"] has the whole prompt, as the records write it), then each reply, at last "". An action is read as
+    its tokens with the end-of-text token behind, cut at turn_tokens. Takes the arguments of `TextEnv`, and max_length,
+    in characters.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's own declaration)
@@ -251,6 +252,6 @@ class TurnEnv(gymnasium.Env[str, str]):
         said = "" if terminated or truncated else self.tokens.messages[-1].content
         return said, total, terminated, truncated, info
 
-    def render(self) -> str | None:  # type: ignore[override]  # a frame of "ansi" is text
+    def render(self) -> str | None:
         """As `TextEnv.render`."""
         return self.tokens.render()
