@@ -205,6 +205,16 @@ def test_turns_and_what_stands_between_them_are_the_whole_dialogue(
     assert text == tokenizer.inner.decode(tokenizer.render(messages))
 
 
+def test_a_template_that_wants_roles_to_alternate_is_given_the_whole_dialogue(copy: Path) -> None:
+    path = copy / "chat_template.jinja"
+    path.write_text(
+        "{% for m in messages[1:] %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + path.read_text()
+    )
+    strict = Tokenizer.load(copy)
+    assert strict.inner.decode(strict.between(TURNS)) == "<|end|><|user|>and you<|end|><|assistant|>"
+
+
 def test_a_marker_that_is_said_is_no_marker(tokenizer: Tokenizer) -> None:
     messages = (Message("user", "PLAUDIT"), Message("assistant", "PLAUDIT-"), Message("user", "PLAUDIT--"))
     assert tokenizer.decode(tokenizer.between(messages)) == "PLAUDIT--"
