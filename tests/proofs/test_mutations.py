@@ -405,10 +405,24 @@ COLLATE = _room(
     ("shared and used + len(completion) <= max_row", "shared", "rows without a limit"),
     ("flat % width + index * cut", "flat % width + index * width", "places of the uncut rows"),
     ("samples[torch.argsort(place[old[samples]], stable=True)]", "samples[:]", "samples in the order of all rows"),
-    ("mask[sample, : len(completion)] = True", "mask[sample, : len(completion)] = ids[row, start:end] != 0",
+    ("mask[sample, : len(completion)] = torch.tensor(drawn[sample])",
+     "mask[sample, : len(completion)] = ids[row, start:end] != 0",
      "a mask from ids"),
     ("else rows.sort().values", "else rows", "micro-batches that depend on the rows' order"),
     ("widest * (len(groups[-1]) + 1) <= budget", "widest * len(groups[-1]) <= budget", "a row over the budget"),
+    ("mask[sample, : len(completion)] = torch.tensor(drawn[sample])", "mask[sample, : len(completion)] = True",
+     "observations counted"),
+    ("int(self.lengths[samples].max())", "int(self.mask[samples].sum(1).max())", "rows cut to what was drawn"),
+    ("(self.lengths[:, None] - 1 - steps)", "(self.mask.sum(1, keepdim=True) - 1 - steps)",
+     "a token's own place by counting, which holes break"),
+    ("place == (self.mask * place).amax(1, keepdim=True)", "place == self.mask.sum(1, keepdim=True)",
+     "the last token by counting, which holes break"),
+    ("place == (self.mask * place).amax(1, keepdim=True)", "place == self.lengths[:, None]",
+     "the score on an observation, where none counts it"),
+    ("    predictor.masked_fill_(~mask, 0)\n", "", "a predictor of what nobody predicts"),
+    ("if len(drawn[sample]) != len(completion) or not any(drawn[sample]):", "if not any(drawn[sample]):",
+     "an action mask of another length let in"),
+    ("lengths=self.lengths[samples]", "lengths=self.lengths", "the lengths of all samples for those of a part"),
 )  # fmt: skip
 TOKENIZER = _room(
     "data/tokenizer",
@@ -416,6 +430,10 @@ TOKENIZER = _room(
     ("add_generation_prompt=True", "add_generation_prompt=False", "a prompt that does not ask for an answer"),
     (' + "\\0" + str(inner.chat_template)', "", "a fingerprint blind to the template"),
     ("add_special_tokens=False", "add_special_tokens=True", "the first token in every text"),
+    ('        while any(marker in message.content for message in dialogue):\n            marker += "-"\n', "",
+     "a word of the dialogue's taken for the marker"),
+    ("if not found or marker in before:", "if not found:", "an answer that the template doubles"),
+    ("(*dialogue[:turn], Message", "(*dialogue[:1], Message", "a dialogue without its middle"),
 )  # fmt: skip
 LLAMA = _room(
     "models/llama",
@@ -474,6 +492,8 @@ BRANCH = _room(
      "shares that sum to more"),
     ("return self.trunk.shape.depth if self.exit is None else self.exit", "return self.trunk.shape.depth",
      "an exit below where the branch begins"),
+    ("return scores[:, None] * packed.final()", "return scores[:, None] * (packed.own() == packed.last[:, None])",
+     "the score of a completion on an observation"),
 ) + _room(
     "models/branch",
     "data/test_collate",
@@ -490,7 +510,7 @@ LOCAL = _room(
     ("real[:, None, :] |", "(real | True)[:, None, :] |", "padding that is seen"),
     ("[real.to(trunk.device)[rows],", "[(real | True).to(trunk.device)[rows],", "padding that later tokens see"),
     ("            place = place + 1\n", "", "positions that stand still"),
-    ("rng(*key, prompt, index).random", "rng(*key, index).random", "the same draws for every prompt"),
+    ("rng(*keys[prompt], index).random", "rng(*keys[0], index).random", "the same draws for every prompt"),
     ("draws[alive, step]", "draws[alive, 0]", "one draw for all tokens"),
     ("for t in (alive, place, seen, token, going))", "for t in (alive, place.flip(0), seen, token, going))",
      "positions of other rows after some have left"),
@@ -506,10 +526,87 @@ COLLECT = _room(
     "rollout/collect",
     "rollout/test_collect",
     ("at, here[depth] = depth, stream", "here[depth] = stream", "blocks run twice"),
-    ("token_logprobs(policy, part, temperature=temperature,", "token_logprobs(policy, part,", "temperature forgotten"),
-    ("if branch.trunk is reference else (None, 0)", "if branch.first in here else (None, 0)",
-     "a trained trunk entered from the frozen one's stream"),
+    (
+        "token_logprobs(policy, part, temperature=temperature,",
+        "token_logprobs(policy, part,",
+        "temperature forgotten",
+    ),
+    (
+        "if branch.trunk is reference else (None, 0)",
+        "if branch.first in here else (None, 0)",
+        "a trained trunk entered from the frozen one's stream",
+    ),
     ("shares[index, :steps]", "shares[: len(index), :steps]", "shares given to other samples"),
+    ("        action_masks=[s.action_mask for s in samples],\n", "", "observations taken for what was drawn"),
+    (
+        "zip(samples, drawn, strict=True) for p in compress(s.logprobs, mask)",
+        "zip(samples, drawn, strict=True) for p in s.logprobs[: sum(mask)]",
+        "log-probabilities beside their tokens",
+    ),
+)
+TRANSCRIPT = _room(
+    "rollout/transcript",
+    "rollout/test_agent",
+    (
+        "self.drawn += [False] * len(ids)",
+        "self.drawn += [True] * len(ids)",
+        "what was said taken for what was drawn",
+    ),
+    ("return ids[1:] if closed else ids", "return ids", "a turn closed twice"),
+    ("return ids[1:] if closed else ids", "return ids[1:]", "a turn never closed"),
+    ("self.logprobs += [0.0] * len(ids)", "pass", "log-probabilities that lose their places"),
+    ("self.ends.append(len(self.ids) - 1)", "self.ends.append(len(self.ids))", "a reward one token late"),
+    ("None if all(self.drawn) else tuple(self.drawn)", "None", "an episode without its mask"),
+)
+ENVIRONMENT = _room(
+    "rollout/environment",
+    "rollout/test_environment",
+    ("np.full(self.context, self.vocab,", "np.full(self.context, 0,", "a token for nothing"),
+    ("int(self.np_random.integers(len(self.prompts)))", "0", "one prompt for every seed"),
+    (">= room)", "> room)", "a reply that leaves no room for an answer"),
+    (
+        "return self._scored - before",
+        "return self._scored",
+        "a reward a turn that counts the turns before again",
+    ),
+    (
+        "if not (self._over or self.per_turn):",
+        "if False:",
+        "every turn scored and paid",
+    ),
+    ("truncated = not whole or", "truncated = False and whole or", "a turn cut by the context called whole"),
+    ('"stop" if ended and not truncated else "length"', '"stop"', "a turn that was cut called finished"),
+    ("or len(transcript.ends) >= self.turns:", "or len(transcript.ends) > self.turns:", "a turn too many"),
+    (
+        "if len(self.tokens.messages) > before:\n                break",
+        "pass",
+        "words beyond the turn's end said in the next",
+    ),
+    (
+        "self.tokens.tokenizer.complete(action)",
+        "self.tokens.tokenizer.encode(action)",
+        "a turn of text that does not end",
+    ),
+)
+AGENT = _room(
+    "rollout/agent",
+    "rollout/test_agent",
+    ("names=[play.name for play in going],", "", "draws that depend on who still plays"),
+    ('(*key, "turn", turn),', '(*key, "turn"),', "the same draws in every turn"),
+    ('rng(*key, "environment", name[0])', 'rng(*key, "environment", *name)', "another start for each of a group"),
+    ("transcript.cut(last + 1)", "pass", "a completion that ends with what was said last"),
+    ("if answer := ids[len(known) :]:\n            break", "answer = ids[len(known) :]",
+     "tokens drawn in ignorance of the answer said after it"),
+    ("        transcript.draw([token], [logprob])\n", "        transcript.draw([token], [drawn.logprobs[0]])\n",
+     "one log-probability for all of a turn"),
+    ("        total += reward\n", "        total = reward\n", "a turn's last token's reward for the turn's"),
+    ('play.end == "terminated" and transcript', "transcript", "a truncated episode called finished"),
+    ("out[row, list(episode.ends)]", "out[row, [place - 1 for place in episode.ends]]", "rewards a token early"),
+    ('"terminated" if terminated else "truncated"', '"terminated"', "a truncation called an end"),
+    ("if play.end is None and len(play.transcript.all_ids) > context:", "if False:", "an episode beyond the context"),
+    ("if not math.isfinite(number):", "if False:", "a reward that is no number"),
+    ('(*self._key, "act", self._calls)', '(*self._key, "act")', "an agent that repeats its draws"),
+    ("heard = self._transcript.copy()", "heard = self._transcript", "an observation heard twice, by value and by act"),
 )  # fmt: skip
 PPO = _room(
     "recipes/ppo",
@@ -749,6 +846,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *REWARD_LOSS, *NLL, *LOGPROBS, *COLLATE, *TOKENIZER, *LLAMA,
     *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE, *REWARD, *PROBE, *PERCEPTION, *DIAGNOSIS,
     *FEEDBACK, *TRAINING, *OPTIM, *MIXTURE, *DROPOUT, *SFT, *WHOLE_COMPLETIONS, *REINFORCE, *POLICY_PEER,
+    *TRANSCRIPT, *ENVIRONMENT, *AGENT,
 )  # fmt: skip
 
 

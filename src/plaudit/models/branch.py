@@ -197,21 +197,20 @@ def token_shares(branch: Branch, packed: Packed, *, stream: Tensor | None = None
     score.
 
     The head is linear, so its number of the tokens' mean is the mean of its numbers of the tokens; each depends on
-    the text up to its token alone. Where the last token is scored, it has all.
+    the text up to its token alone. Where the last token is scored, the last that the mask counts has all.
     """
     assert branch.head is not None
     if branch.pool == "last":
         scores = final_scores(branch, packed, stream=stream, depth=depth)
-        place = torch.arange(packed.mask.shape[1], device=packed.mask.device)
-        last = place == packed.mask.sum(1, keepdim=True) - 1
-        return scores[:, None] * last
+        return scores[:, None] * packed.final()
     hidden = hidden_states(branch, packed, stream, depth)
     own = branch.head(hidden.index_select(0, packed.own()[packed.mask]))
     return _spread(own, packed.mask) / packed.mask.sum(1, keepdim=True)
 
 
 def pooled_states(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
-    """[B, width]: what the head reads of each completion, by branch.pool."""
+    """[B, width]: what the head reads of each completion, by branch.pool: its last token, whoever said it, or the
+    mean of the tokens that the mask counts."""
     hidden = hidden_states(branch, packed, stream, depth)
     if branch.pool == "last":
         return hidden.index_select(0, packed.last)

@@ -107,7 +107,12 @@ def best_of(samples: Sequence[Sample], earned: Tensor, keep: int) -> list[int]:
 def imitate(best: Sequence[Sample], learner: Run, step: int, rate: float, config: Config) -> dict[str, float]:
     """All epochs over the kept completions; the mean over a minibatch's tokens. Returns the last epoch's figures."""
     policy = learner.branches["policy"]
-    packed = pack([s.prompt_ids for s in best], [s.completion_ids for s in best], device=policy.trunk.device)
+    packed = pack(
+        [s.prompt_ids for s in best],
+        [s.completion_ids for s in best],
+        action_masks=[s.action_mask for s in best],
+        device=policy.trunk.device,
+    )
     meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, packed.rows))

@@ -36,15 +36,22 @@ class RewardModel:
                 where="reward model",
                 fix=f"sample from {self.model.directory}, or score texts with `plaudit score`",
             )
-        return self.score_ids([s.prompt_ids for s in samples], [s.completion_ids for s in samples])
+        return self.score_ids(
+            [s.prompt_ids for s in samples],
+            [s.completion_ids for s in samples],
+            [s.action_mask for s in samples],
+        )
 
     def score_ids(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        action_masks: Sequence[Sequence[bool] | None] | None = None,
     ) -> list[float]:
-        """Scores of completions given as ids."""
+        """Scores of completions given as ids; action_masks: see `pack`."""
         if not prompts:
             return []
-        packed = pack(prompts, completions, device=self.model.trunk.device)
+        packed = pack(prompts, completions, action_masks=action_masks, device=self.model.trunk.device)
         scores = torch.zeros(len(prompts), dtype=torch.float64)
         with torch.no_grad():
             for rows in micro_batches(packed, self.budget):

@@ -57,14 +57,24 @@ class LocalEngine:
                 )
 
     def sample(
-        self, prompt_ids: Sequence[Sequence[int]], n: int, params: SamplingParams, key: Key
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        n: int,
+        params: SamplingParams,
+        key: Key,
+        *,
+        names: Sequence[Key] | None = None,
     ) -> Iterator[Sample]:
-        """n completions of each prompt, batch by batch. UserError for a prompt that leaves no room."""
+        """n completions of each prompt, batch by batch. UserError for a prompt that leaves no room.
+
+        names: what each prompt is called in its draws' key, where its number would not do.
+        """
         self.check(prompt_ids, params)
+        keys = [(*key, *name) for name in (names or [(number,) for number in range(len(prompt_ids))])]
         order = sorted(range(len(prompt_ids)), key=lambda p: (len(prompt_ids[p]), p))
         wanted = [(prompt, index) for prompt in order for index in range(n)]
         for start in range(0, len(wanted), self.max_batch):
-            yield from self._batch(prompt_ids, wanted[start : start + self.max_batch], params, key)
+            yield from self._batch(prompt_ids, wanted[start : start + self.max_batch], params, keys)
 
     @torch.no_grad()
     def _batch(
@@ -72,7 +82,7 @@ class LocalEngine:
         prompt_ids: Sequence[Sequence[int]],
         members: list[tuple[int, int]],
         params: SamplingParams,
-        key: Key,
+        keys: Sequence[Key],
     ) -> Iterator[Sample]:
         trunk, steps = self.trunk, params.max_new_tokens
         prompts = list(dict.fromkeys(prompt for prompt, _ in members))
@@ -99,7 +109,7 @@ class LocalEngine:
         place = lengths.to(trunk.device)[rows]
 
         # 2. Token after token for all rows; those that have ended leave when they are half of the batch.
-        uniforms = np.stack([rng(*key, prompt, index).random(steps) for prompt, index in members])
+        uniforms = np.stack([rng(*keys[prompt], index).random(steps) for prompt, index in members])
         draws = torch.from_numpy(uniforms).to(trunk.device)
         ends = torch.tensor(self.tokenizer.eos_ids, device=trunk.device)
         tokens = torch.zeros(len(members), steps, dtype=torch.long, device=trunk.device)
