@@ -29,7 +29,7 @@ def table(world: World, seed: int) -> Tensor:
 
 
 def slope(of: Tensor, logits: Tensor) -> Tensor:
-    (gradient,) = torch.autograd.grad(of, logits, retain_graph=True)
+    gradient: Tensor = torch.autograd.grad(of, logits, retain_graph=True)[0]
     return gradient
 
 
