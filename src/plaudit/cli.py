@@ -25,6 +25,8 @@ RECIPES = {
     "sft": "plaudit.recipes.sft",
     "reward_model": "plaudit.recipes.reward_model",
     "ppo": "plaudit.recipes.ppo",
+    "dpo": "plaudit.recipes.dpo",
+    "kto": "plaudit.recipes.kto",
     "evaluate": "plaudit.recipes.evaluate",
 }
 
@@ -109,7 +111,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe: sft, reward_model, ppo or evaluate."""
+    """Run a recipe: sft, reward_model, ppo, dpo, kto or evaluate."""
     _start(config, settings or [], out, overwrite, recipe=None)
 
 

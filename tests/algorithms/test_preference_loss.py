@@ -42,7 +42,7 @@ def draw(seed: int, count: int = 7) -> Pairs:
 
 
 def cut(pairs: Pairs, rows: Tensor | slice) -> Pairs:
-    return Pairs(*(None if x is None else x[rows] for x in pairs))
+    return pairs._replace(**{name: x[rows] for name, x in pairs._asdict().items() if x is not None})
 
 
 def run(
@@ -101,6 +101,7 @@ def test_one_pair_by_hand(target: float, margin: float, wanted: float, slope: fl
 def test_a_policy_that_is_its_reference_pays_the_log_of_two() -> None:
     pairs = draw(0)._replace(margin=None, weight=None)
     assert pairs.ref_first is not None
+    assert pairs.ref_second is not None
     same = pairs._replace(first=pairs.ref_first, second=pairs.ref_second)
     value, _, metrics = run(dpo_loss, same, 7)
     assert value == pytest.approx(LN2, rel=1e-15)
@@ -290,14 +291,12 @@ def test_what_weighs_nothing_is_not_read(loss: Callable[..., LossOutput], rubbis
     gone = torch.tensor([False, True, False, False, True, False, True])
     pairs = pairs._replace(weight=pairs.weight.masked_fill(gone, 0.0))
     kept = cut(pairs, ~gone)
-    dirty = Pairs(
-        *(
-            x.masked_fill(gone, rubbish if x.dtype.is_floating_point else 0)
-            for x in pairs[:-1]
-            if x is not None
-        ),
-        weight=pairs.weight,
-    )
+    filled = {
+        name: x.masked_fill(gone, rubbish if x.dtype.is_floating_point else 0)
+        for name, x in pairs._asdict().items()
+        if name != "weight"
+    }
+    dirty = pairs._replace(**filled)
     clean, found = run(loss, kept, 3.0), run(loss, dirty, 3.0)
     assert found[0] == pytest.approx(clean[0], rel=1e-14)
     torch.testing.assert_close(found[1][:, ~gone], clean[1], rtol=1e-14, atol=0)
