@@ -139,11 +139,11 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
             # 6. At an epoch's end, prompts never trained on. Say so, then save: what a kill cuts off between the two
             # comes again.
-            line = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}  margin {row['margin']:+.3f}"
+            line = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}  margin {row['margin']:+.3g}"
             if heldout and (step + 1) % (len(batches) // config.epochs) == 0:
                 after = measure(heldout, policy, reference, config)
                 row |= {f"heldout_{name}": value for name, value in after.items()}
-                line += "  held-out " + " ".join(f"{name} {value:.3f}" for name, value in after.items())
+                line += "  held-out " + " ".join(f"{name} {value:.3g}" for name, value in after.items())
             metrics.log(step + 1, row, line)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == len(batches):
                 save(step + 1)

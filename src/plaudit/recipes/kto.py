@@ -109,8 +109,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # be asked for, kept in every checkpoint. Go on from the latest.
     batches = batches_of(training, config)
     measured = (heldout, mismatched(heldout, [*heldout, *training])) if heldout else ([], [])
-    texts = [(s.prompt, s.completion) for side in (training, heldout) for s in side]
-    texts = list(dict.fromkeys([*texts, *(t for _, others in [*batches, measured] for t in others)]))
+    own = {(s.prompt, s.completion) for side in (training, heldout) for s in side}
+    texts = sorted(own.union(*(others for _, others in [*batches, measured])))  # neighbours share a prompt
     if (found := checkpoint.latest(directory / "checkpoints")) is not None:
         tensors, state = found
         done, before, after = int(state["step"]), state["before"], state["after"]
@@ -150,7 +150,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             if heldout and (step + 1) % (len(batches) // config.epochs) == 0:
                 after = measure(*measured, policy, reference, config)
                 row |= {f"heldout_{name}": value for name, value in after.items()}
-                line += "  held-out " + " ".join(f"{name} {value:.3f}" for name, value in after.items())
+                line += "  held-out " + " ".join(f"{name} {value:.3g}" for name, value in after.items())
             metrics.log(step + 1, row, line)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == len(batches):
                 save(step + 1)
