@@ -28,6 +28,8 @@ RECIPES = {
     "reinforce": "plaudit.recipes.reinforce",
     "grpo": "plaudit.recipes.grpo",
     "rejection": "plaudit.recipes.rejection",
+    "dpo": "plaudit.recipes.dpo",
+    "kto": "plaudit.recipes.kto",
     "evaluate": "plaudit.recipes.evaluate",
 }
 
@@ -112,7 +114,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe: sft, reward_model, ppo or evaluate."""
+    """Run a recipe: sft, reward_model, ppo, dpo, kto or evaluate."""
     _start(config, settings or [], out, overwrite, recipe=None)
 
 

@@ -35,7 +35,8 @@ def slope(of: Tensor, logits: Tensor) -> Tensor:
 
 def chances(logits: Tensor, paths: Paths) -> Tensor:
     """The probability of each path among all that may begin, the prompt being drawn evenly; detached."""
-    return masked_sum(logprobs(logits, paths), paths.mask, dim=1).exp().detach() / len(paths.prompt.unique())
+    prompts = len(set(paths.prompt.tolist()))
+    return masked_sum(logprobs(logits, paths), paths.mask, dim=1).exp().detach() / prompts
 
 
 def expected(losses: Callable[[int], Tensor], weights: Tensor, logits: Tensor) -> Tensor:

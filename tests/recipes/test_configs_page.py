@@ -13,12 +13,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from plaudit import config as configs
+from plaudit.cli import RECIPES
 from plaudit.training.online import OnlineConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configs.md"
 CONFIGS = PAGE.parents[1] / "configs"
-NAMES = ("sft", "reward_model", "ppo", "reinforce", "grpo", "rejection", "evaluate")
-MODULES = {name: f"plaudit.recipes.{name}" for name in NAMES}
 SAMPLES = "In every recipe that learns from its own samples"
 
 
@@ -52,10 +51,10 @@ def said(default: Any) -> str:
     return {"None": "none", "True": "true", "False": "false"}.get(str(default), str(default))
 
 
-@pytest.mark.parametrize("recipe", MODULES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_setting_stands_in_its_table_with_its_default(recipe: str) -> None:
     everywhere, own = tables()["In every recipe"], tables()[recipe]
-    cls = importlib.import_module(MODULES[recipe]).Config
+    cls = importlib.import_module(RECIPES[recipe]).Config
     found = defaults(cls)
     if issubclass(cls, OnlineConfig):
         everywhere |= tables()[SAMPLES]
@@ -70,10 +69,10 @@ def test_every_setting_stands_in_its_table_with_its_default(recipe: str) -> None
     assert not own.keys() - found.keys()
 
 
-@pytest.mark.parametrize("recipe", MODULES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
     """And with the code's defaults, where there is one."""
-    cls = importlib.import_module(MODULES[recipe]).Config
+    cls = importlib.import_module(RECIPES[recipe]).Config
     tree = configs.read_yaml(CONFIGS / f"{recipe}.yaml")
     assert tree.pop("recipe") == recipe
     whole = yaml.safe_load(configs.dump(configs.parse(cls, tree, recipe)))
