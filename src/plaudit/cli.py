@@ -25,6 +25,8 @@ RECIPES = {
     "sft": "plaudit.recipes.sft",
     "reward_model": "plaudit.recipes.reward_model",
     "ppo": "plaudit.recipes.ppo",
+    "ilql": "plaudit.recipes.ilql",
+    "bandit": "plaudit.recipes.bandit",
     "evaluate": "plaudit.recipes.evaluate",
 }
 
@@ -109,7 +111,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe: sft, reward_model, ppo or evaluate."""
+    """Run a recipe: sft, reward_model, ppo, ilql, bandit or evaluate."""
     _start(config, settings or [], out, overwrite, recipe=None)
 
 
@@ -162,6 +164,10 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0: all.")] = 0,
     seed: Seed = 0,
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's directory to sample with.")] = None,
+    steer: Annotated[
+        Path | None, typer.Option(help="An ilql run, of whose model/ MODEL is: its Q heads steer.")
+    ] = None,
+    steer_beta: Annotated[float, typer.Option(help="How far --steer goes; 0: not at all.")] = 4.0,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -171,7 +177,21 @@ def generate(
     from plaudit.tensors import SamplingParams
 
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p)
-    _print(generate(model, prompts, out, params, n=n, seed=seed, adapter=adapter, dtype=dtype, device=device))
+    _print(
+        generate(
+            model,
+            prompts,
+            out,
+            params,
+            n=n,
+            seed=seed,
+            adapter=adapter,
+            steer=steer,
+            steer_beta=steer_beta,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @app.command()
