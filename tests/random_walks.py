@@ -16,9 +16,10 @@ paths together from pieces of many.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -83,13 +84,13 @@ def random_walk(world: World, start: int, *key: int | str) -> list[int]:
 
 
 def walk_optimality(world: World, start: int, walk: Sequence[int]) -> float:
-    """(LONGEST + 1 - steps) / (LONGEST + 1 - shortest) of a walk that ends at the goal within LONGEST steps, along edges
-    alone and without a word too many; else 0."""
+    """(LONGEST + 1 - steps) / (LONGEST + 1 - shortest) of a walk that ends at the goal in LONGEST steps at most, along
+    edges alone and without a word too many; else 0."""
     shortest, steps = world.shortest[start], [start, *walk]
     arrived = 0 < len(walk) <= LONGEST and walk[-1] == GOAL and GOAL not in walk[:-1]
     if shortest is None or not arrived:
         return 0.0
-    if any(b not in world.successors[a] for a, b in zip(steps, steps[1:], strict=False)):
+    if any(b not in world.successors[a] for a, b in pairwise(steps)):
         return 0.0
     return (LONGEST + 1 - len(walk)) / (LONGEST + 1 - shortest)
 
@@ -145,7 +146,7 @@ def write_prompts(world: World, path: Path) -> None:
     _write(path, [{"prompt": LETTERS[start]} for start in world.starts])
 
 
-def _write(path: Path, rows: Sequence[dict[str, object]]) -> None:
+def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -185,14 +186,18 @@ def make_model(directory: Path, *, seed: int = 0, width: int = 64, depth: int = 
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * columns**-0.5
+        return torch.randn(rows, columns, generator=generator) * float(columns) ** -0.5
 
     tensors = {"model.embed_tokens.weight": normal(len(vocab), width), "model.norm.weight": torch.ones(width)}
     for block in range(depth):
         prefix = f"model.layers.{block}."
         for name in ("q", "k", "v", "o"):
             tensors[f"{prefix}self_attn.{name}_proj.weight"] = normal(width, width)
-        for name, size in (("gate", (2 * width, width)), ("up", (2 * width, width)), ("down", (width, 2 * width))):
+        for name, size in (
+            ("gate", (2 * width, width)),
+            ("up", (2 * width, width)),
+            ("down", (width, 2 * width)),
+        ):
             tensors[f"{prefix}mlp.{name}_proj.weight"] = normal(*size)
         for name in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}{name}.weight"] = torch.ones(width)

@@ -210,6 +210,39 @@ def score(
     _print(score(reward_model, input, out, model=model, dtype=dtype, device=device))
 
 
+@app.command()
+def classify(
+    classifier: Annotated[Path, typer.Argument(help="model/ of a bandit run.")],
+    input: Annotated[Path, typer.Option(help='{"prompt": text or messages, ...} a line.')],
+    out: Annotated[Path, typer.Option(help="The JSONL to write: the same lines with a label as completion.")],
+    policy: Annotated[str, typer.Option(help="greedy, epsilon_greedy or softmax.")] = "greedy",
+    epsilon: Annotated[float, typer.Option(min=0, max=1, help="epsilon_greedy: how often any label.")] = 0.1,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="softmax: values are divided by it.")] = 0.1,
+    seed: Seed = 0,
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Choose a label for each text of a file by a classifier's values."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.rollout.classify import classify
+
+    _print(
+        classify(
+            classifier,
+            input,
+            out,
+            policy=policy,
+            epsilon=epsilon,
+            temperature=temperature,
+            seed=seed,
+            model=model,
+            dtype=dtype,
+            device=device,
+        )
+    )
+
+
 @feedback.command("import")
 def import_(
     file: Annotated[str, typer.Argument(help="Records (docs/records.md): a file, or owner/name on the hub.")],

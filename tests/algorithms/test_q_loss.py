@@ -56,7 +56,7 @@ def test_targets_by_hand(kind: str, expected: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_holes_are_skipped_and_never_read(kind: str) -> None:
-    """The chain of three with an observation between its first and second token, and padding after: the same numbers."""
+    """The chain of three with an observation between its first and second token, padding after: the same numbers."""
     mask = bits("101100")
 
     def widened(x: Tensor) -> Tensor:
@@ -243,7 +243,9 @@ def learnt(kind: str, expectile: float, steps: int = 300) -> tuple[np.ndarray, n
     def spread(flat: Tensor) -> Tensor:
         return torch.zeros(MASK.shape, dtype=torch.float64).masked_scatter(MASK, flat)
 
-    optimizer = torch.optim.SGD([weight, value], lr=0.09)  # at most 10 of a kind in the log: 2 * 10 * 0.09 < 2
+    optimizer = torch.optim.SGD(
+        [weight, value], lr=0.09
+    )  # at most 10 of a kind in the log: 2 * 10 * 0.09 < 2
     for _ in range(steps):
         head = Linear(states, weight, bias)
         q, v = spread(action_values(head, taken_actions)), spread(states @ value)
@@ -270,8 +272,8 @@ def expectile_of(numbers: list[float], tau: float) -> float:
 
 
 def solved(look_ahead: Callable[[list[float]], float]) -> tuple[np.ndarray, list[float]]:
-    """Exact Q and the worth of each state, from the last state back; look_ahead: of the logged actions' Q, each as often
-    as it was taken there."""
+    """Exact Q and the worth of each state, from the last state back; look_ahead: of the logged actions' Q, each as
+    often as it was taken there."""
     q, worth, ahead = np.zeros((3, 2)), [0.0] * 3, 0.0
     for state in (2, 1, 0):
         q[state] = (1.0 if state == 2 else GAMMA * ahead, PAYS[state])

@@ -402,8 +402,11 @@ PROBE = _room(
     "reward/test_probe",
     ("penalty * weights[:-1].square().sum()", "penalty * weights.square().sum()", "a penalty on the bias"),
     ("loss = loss + rating_weight * out.loss", "loss = loss + out.loss", "ratings without their weight"),
-    ("(start + pair.a, start + pair.b, pair.target)", "(start + pair.b, start + pair.a, pair.target)",
-     "the wrong one of a pair preferred"),
+    (
+        "(start + pair.a, start + pair.b, pair.target)",
+        "(start + pair.b, start + pair.a, pair.target)",
+        "the wrong one of a pair preferred",
+    ),
     ("start += len(group.completions)", "start += 1", "another prompt's completions"),
     ("if f == left_out]", "if f != left_out]", "a penalty chosen on what it was fitted to"),
     ("head.centre.copy_(centre)", "pass", "a head that reads raw states"),

@@ -16,7 +16,9 @@ from plaudit import config as configs
 
 PAGE = Path(__file__).parents[2] / "docs" / "configs.md"
 CONFIGS = PAGE.parents[1] / "configs"
-MODULES = {name: f"plaudit.recipes.{name}" for name in ("sft", "reward_model", "ppo", "ilql", "bandit", "evaluate")}
+MODULES = {
+    name: f"plaudit.recipes.{name}" for name in ("sft", "reward_model", "ppo", "ilql", "bandit", "evaluate")
+}
 
 
 def tables() -> dict[str, dict[str, str]]:

@@ -61,7 +61,9 @@ class QHead(nn.Module):
 class QHeads(nn.Module):
     """Two Q heads, their targets and V."""
 
-    def __init__(self, width: int, vocab: int, *, hidden: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, width: int, vocab: int, *, hidden: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.hidden = hidden
         self.twins = nn.ModuleList(QHead(width, vocab, hidden, dtype) for _ in range(2))

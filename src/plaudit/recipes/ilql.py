@@ -195,9 +195,7 @@ def batches_of(count: int, config: Config) -> list[list[int]]:
     return [[int(i) for i in order[at : at + size]] for order in orders for at in range(0, count, size)]
 
 
-def train_on(
-    batch: Sequence[Episode], policy: Branch, heads: QHeads, config: Config
-) -> dict[str, float]:
+def train_on(batch: Sequence[Episode], policy: Branch, heads: QHeads, config: Config) -> dict[str, float]:
     """Gradients of one batch, micro-batch after micro-batch; every number is a mean over the batch's tokens."""
     packed, rewards = packed_of(batch, policy)
     total = float(packed.mask.sum())
@@ -255,13 +253,11 @@ def losses(
 
 
 @torch.no_grad()
-def measure(
-    episodes: Sequence[Episode], policy: Branch, heads: QHeads, config: Config
-) -> dict[str, float]:
+def measure(episodes: Sequence[Episode], policy: Branch, heads: QHeads, config: Config) -> dict[str, float]:
     """What the slow heads say of completions never trained on. heldout_nll: the policy's, nats a token;
-    heldout_reward_error: root mean square of Qbar at the last token, whose target is the reward alone, less the reward,
+    heldout_reward_error: root mean square of Qbar at the last token (whose target is the reward alone) less the reward,
     and heldout_constant_error, of the rewards' mean less the reward; heldout_correlation: of that Qbar with the reward
-    (no number where one of the two does not vary); heldout_value: the mean V of the prompts, before a token is drawn."""
+    (no number where one of them does not vary); heldout_value: the mean V of the prompts, before a token is drawn."""
     packed, rewards = packed_of(episodes, policy)
     final, start = torch.zeros_like(rewards), torch.zeros_like(rewards)
     nll, total = 0.0, float(packed.mask.sum())

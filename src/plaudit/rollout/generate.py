@@ -38,9 +38,10 @@ def generate(
     """Write n completions of each prompt as JSONL, in the prompts' order; the file appears whole or not at all.
 
     adapter: a LoRA adapter in peft's format to sample with. steer: an ilql run's directory, of whose model/ the
-    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. What is drawn depends on the seed, the prompt's number
-    and the sample's index alone. Returns the counts: prompts, samples, tokens. UserError for a model, an adapter or
-    prompts that cannot be read, for a prompt that leaves no room, and for a place that cannot be written.
+    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. What is drawn depends on
+    the seed, the prompt's number and the sample's index alone. Returns the counts: prompts, samples, tokens.
+    UserError for a model, an adapter, heads or prompts that cannot be read, for a prompt that leaves no room, and
+    for a place that cannot be written.
     """
     check_place(out)
     if not math.isfinite(params.temperature):
@@ -56,7 +57,10 @@ def generate(
     trunk, version = loaded.trunk, model
     steering = None
     if steer is not None:
-        steering, version = Steering(load_heads(steer, loaded), steer_beta), f"{model} steered by {steer_beta:g}"
+        steering, version = (
+            Steering(load_heads(steer, loaded), steer_beta),
+            f"{model} steered by {steer_beta:g}",
+        )
     engine = LocalEngine(trunk, loaded.tokenizer, steer=steering)
     if adapter is not None:
         version = f"{model} with {adapter}"

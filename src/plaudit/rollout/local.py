@@ -19,7 +19,6 @@ from plaudit.randomness import rng
 from plaudit.tensors import FinishReason, Key, Sample, SamplingParams
 from plaudit.types import UserError
 
-
 Steer = Callable[[Tensor, Tensor], Tensor]
 """(states [B, width], logits [B, V]) -> logits [B, V] of another distribution, which is drawn from and reported."""
 
