@@ -58,7 +58,7 @@ def data(tmp_path: Path) -> str:
 
 def config(**settings: Any) -> bandit.Config:
     tree: dict[str, Any] = {
-        "model": "tiny", "exit": 1.0, "heldout": 0.25, "epochs": 2, "batch_size": 16, "learning_rate": 1e-2,
+        "model": "tiny", "data": [], "exit": 1.0, "heldout": 0.25, "epochs": 2, "batch_size": 16, "learning_rate": 1e-2,
         "precision": "float64", "threads": 1, "checkpoint_every": 2,
     }  # fmt: skip
     return bandit.Config.model_validate(tree | settings)

@@ -55,7 +55,7 @@ class Config(Base):
     """Settings of the bandit recipe; each is described in docs/configs.md."""
 
     model: str = "smollm2"
-    data: list[str] = Field(default=[])
+    data: list[str]
     labels: list[str] = Field(default=[])
     propensities: Propensities = "logged"
     contexts: str | None = None
