@@ -16,6 +16,7 @@ paths together from pieces of many.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -186,7 +187,7 @@ def make_model(directory: Path, *, seed: int = 0, width: int = 64, depth: int = 
     generator = torch.Generator().manual_seed(seed)
 
     def normal(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * float(columns) ** -0.5
+        return torch.randn(rows, columns, generator=generator) / math.sqrt(columns)
 
     tensors = {"model.embed_tokens.weight": normal(len(vocab), width), "model.norm.weight": torch.ones(width)}
     for block in range(depth):

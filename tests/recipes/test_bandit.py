@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from plaudit.models.label_head import LabelHead
 from plaudit.models.load import load_model
 from plaudit.recipes import bandit
 from plaudit.rollout.classify import classify, draw_label
@@ -107,7 +108,7 @@ def test_the_head_alone_ends_where_logistic_regression_does(data: str) -> None:
     classifier = bandit.make_classifier(chosen, model, ("bad", "good"))
     states = classifier.states([c.ids for c in log])
     x = np.c_[((states - states.mean(0)) / states.std(0, correction=0))[:, :3].numpy(), np.ones(len(log))]
-    head = bandit.LabelHead(3, 2, dtype=torch.float64)
+    head = LabelHead(3, 2, dtype=torch.float64)
     classifier.head = head
     classifier.head.even_out(states[:, :3])
     frozen = {tuple(c.ids): s[:3] for c, s in zip(log, states, strict=True)}
