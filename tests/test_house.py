@@ -60,7 +60,7 @@ for name in {modules}:
 def recipes() -> dict[str, type[config.Config]]:
     """Each recipe's name and its Config."""
     names = [file.stem for file in (SRC / "recipes").glob("*.py") if not file.stem.startswith("_")]
-    assert {"sft", "reward_model", "ppo"} <= set(names)
+    assert {"sft", "reward_model", "ppo", "ilql", "bandit"} <= set(names)
     found = {}
     for name in names:
         cls = importlib.import_module(f"plaudit.recipes.{name}").Config

@@ -30,6 +30,8 @@ RECIPES = {
     "rejection": "plaudit.recipes.rejection",
     "dpo": "plaudit.recipes.dpo",
     "kto": "plaudit.recipes.kto",
+    "ilql": "plaudit.recipes.ilql",
+    "bandit": "plaudit.recipes.bandit",
     "evaluate": "plaudit.recipes.evaluate",
 }
 
@@ -114,7 +116,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe: sft, reward_model, ppo, dpo, kto or evaluate."""
+    """Run the recipe that the config names."""
     _start(config, settings or [], out, overwrite, recipe=None)
 
 
@@ -167,6 +169,10 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0: all.")] = 0,
     seed: Seed = 0,
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's directory to sample with.")] = None,
+    steer: Annotated[
+        Path | None, typer.Option(help="An ilql run, of whose model/ MODEL is: its Q heads steer.")
+    ] = None,
+    steer_beta: Annotated[float, typer.Option(help="How far --steer goes; 0: not at all.")] = 4.0,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -176,7 +182,21 @@ def generate(
     from plaudit.tensors import SamplingParams
 
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p)
-    _print(generate(model, prompts, out, params, n=n, seed=seed, adapter=adapter, dtype=dtype, device=device))
+    _print(
+        generate(
+            model,
+            prompts,
+            out,
+            params,
+            n=n,
+            seed=seed,
+            adapter=adapter,
+            steer=steer,
+            steer_beta=steer_beta,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @app.command()
@@ -193,6 +213,39 @@ def score(
     from plaudit.reward.score import score
 
     _print(score(reward_model, input, out, model=model, dtype=dtype, device=device))
+
+
+@app.command()
+def classify(
+    classifier: Annotated[Path, typer.Argument(help="model/ of a bandit run.")],
+    input: Annotated[Path, typer.Option(help='{"prompt": text or messages, ...} a line.')],
+    out: Annotated[Path, typer.Option(help="The JSONL to write: the same lines with a label as completion.")],
+    policy: Annotated[str, typer.Option(help="greedy, epsilon_greedy or softmax.")] = "greedy",
+    epsilon: Annotated[float, typer.Option(min=0, max=1, help="epsilon_greedy: how often any label.")] = 0.1,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="softmax: values are divided by it.")] = 0.1,
+    seed: Seed = 0,
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Choose a label for each text of a file by a classifier's values."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.rollout.classify import classify
+
+    _print(
+        classify(
+            classifier,
+            input,
+            out,
+            policy=policy,
+            epsilon=epsilon,
+            temperature=temperature,
+            seed=seed,
+            model=model,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @feedback.command("import")

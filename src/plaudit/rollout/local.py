@@ -6,7 +6,7 @@ What a sample draws depends on the key, its prompt's number and its own index: p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,13 +19,18 @@ from plaudit.randomness import rng
 from plaudit.tensors import FinishReason, Key, Sample, SamplingParams
 from plaudit.types import UserError
 
+Steer = Callable[[Tensor, Tensor], Tensor]
+"""(states [B, width], logits [B, V]) -> logits [B, V] of another distribution, which is drawn from and reported."""
+
 
 class LocalEngine:
     """Samples from a trunk with an adapter (plaudit.tensors.Engine)."""
 
-    def __init__(self, trunk: Llama, tokenizer: Tokenizer, *, max_batch: int = 64) -> None:
-        """max_batch: how many sequences are drawn at once."""
-        self.trunk, self.tokenizer, self.max_batch = trunk, tokenizer, max_batch
+    def __init__(
+        self, trunk: Llama, tokenizer: Tokenizer, *, max_batch: int = 64, steer: Steer | None = None
+    ) -> None:
+        """max_batch: how many sequences are drawn at once. steer: what the logits become before the temperature."""
+        self.trunk, self.tokenizer, self.max_batch, self.steer = trunk, tokenizer, max_batch, steer
         self.adapter: Adapter | None = None
         self.version = "start"
         self._output = self._wide_output()
@@ -135,6 +140,8 @@ class LocalEngine:
 
     def _logits(self, hidden: Tensor, ends: Tensor, params: SamplingParams) -> Tensor:
         logits = hidden.to(self._output.dtype) @ self._output.T
+        if self.steer is not None:
+            logits = self.steer(hidden, logits)
         if params.ignore_eos:
             logits[:, ends] = -torch.inf
         return logits
