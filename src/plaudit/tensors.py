@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from plaudit.types import Prompt
+
 FinishReason = Literal["stop", "length"]
 Key = tuple[int | str, ...]
 """What a draw depends on: (seed, purpose, round, step, ...). See `plaudit.randomness`."""
@@ -40,6 +42,7 @@ class Sample:
     logprobs: one a completion token, nats, of the distribution that it was drawn from (temperature applied,
     before top-k and top-p). The end-of-text token, where drawn, is part of completion_ids.
     policy_version and tokenizer fingerprint say whose tokens these are.
+    asked: the prompt before it was rendered, where whoever made the sample knew it: a judge reads it.
     """
 
     prompt: int
@@ -52,6 +55,7 @@ class Sample:
     policy_version: str
     params: SamplingParams
     tokenizer: str
+    asked: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)

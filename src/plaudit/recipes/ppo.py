@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import is_function, open_scorer
-from plaudit.reward.rules import RuleScorer
+from plaudit.reward.scores import Scores, figures_of, scored
 from plaudit.rollout.collect import Forward, forward, preflight
 from plaudit.rollout.local import LocalEngine
-from plaudit.tensors import Experience, Sample, SamplingParams
+from plaudit.tensors import Experience, Sample, SamplingParams, Scorer
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
@@ -121,7 +122,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. The frozen trunk, and on it policy, value and reward. The bare trunk is the reference.
     device, dtype = machine.prepare(config.precision, config.threads)
     model = model or load_model(config.model, dtype, device)
-    prompt_ids = [model.tokenizer.render(prompt) for prompt in read_prompts(config.prompts)]
+    prompts = read_prompts(config.prompts)
+    prompt_ids = [model.tokenizer.render(prompt) for prompt in prompts]
     scorer = load_scorer(config, model)
     policy, value = make_branches(config, model, scorer)
     parameters = policy.parameters() + value.parameters()
@@ -160,6 +162,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             key = (config.seed, "ppo", step)
             drawn = engine.sample([prompt_ids[p] for p in chosen], config.samples_per_prompt, params, key)
             samples = sorted(drawn, key=lambda s: (s.prompt, s.index))
+            samples = [replace(s, asked=prompts[chosen[s.prompt]]) for s in samples]
             sampled = time.monotonic()
 
             # 4. One pass for the trainer's log-probabilities, the reference's, values and scores.
@@ -173,15 +176,17 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 temperature=config.temperature,
                 budget=config.micro_batch_tokens,
             )
-            scores = (
-                seen.shares.sum(1) if seen.shares is not None else _as_tensor(scorer.score(samples), seen)
-            )
+            if seen.shares is None:
+                said = scored(scorer, samples)
+                scores = _as_tensor(said.scores, seen)
+            else:
+                said, scores = Scores([]), seen.shares.sum(1)
             if step == 0:
                 preflight(seen, model.trunk.dtype)
 
             # 5. Rewards, advantages, returns.
             experience = experience_from(seen, scores, samples, coef, config)
-            row = describe(experience, seen, samples)
+            row = describe(experience, seen, samples) | figures_of(said)
             stopped = reason_to_stop([*metrics.history, row], **config.stop.model_dump())
             if stopped is not None:
                 if not math.isfinite(row["kl"] + row["entropy"]):
@@ -220,9 +225,15 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     return summary
 
 
-def load_scorer(config: Config, model: Model) -> RewardModel | RuleScorer:
-    """A reward model's directory, or "package.module:function"."""
+def load_scorer(config: Config, model: Model) -> Scorer:
+    """As reward/open.py; one that can be dense, where it is to be."""
     scorer = open_scorer(config.reward, model)
+    if config.dense_reward and not isinstance(scorer, RewardModel):
+        raise UserError(
+            "scores whole completions, so that no token has a share for dense_reward",
+            where=config.reward,
+            fix="name one reward model's directory, or set dense_reward: false",
+        )
     if config.dense_reward and isinstance(scorer, RewardModel) and scorer.branch.pool != "mean":
         raise UserError(
             "scores a completion's last token, so that no other has a share for dense_reward",
@@ -232,7 +243,7 @@ def load_scorer(config: Config, model: Model) -> RewardModel | RuleScorer:
     return scorer
 
 
-def make_branches(config: Config, model: Model, scorer: RewardModel | RuleScorer) -> tuple[Branch, Branch]:
+def make_branches(config: Config, model: Model, scorer: Scorer) -> tuple[Branch, Branch]:
     """Policy and value: adapters on the model's trunk, or (rank 0) whole copies of it that are trained, in float32
     or wider, since a bfloat16 weight swallows small steps.
 
@@ -394,5 +405,5 @@ def shown(row: dict[str, float]) -> str:
     return (
         f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
         f"clip {row['clip_fraction']:.2f}  value error {row['value_error']:.2f}  eos {row['eos_rate']:.2f}  "
-        f"{row['tokens_per_second']:.0f} tok/s"
+        f"{row['tokens_per_second']:.0f} tok/s" + "  every score is the same" * (row["reward_std"] == 0)
     )
