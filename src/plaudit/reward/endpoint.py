@@ -31,6 +31,11 @@ LONGEST_PAUSE = 60.0
 """Seconds between two tries, whatever the service asks for."""
 
 
+def fresh_client() -> httpx2.Client:
+    """Leaves no connection open between two questions, so that nobody has to close it."""
+    return httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+
+
 class Stumble(Exception):
     """The service did not answer this time. after: seconds that it asked for, if it did."""
 
@@ -64,7 +69,7 @@ class Endpoint:
     retries: int
     cache: Path
     pause: float = 0.5
-    client: httpx2.Client = field(default_factory=httpx2.Client, repr=False, compare=False)
+    client: httpx2.Client = field(default_factory=fresh_client, repr=False, compare=False)
 
     def reply(self, question: Question) -> Reply:
         """UserError where the service refuses, or does not answer within all tries."""
@@ -117,8 +122,6 @@ class Endpoint:
                         raise Stumble("an answer without end")
         except httpx2.TimeoutException:
             raise Stumble(f"no answer within {self.timeout:g} s") from None
-        except httpx2.TransportError as error:
-            raise Stumble(_told(error, key)) from None
         except httpx2.HTTPError as error:
             raise Stumble(_told(error, key)) from None
         if response.status_code in AGAIN:
