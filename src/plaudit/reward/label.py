@@ -39,7 +39,7 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
     digests = [digest_of(judge, item) for item in items]
     done = _resume(out, set(digests))
     missing = [(item, digest) for item, digest in zip(items, digests, strict=True) if digest not in done]
-    counts = {"items": float(len(items)), "already": float(len(items) - len(missing)), "no_verdict": 0.0}
+    counts: dict[str, float] = {"items": len(items), "already": len(items) - len(missing), "no_verdict": 0}
     with files.writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
@@ -52,7 +52,7 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
                 file.flush()
                 os.fsync(file.fileno())
                 done[digest] = row
-    return counts | {"written": float(len(done))} | swap_figures(list(done.values()))
+    return counts | {"written": len(done)} | swap_figures(list(done.values()))
 
 
 def read_items(source: Path, protocol: str) -> Iterator[Item]:
