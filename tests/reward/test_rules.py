@@ -25,7 +25,7 @@ def test_rules_by_hand() -> None:
     assert length(texts("", "abc", "你好")) == [0.0, 3.0, 2.0]
     assert length(texts("", "abc"), unit="tokens") == [2.0, 2.0]
     assert regex_match(texts("a 12", "no", ""), pattern=r"\d+") == [1.0, 0.0, 0.0]
-    assert regex_match(texts("a 12", "12"), pattern=r"\d+", whole=True) == [0.0, 1.0]
+    assert regex_match(texts("a 12", "12", "12 a"), pattern=r"\d+", whole=True) == [0.0, 1.0, 0.0]
     # "a b a b a b": trigrams aba, bab, aba, bab; two of four stood before.
     assert repetition(texts("a b a b a b", "one two three four", "a b", "")) == [0.5, 0.0, 0.0, 0.0]
     assert repetition(texts("好好好好"), n=2) == [pytest.approx(2 / 3)]
