@@ -199,3 +199,18 @@ def test_scored_takes_a_plain_scorer_as_it_is() -> None:
 
     assert scored(Plain(), THREE).scores == [7.0, 7.0, 7.0]
     assert figures_of(scored(Plain(), THREE)) == {}
+
+
+def test_a_description_of_a_sum_by_hand(tmp_path: Path) -> None:
+    """Three tokens with ids 4, 5 and 8: two thirds are divisible by four; the price is a tenth a token."""
+    save(
+        tmp_path / "t.yaml",
+        "kind: transform\nscorer: rules:fourths\ntransform: [{name: linear, gain: 6.0}]\n",
+    )
+    price = "{scorer: 'plaudit.reward.rules:length', weight: -0.1, options: {unit: tokens}}"
+    spec = save(
+        tmp_path / "s.yaml", f"kind: sum\nterms: [{{scorer: {tmp_path / 't.yaml'}, weight: 0.5}}, {price}]\n"
+    )
+    opened = open_for_texts(spec)
+    assert opened.base is None
+    assert opened.scorer.score(as_samples([[1]], [[4, 5, 8]])) == pytest.approx([0.5 * 6 * 2 / 3 - 0.3])

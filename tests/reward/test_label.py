@@ -174,11 +174,12 @@ def test_items_without_a_verdict_are_left_out_and_counted(served: Served, tmp_pa
 
 def test_a_file_of_other_answers_is_not_added_to(served: Served, tmp_path: Path) -> None:
     source, out = write(tmp_path / "in.jsonl", PAIRS), tmp_path / "out.jsonl"
-    label(judge_of(describe(tmp_path, served, protocol="pairwise")), source, out)
+    named = {"protocol": "pairwise", "name": "n"}
+    label(judge_of(describe(tmp_path, served, **named)), source, out)
     with pytest.raises(
         UserError, match="holds answers of another judge, or to other items; choose another --out"
     ):
-        label(judge_of(describe(tmp_path, served, protocol="pairwise", model="small")), source, out)
+        label(judge_of(describe(tmp_path, served, **named, model="small")), source, out)
     with pytest.raises(UserError, match="is there, and holds no answers of a judge"):
         label(judge_of(describe(tmp_path, served, protocol="pairwise")), source, source)
     assert source.read_text().count("\n") == 4
