@@ -447,7 +447,7 @@ SCORERS = (
            ("return bool(a) and (", "return (", "an empty answer that is right")),
     *_room("evaluation/evaluate", "evaluation/test_evaluate",
            ("row[\"uncertainty\"] = doubt[i]", "row[\"uncertainty\"] = 0.0", "no doubt")),
-    *_room("training/stop", "recipes/test_ppo",
+    *_room("training/stop", "reward/test_rules",
            ("if constant and len(last) == patience:", "if False:", "a run on a constant reward")),
 )  # fmt: skip
 JUDGE = (

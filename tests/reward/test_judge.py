@@ -71,6 +71,16 @@ def test_ratings_by_hand(served: Served, tmp_path: Path) -> None:
     assert (served.bodies[0]["temperature"], served.bodies[0]["max_tokens"]) == (0.0, 512)
 
 
+def test_equal_texts_on_their_way_at_once_are_one_question(served: Served, tmp_path: Path) -> None:
+    def brain(question: str, key: str) -> str:
+        time.sleep(0.3)
+        return longest(question, key)
+
+    served.brain = brain
+    assert judge(served, tmp_path, concurrency=4).score(texts("a", "a", "a")) == [0.1, 0.1, 0.1]
+    assert len(served.asked) == 1
+
+
 def test_requests_hold_what_the_settings_say(served: Served, tmp_path: Path) -> None:
     settings = {"temperature": None, "max_tokens": None, "request": {"max_completion_tokens": 9}}
     judge(served, tmp_path, **settings).score(texts("a"))
@@ -396,6 +406,7 @@ def test_no_text_writes_a_special_token_into_a_local_question() -> None:
     asked = long_context(local())
     assert isinstance(asked.asked, LocalJudge)
     model = asked.asked.model
+    model.tokenizer.inner.add_tokens(["<file_sep>"], special_tokens=True)  # of a form that no template has
     special = {i for i, token in model.tokenizer.inner.added_tokens_decoder.items() if token.special}
     names = [model.tokenizer.inner.added_tokens_decoder[i].content for i in special]
 

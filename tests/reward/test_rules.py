@@ -12,6 +12,7 @@ from plaudit.reward.answers import read_answers, same, taken
 from plaudit.reward.open import open_scorer
 from plaudit.reward.rules import length, regex_match, repetition, rule_scorer
 from plaudit.tensors import Sample
+from plaudit.training.stop import reason_to_stop
 from plaudit.types import UserError
 from tiny_models import as_samples
 
@@ -101,3 +102,17 @@ def test_answers_at_fault_are_named(tmp_path: Path, text: str, after: str | None
     data.write_text(text)
     with pytest.raises(UserError, match=said):
         read_answers(str(data), after, None, "a.yaml")
+
+
+def test_one_score_for_all_is_a_reason_to_stop_once_patience_is_over() -> None:
+    limits = {"max_kl": 1.0, "min_entropy": 0.0, "max_length_growth": 9.0, "patience": 3}
+    row = {"reward": 0.5, "reward_std": 0.0, "kl": 0.0, "entropy": 1.0, "length": 5.0}
+    assert reason_to_stop([row] * 2, **limits) is None  # type: ignore[arg-type]
+    assert "every sample of 3 steps scored 0.5" in (reason_to_stop([row] * 3, **limits) or "")  # type: ignore[arg-type]
+    for other in (
+        row | {"reward_std": 0.1},
+        row | {"reward": 0.4},
+        {k: v for k, v in row.items() if k != "reward_std"},
+    ):
+        assert reason_to_stop([row, other, row], **limits) is None  # type: ignore[arg-type]
+        assert reason_to_stop([other, row, row, row], **limits)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ Transform = Callable[[Sequence[float]], list[float]]
 def combined(said: Sequence[float], how: Combine, k: float) -> float:
     """One number of what K members say of a sample: their mean, the lowest, or mean - k * deviation.
 
-    Coste et al. 2023 ("Reward Model Ensembles Help Mitigate Overoptimization"), equations 1 to 3; their third takes
+    Coste et al. 2023 ("Reward Model Ensembles Help Mitigate Overoptimization"), section 3; their third takes
     the variance, ours the standard deviation, so that k is a pure number. Eisenstein et al. 2023: ensembles mitigate
     over-optimisation, and do not end it, since members that were trained alike err alike.
     """

@@ -14,7 +14,7 @@ Protocol = Literal["rating", "pairwise"]
 RATINGS = tuple(str(n) for n in range(11))
 """Verdicts of a rating: 0 (worst) to 10 (best)."""
 SIDES = ("A", "B", "C")
-"""Verdicts of a comparison: the first answer, the second, neither (Zheng et al. 2023, figure 5)."""
+"""Verdicts of a comparison: the first answer, the second, neither (as in Zheng et al. 2023)."""
 
 RUBRICS: dict[Language, str] = {
     "en": "A good answer does what the request asks for, is true, is complete without padding, and is clearly "

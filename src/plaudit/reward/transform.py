@@ -35,7 +35,7 @@ def sigmoid(scores: Numbers, *, centre: float = 0.0, width: float = 1.0) -> list
 def log_sigmoid(scores: Numbers, *, centre: float = 0.0, width: float = 1.0) -> list[float]:
     """log sigmoid((score - centre) / width), at most 0: each further improvement is worth less.
 
-    With the centre at a reference answer's score it is Wang et al. 2024's transform (equation 5).
+    With the centre at a reference answer's score it is Wang et al. 2024's transform.
     """
     return [-_softplus(-z) for z in _scaled(scores, centre, width)]
 
