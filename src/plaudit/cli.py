@@ -201,18 +201,37 @@ def generate(
 
 @app.command()
 def score(
-    reward_model: Annotated[Path, typer.Argument(help="The directory of a reward model.")],
+    scorer: Annotated[
+        str, typer.Argument(help="A reward model's directory, package.module:function, or a scorer's YAML.")
+    ],
     input: Annotated[Path, typer.Option(help='{"prompt", "completion", ...} a line.')],
     out: Annotated[Path, typer.Option(help='The JSONL to write: the same lines with "score".')],
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Score a file of completions with a reward model."""
+    """Score a file of completions with a reward model, or any other scorer."""
     device, dtype = _machine(precision, threads)
     from plaudit.reward.score import score
 
-    _print(score(reward_model, input, out, model=model, dtype=dtype, device=device))
+    _print(score(scorer, input, out, model=model, dtype=dtype, device=device))
+
+
+@app.command()
+def judge(
+    input: Annotated[Path, typer.Argument(help="Answers, pairs of answers, or records of any shape.")],
+    judge: Annotated[Path, typer.Option(help="The judge's YAML (kind: judge).")],
+    out: Annotated[Path, typer.Option(help="The JSONL to write: one preference or rating a line.")],
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Let a judge model label a file; again goes on where it stopped."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.reward.label import label
+    from plaudit.reward.open import judge_of
+
+    with _resumable_labels(out):
+        _print(label(judge_of(str(judge), dtype, device), input, out))
 
 
 @app.command()
@@ -379,6 +398,15 @@ def _resumable(directory: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         begun = (directory / "config.yaml").exists()
         raise KeyboardInterrupt(*[f"go on with `plaudit resume {directory}`"] * begun) from None
+
+
+@contextlib.contextmanager
+def _resumable_labels(out: Path) -> Iterator[None]:
+    """Says that what was answered is kept, should it be interrupted in here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{out} keeps what was answered; give the same command again") from None
 
 
 def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, recipe: str | None) -> None:

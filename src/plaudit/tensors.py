@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from plaudit.types import Prompt
+
 FinishReason = Literal["stop", "length"]
 Key = tuple[int | str, ...]
 """What a draw depends on: (seed, purpose, round, step, ...). See `plaudit.randomness`."""
@@ -42,6 +44,7 @@ class Sample:
     action_mask: one a completion token, False where it was said to the policy and not drawn by it (an observation
     between two turns); its logprob is 0 and never read. None: every token was drawn.
     policy_version and tokenizer fingerprint say whose tokens these are.
+    asked: the prompt before it was rendered, where whoever made the sample knew it: a judge reads it.
     """
 
     prompt: int
@@ -55,6 +58,7 @@ class Sample:
     params: SamplingParams
     tokenizer: str
     action_mask: tuple[bool, ...] | None = None
+    asked: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)

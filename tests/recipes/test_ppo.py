@@ -589,6 +589,50 @@ def test_a_rule_at_fault_is_named(config: ppo.Config, tmp_path: Path, rule: str,
         ppo.run(changed(config, reward=f"rules:{rule}"), tmp_path / "run")
 
 
+def test_a_rule_that_hangs_is_named_by_the_run(config: ppo.Config, tmp_path: Path) -> None:
+    (tmp_path / "slow.yaml").write_text("kind: rule\nrule: rules:sleeps\nseconds: 0.2\n")
+    with pytest.raises(UserError, match=r"rules:sleeps: took longer than 0\.2 s"):
+        ppo.run(changed(config, reward=str(tmp_path / "slow.yaml")), tmp_path / "run")
+
+
+def test_a_reward_that_never_differs_stops_the_run_with_the_reason(
+    config: ppo.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "same.yaml").write_text(
+        "kind: transform\nscorer: rules:fourths\ntransform: [{name: linear, gain: 0.0, shift: 0.25}]\n"
+    )
+    constant = changed(config, reward=str(tmp_path / "same.yaml"), stop=online.StopConfig(patience=2))
+    summary = ppo.run(constant, tmp_path / "run")
+    assert summary["stopped"].startswith("every sample of 2 steps scored 0.25, so there is nothing to learn")
+    assert "every score is the same" in capsys.readouterr().err
+    assert summary["steps"] == 1
+
+
+def test_an_ensemble_logs_its_uncertainty_and_a_rate_of_price(config: ppo.Config, tmp_path: Path) -> None:
+    """Two rules and a price for length; the deviation of two members is half their distance."""
+    (tmp_path / "e.yaml").write_text("kind: ensemble\nmembers: [rules:fourths, rules:first_id]\n")
+    term = "scorer: plaudit.reward.rules:length, weight: -0.01, options: {unit: tokens}"
+    (tmp_path / "s.yaml").write_text(
+        f"kind: sum\nterms: [{{scorer: {tmp_path / 'e.yaml'}, weight: 2.0}}, {{{term}}}]\n"
+    )
+    ppo.run(changed(config, reward=str(tmp_path / "s.yaml"), steps=1), tmp_path / "run")
+    (logged,) = rows(tmp_path / "run")
+    ppo.run(changed(config, reward="rules:fourths", steps=1), tmp_path / "one")
+    ppo.run(changed(config, reward="rules:first_id", steps=1), tmp_path / "two")
+    one, two = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
+    assert logged["reward"] == pytest.approx(one["reward"] + two["reward"] - 0.01 * logged["length"])
+    assert logged["reward_uncertainty"] >= abs(one["reward"] - two["reward"]) - 1e-12
+    assert "reward_uncertainty" not in one
+
+
+def test_dense_rewards_are_refused_of_what_scores_whole_completions(
+    config: ppo.Config, tmp_path: Path
+) -> None:
+    (tmp_path / "e.yaml").write_text("kind: ensemble\nmembers: [rules:fourths, rules:first_id]\n")
+    with pytest.raises(UserError, match=r"e\.yaml: scores whole completions"):
+        ppo.run(changed(config, reward=str(tmp_path / "e.yaml"), dense_reward=True), tmp_path / "run")
+
+
 def test_a_rule_that_takes_too_long_is_named() -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match=r"rules:sleeps: took longer than 0\.2 s"):

@@ -72,10 +72,13 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
             # 3. One pass for the policy's log-probabilities, the reference's, and scores.
             seen = online.look(world, samples, config, policy=policy, reward=known is None)
-            scores = online.scores_of(world, samples, seen) if known is None else known.to(seen.logprobs)
+            if known is None:
+                scores, said = online.scores_of(world, samples, seen)
+            else:
+                scores, said = known.to(seen.logprobs), {}
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
-            row = online.describe(world, samples, seen, scores) | {"draws": float(draws)}
+            row = online.describe(world, samples, seen, scores) | said | {"draws": float(draws)}
             if learner.must_stop(step, row, metrics.history):
                 break
 

@@ -85,14 +85,14 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
             # 3. One pass for the trainer's log-probabilities, the reference's, values and scores.
             seen = online.look(world, samples, config, policy=policy, value=value)
-            scores = online.scores_of(world, samples, seen)
+            scores, said = online.scores_of(world, samples, seen)
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
 
             # 4. Rewards, advantages, returns.
             coef = float(learner.state["kl_coef"])
             experience = experience_from(seen, scores, samples, coef, config)
-            row = online.describe(world, samples, seen, scores)
+            row = online.describe(world, samples, seen, scores) | said
             row["shaped_return"] = float(experience.rewards.sum(1).mean())
             row["explained_variance"] = float(
                 explained_variance(experience.values, experience.returns, experience.mask)
@@ -124,7 +124,15 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
 def check_dense(config: Config, scorer: Scorer | None) -> None:
     """UserError where a dense reward is wanted of a scorer that has none."""
-    if config.dense_reward and not (isinstance(scorer, RewardModel) and scorer.branch.pool == "mean"):
+    if not config.dense_reward:
+        return
+    if not isinstance(scorer, RewardModel):
+        raise UserError(
+            "scores whole completions, so that no token has a share for dense_reward",
+            where=str(config.reward),
+            fix="name one reward model's directory, or set dense_reward: false",
+        )
+    if scorer.branch.pool != "mean":
         raise UserError(
             "scores a completion's last token, so that no other has a share for dense_reward",
             where=str(config.reward),
@@ -236,5 +244,5 @@ def shown(row: dict[str, float]) -> str:
     return (
         f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
         f"clip {row['clip_fraction']:.2f}  value error {row['value_error']:.2f}  eos {row['eos_rate']:.2f}  "
-        f"{row['tokens_per_second']:.0f} tok/s"
+        f"{row['tokens_per_second']:.0f} tok/s" + "  every score is the same" * (row["reward_std"] == 0)
     )

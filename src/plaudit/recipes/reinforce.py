@@ -92,13 +92,14 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             # 3. One pass for the policy's log-probabilities, the reference's, and scores.
             seen = online.look(world, samples, config, policy=policy)
             if heard is None:
-                scores = online.scores_of(world, samples, seen)
+                scores, said = online.scores_of(world, samples, seen)
                 if step == 0:
                     preflight(seen, trunk.dtype)
             else:
                 scores = torch.tensor(heard, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
+                said = {}
                 seen = with_known_sampler(seen)
-            row = online.describe(world, samples, seen, scores)
+            row = online.describe(world, samples, seen, scores) | said
             if learner.must_stop(step, row, metrics.history):
                 break
 

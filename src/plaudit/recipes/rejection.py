@@ -66,10 +66,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             samples = online.draw(world, policy, step, config, "rejection")
             sampled = time.monotonic()
             seen = online.look(world, samples, config, policy=policy)
-            scores = online.scores_of(world, samples, seen)
+            scores, said = online.scores_of(world, samples, seen)
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
-            row = online.describe(world, samples, seen, scores)
+            row = online.describe(world, samples, seen, scores) | said
             if learner.must_stop(step, row, metrics.history):
                 break
 

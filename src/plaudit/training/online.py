@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
+from plaudit.reward.scores import figures_of, scored
 from plaudit.rollout.collect import Forward, forward
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams, Scorer
@@ -30,6 +31,7 @@ from plaudit.training import checkpoint, machine
 from plaudit.training.optim import adam, take_step
 from plaudit.training.policy import AdapterConfig
 from plaudit.training.stop import reason_to_stop
+from plaudit.types import Prompt
 
 
 class KLConfig(Base):
@@ -118,9 +120,11 @@ class PolicyGradientConfig(OnlineConfig):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a policy acts in: the model with its frozen trunk, prompts as ids, and who scores what it says."""
+    """What a policy acts in: the model with its frozen trunk, prompts as they were asked and as ids, and who scores
+    what it says."""
 
     model: Model
+    asked: list[Prompt]
     prompts: list[list[int]]
     scorer: Scorer | None
     gold: Scorer | None
@@ -145,7 +149,7 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
     scorer, gold = (
         None if spec is None else open_scorer(spec, model) for spec in (config.reward, config.gold)
     )
-    return World(model, prompts, scorer, gold, engine, params)
+    return World(model, asked, prompts, scorer, gold, engine, params)
 
 
 def draw(
@@ -163,7 +167,8 @@ def draw(
     drawn = world.engine.sample(
         [world.prompts[p] for p in chosen], config.samples_per_prompt, world.params, key
     )
-    return sorted(drawn, key=lambda s: (s.prompt, s.index))
+    samples = sorted(drawn, key=lambda s: (s.prompt, s.index))
+    return [replace(sample, asked=world.asked[chosen[sample.prompt]]) for sample in samples]
 
 
 def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
@@ -196,12 +201,15 @@ def look(
     )
 
 
-def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> Tensor:
-    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it."""
+def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> tuple[Tensor, dict[str, float]]:
+    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it; and what it
+    says beside them that is worth logging, such as an ensemble's mean uncertainty."""
     if seen.shares is not None:
-        return seen.shares.sum(1)
+        return seen.shares.sum(1), {}
     assert world.scorer is not None
-    return torch.tensor(world.scorer.score(samples), dtype=seen.logprobs.dtype, device=seen.logprobs.device)
+    said = scored(world.scorer, samples)
+    scores = torch.tensor(said.scores, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
+    return scores, figures_of(said)
 
 
 def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
@@ -326,6 +334,8 @@ def shown(row: dict[str, float]) -> str:
     return (
         f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
         f"length {row['length']:.0f}  eos {row['eos_rate']:.2f}  {row['tokens_per_second']:.0f} tok/s"
+        + "  every score is the same"
+        * (row["reward_std"] == 0)
     )
 
 
