@@ -7,14 +7,16 @@ nothing). The work tree is never touched.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import NamedTuple
 
 import pytest
@@ -1166,54 +1168,80 @@ def pytest_sessionstart(session):
 """
 
 
-def run(
-    tests: tuple[str, ...], room: Path, mutation: Mutation | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
-    shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
-    (room / "check_origin.py").write_text(CHECK_ORIGIN)
-    if mutation:
-        (room / "plaudit" / mutation.file).write_text(mutated(mutation))
-    environment = os.environ | {
-        "PYTHONPATH": str(room),
-        "PYTEST_ADDOPTS": "",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "400",
-    }
-    options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "-m", "not proof", "--tb=no"]
-    command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
-    try:
-        return subprocess.run(
-            command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    finally:
-        shutil.rmtree(room)
+class Result(NamedTuple):
+    """status: pytest's exit status, None where it took too long; said: what it printed."""
+
+    status: int | None
+    said: str
+
+
+class Stem:
+    """tests/proofs/stem.py, one job at a time."""
+
+    def __init__(self) -> None:
+        own = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(REPO / "tests" / "proofs" / "stem.py")],
+            cwd=REPO, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(
+        self, tests: Sequence[str], room: Path, mutation: Mutation | None = None, seconds: float = SECONDS
+    ) -> Result:
+        """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
+        shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
+        (room / "check_origin.py").write_text(CHECK_ORIGIN)
+        if mutation:
+            (room / "plaudit" / mutation.file).write_text(mutated(mutation))
+        options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "-m", "not proof", "--tb=no"]
+        options += ["--basetemp", str(room / "tmp")]
+        arguments = [*options, *(f"tests/{test}" for test in tests)]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"room": str(room), "arguments": arguments, "seconds": seconds}) + "\n")
+        self.process.stdin.flush()
+        status = json.loads(self.process.stdout.readline())["status"]
+        said = (room / "out").read_text(errors="replace")
+        shutil.rmtree(room, ignore_errors=True)
+        return Result(status, said)
+
+    def close(self) -> None:
+        with self.process:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
 
 
 NONSENSE = "NameError|UnboundLocalError|AttributeError|TypeError|SyntaxError|ImportError"
 """What a typing slip raises. A test that meets one of these has not judged the change."""
 
-Outcome = Callable[[Mutation], subprocess.CompletedProcess[str]]
+Outcome = Callable[[Mutation], Result]
 
 
 @pytest.fixture(scope="module")
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     """What became of a mutation. Those selected are run ahead, a few at a time; under xdist, one when asked for."""
     rooms = tmp_path_factory.mktemp("mutations")
+    at_once = 1 if "PYTEST_XDIST_WORKER" in os.environ else AT_ONCE
+    stems = Queue[Stem]()
+    for _ in range(at_once):
+        stems.put(Stem())
 
-    def one(mutation: Mutation) -> subprocess.CompletedProcess[str]:
-        return run(mutation.tests, rooms / str(MUTATIONS.index(mutation)), mutation)
+    def one(mutation: Mutation) -> Result:
+        stem = stems.get()
+        try:
+            return stem.run(mutation.tests, rooms / str(MUTATIONS.index(mutation)), mutation)
+        finally:
+            stems.put(stem)
 
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        yield one
-        return
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = [call.params["mutation"] for call in calls if call and "mutation" in call.params]
-    pool = ThreadPoolExecutor(AT_ONCE)
-    futures = {mutation: pool.submit(one, mutation) for mutation in dict.fromkeys(chosen)}
-    yield lambda mutation: futures[mutation].result()
+    ahead = [] if "PYTEST_XDIST_WORKER" in os.environ else list(dict.fromkeys(chosen))
+    pool = ThreadPoolExecutor(at_once)
+    futures = {mutation: pool.submit(one, mutation) for mutation in ahead}
+    yield lambda mutation: futures[mutation].result() if mutation in futures else one(mutation)
     pool.shutdown(cancel_futures=True)
+    while not stems.empty():
+        stems.get().close()
 
 
 def names(mutation: Mutation) -> str:
@@ -1240,19 +1268,21 @@ def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
 @pytest.mark.proof
 def test_the_copy_passes_unmutated(tmp_path: Path) -> None:
     tests = dict.fromkeys(test for mutation in MUTATIONS for test in mutation.tests)
-    result = run(tuple(tests), tmp_path / "clean")
-    assert result.returncode == 0, result.stdout + result.stderr
+    stem = Stem()
+    result = stem.run(tuple(tests), tmp_path / "clean", seconds=20 * SECONDS)
+    stem.close()
+    assert result.status == 0, result.said
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=names)
 def test_mutation_is_caught(mutation: Mutation, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
     result = outcome(mutation)
-    said = result.stdout + result.stderr
-    assert result.returncode != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
-    assert result.returncode == 1, f"it broke the run, which proves nothing:\n{said}"
-    caught = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - (.*))?$", result.stdout, re.MULTILINE)
-    assert caught, f"no test is named:\n{said}"
+    assert result.status is not None, f"took longer than {SECONDS} s: {mutation.old!r} -> {mutation.new!r}"
+    assert result.status != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
+    assert result.status == 1, f"it broke the run, which proves nothing:\n{result.said}"
+    caught = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - (.*))?$", result.said, re.MULTILINE)
+    assert caught, f"no test is named:\n{result.said}"
     assert not re.match(NONSENSE, caught.group(2) or ""), (
         f"not a change that anyone could make: {caught.group(2)}"
     )
