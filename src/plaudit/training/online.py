@@ -230,19 +230,31 @@ def kl_of(logprobs: Tensor, ref_logprobs: Tensor, kl: KLConfig) -> Tensor:
     return ESTIMATORS[kl.estimator](logprobs, ref_logprobs)
 
 
-def describe(world: World, samples: Sequence[Sample], seen: Forward, scores: Tensor) -> dict[str, float]:
-    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats."""
+def describe(
+    world: World,
+    samples: Sequence[Sample],
+    seen: Forward,
+    scores: Tensor,
+    *,
+    drawn: tuple[Sequence[Sample], Tensor] | None = None,
+) -> dict[str, float]:
+    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats.
+
+    drawn: all that the policy drew, with scores, where the batch is a choice from it: what the policy earns and how
+    long it talks is read from all.
+    """
     mask = seen.packed.mask
+    everything, given = drawn or (samples, scores)
     row = {
-        "reward": float(scores.mean()),
-        "reward_std": float(scores.std(correction=0)),
+        "reward": float(given.mean()),
+        "reward_std": float(given.std(correction=0)),
         "kl": float(masked_mean(k1(seen.logprobs, seen.ref_logprobs), mask)),
         "entropy": float(masked_mean(seen.entropies, mask)),
-        "eos_rate": float(ended(samples, mask.device).double().mean()),
-        "length": float(mask.sum(1).to(torch.float64).mean()),
+        "eos_rate": float(ended(everything, mask.device).double().mean()),
+        "length": sum(len(s.completion_ids) for s in everything) / len(everything),
     }
     if world.gold is not None:
-        gold = world.gold.score(samples)
+        gold = world.gold.score(everything)
         row["gold"] = sum(gold) / len(gold)
     return row
 
@@ -303,12 +315,22 @@ class Run:
         checkpoint.save(self.directory / "checkpoints", step, tensors, self.state)
 
     def must_stop(self, step: int, row: dict[str, float], history: Sequence[dict[str, float]]) -> bool:
-        """Whether a rule ends the run before this step's update. It is saved then; weights that give no numbers are
-        of no use, so that the model is the one last saved before them, or the first."""
+        """Whether a rule ends the run before this step's update."""
         why = reason_to_stop([*history, row], **self.config.stop.model_dump())
-        if why is None:
-            return False
-        if not math.isfinite(row["kl"] + row["entropy"]):
+        if why is not None:
+            self._stop(step, why, usable=math.isfinite(row["kl"] + row["entropy"]))
+        return why is not None
+
+    def finish(self) -> None:
+        """After the last step, whose weights no rollout has looked at."""
+        usable = all(bool(p.float().isfinite().all()) for p in self.parameters())
+        if not self.stopped and not usable:
+            self._stop(self.done, "a weight is not a number: lower the learning rate", usable=False)
+
+    def _stop(self, step: int, why: str, *, usable: bool) -> None:
+        """Save that the run is over, and why. Weights that give no numbers are of no use: the model is then the one
+        last saved before them, or the first."""
+        if not usable:
             found = checkpoint.latest(self.directory / "checkpoints", before=step)
             if found is None:
                 for name, fresh in self.make().items():
@@ -318,15 +340,15 @@ class Run:
             why += f" (the model is that of step {self.state['step']})"
         self.state["stopped"] = why
         self.save(step)
-        return True
 
 
 def shown(row: dict[str, float]) -> str:
     """A step in one line."""
-    return (
+    line = (
         f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
         f"length {row['length']:.0f}  eos {row['eos_rate']:.2f}  {row['tokens_per_second']:.0f} tok/s"
     )
+    return line + ("  all scores are equal: nothing to learn from" if row["reward_std"] == 0 else "")
 
 
 def summary_of(run: Run, history: Sequence[dict[str, float]]) -> dict[str, Any]:
