@@ -112,7 +112,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe: sft, reward_model, ppo or evaluate."""
+    """Run a recipe, such as sft, reward_model or ppo."""
     _start(config, settings or [], out, overwrite, recipe=None)
 
 

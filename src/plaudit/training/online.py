@@ -314,9 +314,15 @@ class Run:
             tensors |= checkpoint.prefixed(name, branch.state())
         checkpoint.save(self.directory / "checkpoints", step, tensors, self.state)
 
-    def must_stop(self, step: int, row: dict[str, float], history: Sequence[dict[str, float]]) -> bool:
-        """Whether a rule ends the run before this step's update."""
-        why = reason_to_stop([*history, row], **self.config.stop.model_dump())
+    def must_stop(
+        self, step: int, row: dict[str, float], history: Sequence[dict[str, float]], *, logged: bool = False
+    ) -> bool:
+        """Whether a rule ends the run before this step's update. logged: the rewards are of completions that the
+        policy did not draw, so that they need not rise."""
+        rules = self.config.stop.model_dump()
+        if logged:
+            rules["patience"] = self.config.steps
+        why = reason_to_stop([*history, row], **rules)
         if why is not None:
             self._stop(step, why, usable=math.isfinite(row["kl"] + row["entropy"]))
         return why is not None
