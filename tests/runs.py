@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,13 +15,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plaudit import config as configs
+from plaudit.data.collate import pack
 from plaudit.models.branch import Pool
 from plaudit.models.load import find_model, load_model
 from plaudit.reward.model import RewardModel
+from plaudit.rollout.collect import Forward
+from plaudit.rollout.generate import generate
+from plaudit.tensors import Sample, SamplingParams
 from plaudit.training import checkpoint, online
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import take_step
-from tiny_models import random_branch
+from tiny_models import as_samples, random_branch
 
 TIMES = ("seconds", "seconds_sampling", "tokens_per_second")
 PROMPTS = ["good morning", "what is your name", "tell me more", "I am tired", "coffee or tea"]
@@ -155,3 +162,67 @@ KILLS: list[Kill] = [
     before_it_is_logged, after_it_is_logged, within_the_log_line, before_it_is_saved, after_it_is_saved,
     within_the_update, within_the_export,
 ]  # fmt: skip
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ONLINE = (
+    "ppo", "reinforce", "rloo", "reinforce_plus_plus", "grpo", "dr_grpo", "dapo", "gspo", "rejection",
+)  # fmt: skip
+"""The shipped configs of recipes that learn from their own samples."""
+
+
+def shipped(name: str, **settings: Any) -> tuple[ModuleType, Any]:
+    """The recipe of configs/NAME.yaml, and that config with these settings changed (a section's by its names)."""
+    tree = configs.read_yaml(CONFIGS / f"{name}.yaml")
+    recipe = importlib.import_module(f"plaudit.recipes.{tree.pop('recipe')}")
+    for key, value in settings.items():
+        if key in recipe.Config.model_fields:
+            tree[key] = tree[key] | value if isinstance(value, dict) else value
+    return recipe, configs.parse(recipe.Config, tree, name)
+
+
+def changed(config: Any, **settings: Any) -> Any:
+    """The config with these settings; a section's are changed by their names."""
+    tree = config.model_dump()
+    for key, value in settings.items():
+        tree[key] = tree[key] | value if isinstance(value, dict) else value
+    return type(config).model_validate(tree)
+
+
+def judged(directory: Path, *, temperature: float = 1.0) -> dict[str, list[str]]:
+    """The settings `feedback` and `samples`: three completions of each prompt as the tiny model drew them, each rated
+    by the share of its ids that four divides, and one that nobody drew."""
+    params = SamplingParams(max_new_tokens=6, temperature=temperature)
+    drawn, ratings = directory / "drawn.jsonl", directory / "ratings.jsonl"
+    generate("tiny", Path(write_prompts(directory)), drawn, params, n=3, dtype=torch.float64)
+    lines = []
+    for line in drawn.read_text().splitlines():
+        row = json.loads(line)
+        share = sum(i % 4 == 0 for i in row["completion_ids"]) / len(row["completion_ids"])
+        lines.append({"prompt": row["prompt"], "completion": row["completion"], "scores": {"overall": share}})
+    lines.append({"prompt": PROMPTS[0], "completion": " good morning to you", "scores": {"overall": 1.0}})
+    ratings.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"feedback": [str(ratings)], "samples": [str(drawn)]}
+
+
+def made_up(
+    kl: list[list[float]],
+    *,
+    prompts: Sequence[int],
+    logprob: float = -2.0,
+    ended: Sequence[bool] | None = None,
+) -> tuple[Forward, list[Sample]]:
+    """A rollout with this k1 (nats) at each token: kl[i] are sample i's, prompts[i] the number of its prompt."""
+    longest = [False] * len(kl) if ended is None else ended
+    completions = [[5] * (len(row) - 1) + [1 if stop else 6] for row, stop in zip(kl, longest, strict=True)]
+    samples = [
+        replace(sample, prompt=prompt)
+        for sample, prompt in zip(as_samples([[4, p] for p in prompts], completions), prompts, strict=True)
+    ]
+    packed = pack([s.prompt_ids for s in samples], [s.completion_ids for s in samples])
+    blank = torch.zeros(packed.mask.shape, dtype=torch.float64)
+    now = blank + logprob * packed.mask
+    moved = blank.masked_scatter(
+        packed.mask, torch.tensor([x for row in kl for x in row], dtype=torch.float64)
+    )
+    return Forward(packed, {}, now, now - moved, now, blank, blank, None), samples
