@@ -189,18 +189,19 @@ def changed(config: Any, **settings: Any) -> Any:
     return type(config).model_validate(tree)
 
 
-def judged(directory: Path, *, temperature: float = 1.0) -> dict[str, list[str]]:
-    """The settings `feedback` and `samples`: three completions of each prompt as the tiny model drew them, each rated
-    by the share of its ids that four divides, and one that nobody drew."""
-    params = SamplingParams(max_new_tokens=6, temperature=temperature)
+def judged(directory: Path, *, model: str = "tiny", n: int = 3, seed: int = 0) -> dict[str, list[str]]:
+    """The settings `feedback` and `samples`: n completions of each prompt as the model drew them, each rated by the
+    share of its ids that four divides, and one that nobody drew."""
+    params = SamplingParams(max_new_tokens=6)
     drawn, ratings = directory / "drawn.jsonl", directory / "ratings.jsonl"
-    generate("tiny", Path(write_prompts(directory)), drawn, params, n=3, dtype=torch.float64)
+    generate(model, Path(write_prompts(directory)), drawn, params, n=n, seed=seed, dtype=torch.float64)
+    found = [json.loads(line) for line in drawn.read_text().splitlines()]
+    text = " good morning to you"
+    ids = load_model("tiny", torch.float64).tokenizer.complete(text)
     lines = []
-    for line in drawn.read_text().splitlines():
-        row = json.loads(line)
+    for row in (*found, {"prompt": PROMPTS[0], "completion": text, "completion_ids": ids}):
         share = sum(i % 4 == 0 for i in row["completion_ids"]) / len(row["completion_ids"])
         lines.append({"prompt": row["prompt"], "completion": row["completion"], "scores": {"overall": share}})
-    lines.append({"prompt": PROMPTS[0], "completion": " good morning to you", "scores": {"overall": 1.0}})
     ratings.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {"feedback": [str(ratings)], "samples": [str(drawn)]}
 
