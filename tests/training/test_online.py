@@ -90,6 +90,7 @@ def test_the_last_updates_weights_are_looked_at_too(tmp_path: Path, model: Model
     set_all(run, NAN)
     run.save(9)
     run.finish()
+    assert run.stopped
     assert run.state["stopped"].startswith("a weight is not a number")
     again = run_of(tmp_path, model)
     assert again.stopped
