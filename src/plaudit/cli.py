@@ -28,6 +28,7 @@ RECIPES = {
     "reinforce": "plaudit.recipes.reinforce",
     "grpo": "plaudit.recipes.grpo",
     "rejection": "plaudit.recipes.rejection",
+    "online_dpo": "plaudit.recipes.online_dpo",
     "dpo": "plaudit.recipes.dpo",
     "kto": "plaudit.recipes.kto",
     "ilql": "plaudit.recipes.ilql",

@@ -45,6 +45,7 @@ class Sample:
     between two turns); its logprob is 0 and never read. None: every token was drawn.
     policy_version and tokenizer fingerprint say whose tokens these are.
     asked: the prompt before it was rendered, where whoever made the sample knew it: a judge reads it.
+    reward: what an environment gave for it, where it was drawn as an episode.
     """
 
     prompt: int
@@ -59,6 +60,7 @@ class Sample:
     tokenizer: str
     action_mask: tuple[bool, ...] | None = None
     asked: Prompt | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

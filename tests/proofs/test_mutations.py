@@ -701,6 +701,121 @@ ONLINE = _room(
     ("before=step)\n", "before=step + 1)\n", "back to the weights that gave no numbers"),
     ("key=lambda s: (s.prompt, s.index)", "key=lambda s: 0", "samples in the order of the engine"),
 )  # fmt: skip
+ONLINE_RUN = _room(
+    "training/online",
+    "training/test_online",
+    ("if not self.stopped and not usable:", "if False:", "the last update's weights never looked at"),
+    ('rules["patience"] = self.config.steps', "pass", "a reward that cannot rise is waited for"),
+    ("if kl.target is None:", "if True:", "a price that is never steered"),
+    ("key=lambda s: (s.prompt, s.index))", "key=lambda s: s.prompt)",
+     "samples of a prompt in the engine's order"),
+    ('rng(*key, "prompts").integers', 'rng(config.seed, "prompts").integers', "every further draw of the same prompts"),
+    ("(config.seed, purpose, step, *([again] if again else []))", "(config.seed, purpose, step)",
+     "a further draw that is the first"),
+    ("max(old, new) if", "old + new if", "a maximum that is a sum"),
+    ("old + new / self.minibatches", "old + new", "figures summed over minibatches"),
+    ('"stopped": None, **self.state}\n        self._restore(checkpoint.latest(self.directory / "checkpoints"))',
+     '"stopped": None, **self.state}', "a run that begins anew each time"),
+) + _room(
+    "training/online",
+    "recipes/test_reinforce recipes/test_grpo",
+    ('ESTIMATORS[kl.estimator](', 'ESTIMATORS["k1"](', "one estimator for all"),
+    ('if self.place == "loss" and self.estimator == "k1":', "if False:", "k1 in the loss let in"),
+    ("everything, given = drawn or (samples, scores)", "everything, given = samples, scores",
+     "the reward of the groups that were chosen"),
+    ("gold = world.gold.score(everything)", "gold = world.gold.score(samples)", "the gold of other samples"),
+)  # fmt: skip
+LOGGED = _room(
+    "data/logged",
+    "data/test_logged",
+    ("ratings or won", "won or ratings", "comparisons before ratings"),
+    ("pair.target if pair.a == place else 1 - pair.target", "pair.target", "the loser's share for the winner's"),
+    ("sum(heard) / len(heard)", "max(heard)", "the kindest rater's word"),
+    ('row.get("tokenizer") == tokenizer.fingerprint', "True", "another tokenizer's ids"),
+    ('[float("nan")] * len(completion)', "[0.0] * len(completion)", "tokens of unknown origin called certain"),
+    ('"stop" if completion[-1] in tokenizer.eos_ids else "length"', '"stop"', "every completion ended"),
+    ("if len(scores) == 1:", "if False:", "equal scores let in"),
+    ('drawn.get((group.key, text), {})', 'drawn.get((group.key, ""), {})', "log-probabilities of another text"),
+    ('if len(row["completion_ids"]) != len(row["logprobs"]):', "if False:", "log-probabilities of other tokens"),
+)  # fmt: skip
+REINFORCE = _room(
+    "recipes/reinforce",
+    "recipes/test_reinforce",
+    ("others = returns - leave_one_out(returns, group)", "others = leave_one_out(returns, group)",
+     "the advantage for the baseline"),
+    ("float(returns.mean()) if baseline is None else baseline", "float(returns.mean())", "a baseline that never moves"),
+    ("(returns.mean() if config.baseline == \"batch\" else 0.0)", "returns.mean()", "a baseline where none is wanted"),
+    ("scores if config.feedback else online", "online", "a penalty on what people have judged"),
+    ('coef if config.kl.place == "reward" else 0.0', "coef", "a price paid twice"),
+    ("gamma=1.0, lam=1.0)", "gamma=1.0)", "what comes later is worth less"),
+    ("worth = (to_go - others[:, None]) * mask", "worth = to_go * mask", "tokens without their baseline"),
+    ("whiten(worth, torch.ones_like(worth, dtype=torch.bool)", "whiten(worth, worth > worth.min()",
+     "a mean without the worst"),
+    ("decay * (before or 0.0) + (1 - decay) * earned", "earned", "a moving mean that forgets at once"),
+    ("seen.sampled_logprobs.isnan(), seen.ref_logprobs,", "seen.sampled_logprobs.isnan(), seen.logprobs,",
+     "tokens of unknown origin counted as the policy's"),
+    ("weight * k3(", "k3(", "a KL as if the policy had drawn"),
+    ('row["kl"] = kl_from_logged(seen, config)', "pass", "the KL of the sampler's tokens"),
+    ("fewest < 2", "fewest < 1", "a completion compared with none"),
+    ("for place, p in enumerate(chosen) for s in logged[p].samples]",
+     "for place, p in enumerate(sorted(chosen)) for s in logged[p].samples]", "scores of other prompts"),
+    ("metrics.history, logged=heard is not None)", "metrics.history)", "patience with logged completions"),
+) + _room(
+    "recipes/reinforce",
+    "recipes/test_online_golden",
+    ("scale = tokens / completions if", "scale = 1.0 if", "a mean over tokens for a completion's slope"),
+    ("total = completions if whole else tokens", "total = tokens", "completions divided by tokens"),
+    ('ratio="product"', 'ratio="mean"', "another ratio of the completion"),
+    ("loss - config.entropy_coef", "loss + config.entropy_coef", "entropy as a cost"),
+    ("loss + coef * masked_mean(kl", "loss - coef * masked_mean(kl", "KL as a prize"),
+    ("torch.autograd.backward(scale * loss)", "torch.autograd.backward(loss)", "a slope of another length"),
+)  # fmt: skip
+GRPO = _room(
+    "recipes/grpo",
+    "recipes/test_grpo",
+    ("worth - coef * masked_sum(", "worth + coef * masked_sum(", "KL as a prize"),
+    ("scale=config.scale)", 'scale="group")', "one scale for all"),
+    ("found + overlong_penalty(", "found - overlong_penalty(", "length as a prize"),
+    ("groups.amin(1) < groups.amax(1)", "groups.amin(1) <= groups.amax(1)", "groups that teach nothing kept"),
+    ("for i in range(n)][:wanted]", "for i in range(n)]", "more groups than were wanted"),
+    ("replace(everything[at], prompt=place // n)", "replace(everything[at])", "two groups under one number"),
+    ("kept or list(range(wanted))", "kept or list(range(len(everything)))", "every draw kept where none teaches"),
+    ("config.dynamic_sampling + 2)", "config.dynamic_sampling + 1)", "a draw too few"),
+    ("    given = torch.tensor(scores, dtype=torch.float64)", "    given = torch.tensor(scores)",
+     "scores rounded to float32"),
+    ('if config.mean_over == "constant" else 1.0', 'if config.mean_over == "tokens" else 1.0',
+     "the constant for another mean"),
+    ('by_completion = config.ratio == "completion" or', 'by_completion = config.ratio == "token" or',
+     "every mean over completions"),
+    ("(groups.amin(1) == groups.amax(1))", "(groups.amin(1) != groups.amax(1))", "the other groups counted"),
+    ("given[kept], (everything, given), draws)", "given[kept], None, draws)", "the whole draw forgotten"),
+) + _room(
+    "recipes/grpo",
+    "recipes/test_online_golden",
+    ('"clip_high": config.clip_high,', '"clip_high": None,', "one clip both ways"),
+    ("torch.autograd.backward(constant * loss)", "torch.autograd.backward(loss)", "lengths that were drawn divide"),
+    ("loss + coef * mean(kl", "loss + coef * masked_mean(kl", "another mean of the KL"),
+    ("loss - config.entropy_coef", "loss + config.entropy_coef", "entropy as a cost"),
+    ("part.mask, ratio=\"mean\"", "part.mask, ratio=\"product\"", "another ratio of the completion"),
+    ('observed=row["kl"]', 'observed=row["approx_kl"]', "the controller watches the wrong KL"),
+)  # fmt: skip
+REJECTION = _room(
+    "recipes/rejection",
+    "recipes/test_rejection",
+    ("key=lambda i: -float(earned[i])", "key=lambda i: float(earned[i])", "the worst imitated"),
+    ("[:keep]", "[:1]", "one of each, however many are kept"),
+    ("part, temperature=config.temperature)", "part)", "temperature forgotten"),
+    ("online.rewards_of(scores, samples, config), config.keep", "scores, config.keep", "a missing end forgiven"),
+    ("total = float(packed.mask[torch.isin(packed.row, rows)].sum())", "total = float(packed.mask.sum())",
+     "the batch's count for the minibatch's"),
+    ('places.setdefault(sample.prompt, [])', 'places.setdefault(len(sample.prompt_ids), [])',
+     "the best of all prompts together"),
+) + _room(
+    "rollout/collect",
+    "recipes/test_online_golden",
+    ("int(mine.sum())", "len(rows)", "rows counted for completions"),
+    ("x[self.index] if x.ndim == 1", "x[: len(self.index)] if x.ndim == 1", "advantages of other samples"),
+)  # fmt: skip
 REWARD = (
     *_room("rollout/collect", "recipes/test_ppo_golden",
            ("int(packed.mask[mine].sum())", "int(packed.mask.sum())", "the batch's count for the minibatch's")),
@@ -1143,7 +1258,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE, *REWARD, *PROBE, *PERCEPTION, *DIAGNOSIS,
     *FEEDBACK, *TRAINING, *OPTIM, *MIXTURE, *DROPOUT, *SFT, *WHOLE_COMPLETIONS, *REINFORCE, *POLICY_PEER,
     *TRANSCRIPT, *ENVIRONMENT, *AGENT, *PREFERENCE_LOSS, *PREFERENCE, *Q_LOSS, *OFF_POLICY, *ILQL, *BANDIT,
-    *SCORERS, *JUDGE,
+    *SCORERS, *JUDGE, *ONLINE_RUN, *LOGGED, *GRPO, *REJECTION,
 )  # fmt: skip
 
 
@@ -1179,7 +1294,12 @@ class Stem:
     """tests/proofs/stem.py, one job at a time."""
 
     def __init__(self) -> None:
-        own = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
+        own = {
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "400",
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(REPO / "tests" / "proofs" / "stem.py")],
             cwd=REPO, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -1198,7 +1318,9 @@ class Stem:
         arguments = [*options, *(f"tests/{test}" for test in tests)]
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"room": str(room), "arguments": arguments, "seconds": seconds}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"room": str(room), "arguments": arguments, "seconds": seconds}) + "\n"
+        )
         self.process.stdin.flush()
         status = json.loads(self.process.stdout.readline())["status"]
         said = (room / "out").read_text(errors="replace")

@@ -58,10 +58,18 @@ def _drawn(paths: Sequence[str], tokenizer: Tokenizer) -> dict[tuple[str, str], 
     found: dict[tuple[str, str], Row] = {}
     for path in paths:
         for where, row in rows(path):
-            if not {"prompt", "completion", "completion_ids", "logprobs"} <= row.keys():
+            row = filled(row)
+            drawn = [row.get(name) for name in ("completion_ids", "logprobs")]
+            if not {"prompt", "completion"} <= row.keys() or not all(isinstance(x, list) for x in drawn):
                 raise UserError("is no sample", where=where, fix="name a file that `plaudit generate` wrote")
+            if len(row["completion_ids"]) != len(row["logprobs"]):
+                raise UserError(
+                    f"has {len(row['logprobs'])} logprobs for {len(row['completion_ids'])} ids",
+                    where=where,
+                    fix="name the file as `plaudit generate` wrote it",
+                )
             if row.get("tokenizer") == tokenizer.fingerprint:
-                found[prompt_key(read_prompt(filled(row))), row["completion"]] = row
+                found[prompt_key(read_prompt(row)), row["completion"]] = row
     return found
 
 

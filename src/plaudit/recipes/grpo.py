@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from plaudit import files
@@ -46,6 +46,26 @@ class Config(PolicyGradientConfig):
     dynamic_sampling: int = Field(default=0, ge=0)
     overlong_buffer: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _variants_fit(self) -> Config:
+        if self.ratio == "completion" and self.mean_over != "completions":
+            raise ValueError("ratio completion has one loss a completion; set mean_over: completions")
+        if self.overlong_buffer > self.max_new_tokens:
+            raise ValueError("overlong_buffer is more than max_new_tokens")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A step's completions. samples: whole groups, numbered by prompt; scores: [B] theirs, None where the rollout's
+    own pass may give them. everything: all that was drawn, with scores, where the samples are a choice from it.
+    draws: how many times."""
+
+    samples: list[Sample]
+    scores: Tensor | None = None
+    everything: tuple[list[Sample], Tensor] | None = None
+    draws: int = 1
+
 
 def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
     """Train in a run directory, from its latest checkpoint if it has one; returns the summary."""
@@ -67,7 +87,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             began = time.monotonic()
 
             # 2. Groups of completions; with dynamic sampling those whose scores differ.
-            samples, known, draws = groups_of_step(world, policy, step, config)
+            drawn = groups_of_step(world, policy, step, config)
+            samples, known = drawn.samples, drawn.scores
             sampled = time.monotonic()
 
             # 3. One pass for the policy's log-probabilities, the reference's, and scores.
@@ -78,16 +99,14 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 scores, said = known.to(seen.logprobs), {}
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
-            row = online.describe(world, samples, seen, scores) | said | {"draws": float(draws)}
+            row = online.describe(world, samples, seen, scores, drawn=drawn.everything) | said
+            row |= {"draws": float(drawn.draws), "equal_groups": equal_groups(scores, samples, config)}
             if learner.must_stop(step, row, metrics.history):
                 break
 
             # 4. Each completion beside the others of its prompt.
             coef = float(learner.state["kl_coef"])
             advantages = advantages_of(seen, scores, samples, coef, config)
-            row["equal_groups"] = float(
-                (advantages.view(-1, config.samples_per_prompt) == 0).all(1).double().mean()
-            )
 
             # 5. Epochs over the batch, and the KL coefficient for the next.
             rate = config.learning_rate * linear_to_zero(step, config.steps)
@@ -104,6 +123,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 learner.save(step + 1)
 
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
+    learner.finish()
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
     write_run_report(directory, summary)
@@ -111,38 +131,38 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     return summary
 
 
-def groups_of_step(
-    world: World, policy: Branch, step: int, config: Config
-) -> tuple[list[Sample], Tensor | None, int]:
-    """The step's samples, their scores where they had to be known, and how many times was drawn.
+def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> Drawn:
+    """This step's groups of completions, the scores known where they were needed to choose.
 
     With dynamic sampling, groups whose completions all earn the same teach nothing and are drawn anew, from other
     prompts, at most so many times (Yu et al. 2025, section 3.2); what is still missing then is left out, unless
     nothing would be left.
     """
-    samples = online.draw(world, policy, step, config, "grpo")
+    first = online.draw(world, policy, step, config, "grpo")
     if config.dynamic_sampling == 0:
-        return samples, None, 1
-    assert world.scorer is not None
-    n, kept, scores, draws = config.samples_per_prompt, list[Sample](), list[float](), 1
-    first = samples, world.scorer.score(samples)
-    here = first
-    while True:
-        for start in range(0, len(here[0]), n):
-            group, given = here[0][start : start + n], torch.tensor(here[1][start : start + n])
-            if (
-                len(kept) < n * config.prompts_per_step
-                and len(set(earned(given, group, config).tolist())) > 1
-            ):
-                kept += [replace(sample, prompt=len(kept) // n) for sample in group]
-                scores += given.tolist()
-        if len(kept) == n * config.prompts_per_step or draws > config.dynamic_sampling:
+        return Drawn(first)
+    n, wanted = config.samples_per_prompt, len(first)
+    everything, scores, kept = list[Sample](), list[float](), list[int]()
+    for draws in range(1, config.dynamic_sampling + 2):
+        more = first if draws == 1 else online.draw(world, policy, step, config, "grpo", again=draws - 1)
+        scores += online.judge(world, more).scores
+        everything += more
+        worth = earned(torch.tensor(scores, dtype=torch.float64), everything, config)
+        groups = worth.view(-1, n)
+        unlike = torch.nonzero(groups.amin(1) < groups.amax(1))[:, 0].tolist()
+        kept = [group * n + i for group in unlike for i in range(n)][:wanted]
+        if len(kept) == wanted:
             break
-        more = online.draw(world, policy, step, config, "grpo", again=draws)
-        here, draws = (more, world.scorer.score(more)), draws + 1
-    if not kept:
-        kept, scores = first
-    return kept, torch.tensor(scores, dtype=torch.float64), draws
+    kept = kept or list(range(wanted))
+    given = torch.tensor(scores, dtype=torch.float64)
+    samples = [replace(everything[at], prompt=place // n) for place, at in enumerate(kept)]
+    return Drawn(samples, given[kept], (everything, given), draws)
+
+
+def equal_groups(scores: Tensor, samples: Sequence[Sample], config: Config) -> float:
+    """The share of groups whose completions all earn the same, and so teach nothing."""
+    groups = earned(scores, samples, config).view(-1, config.samples_per_prompt)
+    return float((groups.amin(1) == groups.amax(1)).double().mean())
 
 
 def earned(scores: Tensor, samples: Sequence[Sample], config: Config) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from plaudit import files
 from plaudit.algorithms import LossOutput
 from plaudit.algorithms.advantages import gae, leave_one_out, shaped_rewards
+from plaudit.algorithms.kl import k3
 from plaudit.algorithms.masking import masked_mean, masked_sum, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.data.logged import Logged, read_logged
@@ -32,6 +33,7 @@ from plaudit.training.metrics import Metrics
 from plaudit.training.online import Meter, PolicyGradientConfig, Run, kl_of
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
+from plaudit.types import UserError
 
 
 class Config(PolicyGradientConfig):
@@ -48,14 +50,16 @@ class Config(PolicyGradientConfig):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return () if self.feedback else ("prompts", "reward")
+        return () if self.feedback or self.environment is not None else ("prompts", "reward")
 
     @model_validator(mode="after")
     def _baseline_has_others(self) -> Config:
         if self.baseline == "leave_one_out" and not self.feedback and self.samples_per_prompt < 2:
             raise ValueError("baseline leave_one_out wants samples_per_prompt of 2 or more")
-        if self.feedback and (self.prompts is not None or self.reward is not None):
-            raise ValueError("feedback holds prompts and scores; leave prompts and reward out")
+        if self.feedback and not self.prompts is self.reward is self.environment is None:
+            raise ValueError("feedback holds prompts and scores; leave prompts, reward and environment out")
+        if self.samples and not self.feedback:
+            raise ValueError("samples are looked up for feedback, and none is named")
         return self
 
 
@@ -67,6 +71,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     logged = None
     if config.feedback:
         logged = read_logged(config.feedback, config.samples, tokenizer, context=trunk.shape.context)
+        check_logged(logged, config)
     seed = torch_seed(config.seed, "policy adapter")
     learner = Run(
         directory,
@@ -100,7 +105,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 said = {}
                 seen = with_known_sampler(seen)
             row = online.describe(world, samples, seen, scores) | said
-            if learner.must_stop(step, row, metrics.history):
+            if heard is not None:
+                row["kl"] = kl_from_logged(seen, config)
+            if learner.must_stop(step, row, metrics.history, logged=heard is not None):
                 break
 
             # 4. What each token is worth, beside a baseline that it cannot move.
@@ -126,11 +133,30 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 learner.save(step + 1)
 
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
+    learner.finish()
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
     write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
+
+
+def check_logged(logged: Sequence[Logged], config: Config) -> None:
+    """UserError where a setting does not go with what was judged."""
+    where = ", ".join(config.feedback)
+    fewest, most = (pick(len(one.samples) for one in logged) for pick in (min, max))
+    if config.baseline == "leave_one_out" and fewest < 2:
+        raise UserError(
+            "has a prompt with one judged completion, which baseline leave_one_out has nothing to compare with",
+            where=where,
+            fix="judge two or more of each, or set baseline: batch",
+        )
+    if config.kl.target is not None and config.kl.horizon <= 0.2 * most * config.prompts_per_step:
+        raise UserError(
+            f"has {most} judged completions of a prompt, too many a step for kl.horizon {config.kl.horizon:g}",
+            where=where,
+            fix="raise kl.horizon or lower prompts_per_step",
+        )
 
 
 def judged_of_step(
@@ -146,6 +172,14 @@ def with_known_sampler(seen: Forward) -> Forward:
     """Tokens of which nothing says how likely they were count as drawn from the reference, the model as it began."""
     known = torch.where(seen.sampled_logprobs.isnan(), seen.ref_logprobs, seen.sampled_logprobs)
     return replace(seen, sampled_logprobs=known)
+
+
+def kl_from_logged(seen: Forward, config: Config) -> float:
+    """KL(policy || reference), nats a token, where the logged completions stand. The policy did not draw their tokens,
+    so that the mean of k1 would be about minus the KL the other way round; k3, weighed by how much likelier the
+    policy is to draw the token, has the right mean and is never negative."""
+    weight = (seen.logprobs - seen.sampled_logprobs).exp().clamp(max=config.importance_cap)
+    return float(masked_mean(weight * k3(seen.logprobs, seen.ref_logprobs), seen.packed.mask))
 
 
 def advantages_of(

@@ -87,6 +87,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 learner.save(step + 1)
 
     # 5. The policy as an adapter (peft's format) and as a whole model that transformers loads.
+    learner.finish()
     write_policy(policy, world.model, directory)
     summary = online.summary_of(learner, metrics.history)
     write_run_report(directory, summary)

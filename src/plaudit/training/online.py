@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -23,8 +24,10 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
-from plaudit.reward.scores import figures_of, scored
+from plaudit.reward.scores import Scores, figures_of, scored
+from plaudit.rollout.agent import Agent, episodes
 from plaudit.rollout.collect import Forward, forward
+from plaudit.rollout.environment import open_environments
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams, Scorer
 from plaudit.training import checkpoint, machine
@@ -32,6 +35,9 @@ from plaudit.training.optim import adam, take_step
 from plaudit.training.policy import AdapterConfig
 from plaudit.training.stop import reason_to_stop
 from plaudit.types import Prompt
+
+AT_ONCE = 64
+"""Completions that are drawn, or episodes that are played, at a time; it changes no draw."""
 
 
 class KLConfig(Base):
@@ -68,6 +74,8 @@ class OnlineConfig(Base):
     model: str = "smollm2"
     prompts: str | None = None
     reward: str | None = None
+    environment: str | None = None
+    turns: int = Field(default=16, ge=1)
     gold: str | None = None
     start: str | None = None
     seed: int = 0
@@ -91,13 +99,15 @@ class OnlineConfig(Base):
     @property
     def needs(self) -> tuple[str, ...]:
         """Settings that must be given."""
-        return ("prompts", "reward")
+        return () if self.environment is not None else ("prompts", "reward")
 
     @model_validator(mode="after")
     def _settings_fit(self) -> OnlineConfig:
         for name in self.needs:
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is not set")
+        if self.environment is not None and (self.prompts is not None or self.reward is not None):
+            raise ValueError("an environment asks and rewards by itself; leave prompts and reward out")
         if self.start is not None and self.adapter.rank == 0:
             raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
         return self
@@ -121,7 +131,7 @@ class PolicyGradientConfig(OnlineConfig):
 @dataclass(frozen=True, slots=True)
 class World:
     """What a policy acts in: the model with its frozen trunk, prompts as they were asked and as ids, and who scores
-    what it says."""
+    what it says; or rooms, copies of a text environment, which ask and score themselves."""
 
     model: Model
     asked: list[Prompt]
@@ -130,6 +140,7 @@ class World:
     gold: Scorer | None
     engine: LocalEngine
     params: SamplingParams
+    rooms: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
 
     @property
     def reward_branch(self) -> Branch | None:
@@ -143,30 +154,35 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
     model = model or load_model(config.model, dtype, device)
     asked = [] if config.prompts is None else read_prompts(config.prompts)
     prompts = [model.tokenizer.render(prompt) for prompt in asked]
-    engine = LocalEngine(model.trunk, model.tokenizer, max_batch=64)
+    engine = LocalEngine(model.trunk, model.tokenizer, max_batch=AT_ONCE)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     engine.check(prompts, params)
     scorer, gold = (
         None if spec is None else open_scorer(spec, model) for spec in (config.reward, config.gold)
     )
-    return World(model, asked, prompts, scorer, gold, engine, params)
+    at_once = min(AT_ONCE, config.prompts_per_step * config.samples_per_prompt)
+    rooms = [] if config.environment is None else open_environments(config.environment, at_once)
+    return World(model, asked, prompts, scorer, gold, engine, params, rooms)
 
 
 def draw(
     world: World, policy: Branch, step: int, config: OnlineConfig, purpose: str, again: int = 0
 ) -> list[Sample]:
-    """samples_per_prompt completions of each prompt of this step, by prompt. again: which further draw of the same
-    step; its prompts are drawn afresh."""
+    """samples_per_prompt completions of each prompt of this step, by prompt; or so many episodes from each of as many
+    starts. again: which further draw of the same step; its prompts are drawn afresh."""
     world.engine.load(policy.adapter or policy.trunk, version=f"step-{step}")
+    key: tuple[int | str, ...] = (config.seed, purpose, step, *([again] if again else []))
+    starts, n = config.prompts_per_step, config.samples_per_prompt
+    if world.rooms:
+        played = episodes(
+            Agent(world.engine, world.params), world.rooms, starts, n, key=key, turns=config.turns
+        )
+        return [replace(episode.sample, reward=episode.score) for episode in played]
     if again == 0:
-        chosen = prompts_of_step(len(world.prompts), step, config.prompts_per_step, config.seed)
-        key: tuple[int | str, ...] = (config.seed, purpose, step)
+        chosen = prompts_of_step(len(world.prompts), step, starts, config.seed)
     else:
-        key = (config.seed, purpose, step, again)
-        chosen = rng(*key, "prompts").integers(len(world.prompts), size=config.prompts_per_step).tolist()
-    drawn = world.engine.sample(
-        [world.prompts[p] for p in chosen], config.samples_per_prompt, world.params, key
-    )
+        chosen = rng(*key, "prompts").integers(len(world.prompts), size=starts).tolist()
+    drawn = world.engine.sample([world.prompts[p] for p in chosen], n, world.params, key)
     samples = sorted(drawn, key=lambda s: (s.prompt, s.index))
     return [replace(sample, asked=world.asked[chosen[sample.prompt]]) for sample in samples]
 
@@ -206,10 +222,17 @@ def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> tuple[T
     says beside them that is worth logging, such as an ensemble's mean uncertainty."""
     if seen.shares is not None:
         return seen.shares.sum(1), {}
-    assert world.scorer is not None
-    said = scored(world.scorer, samples)
+    said = judge(world, samples)
     scores = torch.tensor(said.scores, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
     return scores, figures_of(said)
+
+
+def judge(world: World, samples: Sequence[Sample]) -> Scores:
+    """What the scorer says of the samples; or what the environment gave for the episodes."""
+    if world.rooms:
+        return Scores([float(sample.reward or 0.0) for sample in samples])
+    assert world.scorer is not None
+    return scored(world.scorer, samples)
 
 
 def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
@@ -238,19 +261,32 @@ def kl_of(logprobs: Tensor, ref_logprobs: Tensor, kl: KLConfig) -> Tensor:
     return ESTIMATORS[kl.estimator](logprobs, ref_logprobs)
 
 
-def describe(world: World, samples: Sequence[Sample], seen: Forward, scores: Tensor) -> dict[str, float]:
-    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats."""
+def describe(
+    world: World,
+    samples: Sequence[Sample],
+    seen: Forward,
+    scores: Tensor,
+    *,
+    drawn: tuple[Sequence[Sample], Tensor] | None = None,
+) -> dict[str, float]:
+    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats.
+
+    drawn: all that the policy drew, with scores, where the batch is a choice from it: what the policy earns and how
+    long it talks is read from all.
+    """
     mask = seen.packed.mask
+    everything, given = drawn or (samples, scores)
     row = {
-        "reward": float(scores.mean()),
-        "reward_std": float(scores.std(correction=0)),
+        "reward": float(given.mean()),
+        "reward_std": float(given.std(correction=0)),
         "kl": float(masked_mean(k1(seen.logprobs, seen.ref_logprobs), mask)),
         "entropy": float(masked_mean(seen.entropies, mask)),
-        "eos_rate": float(ended(samples, mask.device).double().mean()),
-        "length": float(mask.sum(1).to(torch.float64).mean()),
+        "eos_rate": float(ended(everything, mask.device).double().mean()),
+        "length": sum(sum(s.action_mask or [True] * len(s.completion_ids)) for s in everything)
+        / len(everything),
     }
     if world.gold is not None:
-        gold = world.gold.score(samples)
+        gold = world.gold.score(everything)
         row["gold"] = sum(gold) / len(gold)
     return row
 
@@ -310,13 +346,29 @@ class Run:
             tensors |= checkpoint.prefixed(name, branch.state())
         checkpoint.save(self.directory / "checkpoints", step, tensors, self.state)
 
-    def must_stop(self, step: int, row: dict[str, float], history: Sequence[dict[str, float]]) -> bool:
-        """Whether a rule ends the run before this step's update. It is saved then; weights that give no numbers are
-        of no use, so that the model is the one last saved before them, or the first."""
-        why = reason_to_stop([*history, row], **self.config.stop.model_dump())
-        if why is None:
-            return False
-        if not math.isfinite(row["kl"] + row["entropy"]):
+    def must_stop(
+        self, step: int, row: dict[str, float], history: Sequence[dict[str, float]], *, logged: bool = False
+    ) -> bool:
+        """Whether a rule ends the run before this step's update. logged: the rewards are of completions that the
+        policy did not draw, so that they need not rise."""
+        rules = self.config.stop.model_dump()
+        if logged:
+            rules["patience"] = self.config.steps
+        why = reason_to_stop([*history, row], **rules)
+        if why is not None:
+            self._stop(step, why, usable=math.isfinite(row["kl"] + row["entropy"]))
+        return why is not None
+
+    def finish(self) -> None:
+        """After the last step, whose weights no rollout has looked at."""
+        usable = all(bool(p.float().isfinite().all()) for p in self.parameters())
+        if not self.stopped and not usable:
+            self._stop(self.done, "a weight is not a number: lower the learning rate", usable=False)
+
+    def _stop(self, step: int, why: str, *, usable: bool) -> None:
+        """Save that the run is over, and why. Weights that give no numbers are of no use: the model is then the one
+        last saved before them, or the first."""
+        if not usable:
             found = checkpoint.latest(self.directory / "checkpoints", before=step)
             if found is None:
                 for name, fresh in self.make().items():
@@ -326,7 +378,6 @@ class Run:
             why += f" (the model is that of step {self.state['step']})"
         self.state["stopped"] = why
         self.save(step)
-        return True
 
 
 def shown(row: dict[str, float]) -> str:
@@ -334,9 +385,7 @@ def shown(row: dict[str, float]) -> str:
     return (
         f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
         f"length {row['length']:.0f}  eos {row['eos_rate']:.2f}  {row['tokens_per_second']:.0f} tok/s"
-        + "  every score is the same"
-        * (row["reward_std"] == 0)
-    )
+    ) + "  every score is the same" * (row["reward_std"] == 0)
 
 
 def summary_of(run: Run, history: Sequence[dict[str, float]]) -> dict[str, Any]:
