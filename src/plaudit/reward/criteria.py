@@ -50,6 +50,10 @@ class CriteriaHead(ScalarHead):
         """[..., width] -> [...]."""
         return (self.each(hidden) @ self.shares) * self.gain + self.shift
 
+    def by_name(self) -> dict[str, float]:
+        """Each criterion's share of the score."""
+        return dict(zip(self.names, self.shares.tolist(), strict=True))
+
     def merged(self) -> ScalarHead:
         """The same numbers from one head."""
         head = ScalarHead(self.weight.shape[1], dtype=self.weight.dtype).to(self.weight.device)

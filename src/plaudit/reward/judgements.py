@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from plaudit.algorithms import LossOutput
 from plaudit.algorithms.rater_loss import rater_bradley_terry, rater_ordinal, rater_plackett_luce
 from plaudit.algorithms.reward_loss import bradley_terry, ordinal, plackett_luce, rating_regression
 from plaudit.data.judged import Judged, Pair
-from plaudit.reward.raters import RaterEffects, copy_weights
+from plaudit.reward.raters import GOLD_RATER, RaterEffects, copy_weights
+from plaudit.types import UserError
 
 OVERALL = -1
 """The criterion that is the weighted sum of all."""
@@ -99,9 +100,10 @@ class Judgements:
                 pairs.append((start + pair.a, start + pair.b, pair.target, margin, shown(pair), who))
                 units.append(((group.key, frozenset((pair.a, pair.b))), who))
             for one in group.rankings if listwise else ():
-                who = effects.index(one.rater)
-                rankings.append(([start + place for place in one.places], who))
-                ranking_units.append(((group.key, frozenset(one.places)), who))
+                who, places = effects.index(one.rater), list(dict.fromkeys(one.places))
+                if len(places) > 1:  # a text that was ranked twice counts at its better place
+                    rankings.append(([start + place for place in places], who))
+                    ranking_units.append(((group.key, frozenset(places)), who))
             for rated in group.ratings:
                 ratings += [
                     (start + rated.place, level, criterion, effects.index(rated.rater))
@@ -202,6 +204,51 @@ class Judgements:
         ).loss
 
 
+def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEffects]:
+    """The reading with the levels that ratings take, and the raters with no habits yet. By the crowd where fewer than
+    two raters are named. UserError for a criterion that nobody scored, and for ratings without levels."""
+    check_criteria(training, asked)
+    counts: dict[str, int] = {}
+    rated: set[str] = set()
+    for group in training:
+        for one in (*group.pairs, *group.ratings):
+            if one.rater is not None and one.rater != GOLD_RATER:
+                counts[one.rater] = counts.get(one.rater, 0) + 1
+        rated |= {one.rater for one in group.ratings if one.rater is not None}
+    names = sorted(counts) if asked.aware and len(counts) > 1 else []
+    reading = replace(asked, aware=bool(names))
+    values = [
+        level
+        for group in training
+        for one in group.ratings
+        for _, level in said(one.rating, one.scores, replace(reading, rating="regression"))
+    ]
+    if reading.rating == "regression" or not values:
+        return replace(reading, rating="regression"), RaterEffects(names, sorted(rated))
+    reading = replace(reading, levels=levels_of(values))
+    if len(reading.levels) < 2:
+        raise UserError(
+            f"all ratings are {reading.levels[0]:g}, which makes no levels",
+            where="reward_model",
+            fix="set rating=regression, or collect more varied ratings",
+        )
+    effects = RaterEffects(names, sorted(rated), levels=len(reading.levels))
+    levels = torch.tensor([int(level_of(value, reading)) for value in values])
+    effects.frequencies(torch.bincount(levels, minlength=len(reading.levels)))
+    return reading, effects
+
+
+def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
+    """UserError for a criterion that no rating has, and for criteria where there are no ratings."""
+    scored = {name for group in training for one in group.ratings for name in one.scores}
+    missing = [name for name in reading.criteria if name not in scored]
+    if missing:
+        known = f"scored are {', '.join(sorted(scored))}" if scored else "there are no ratings"
+        raise UserError(
+            f"nobody scored {missing[0]!r}", where="criteria", fix=f"{known}; take it out, or collect ratings of it"
+        )
+
+
 def strength_share(pair: Pair) -> float:
     """0 for the least strength (1) or none asked or a tie, 1 for the greatest (4)."""
     return 0.0 if pair.strength is None or pair.target == 0.5 else (pair.strength - 1) / 3
@@ -229,12 +276,9 @@ def level_of(rating: float, reading: Reading) -> float:
     return float(min(range(len(reading.levels)), key=lambda k: abs(reading.levels[k] - rating)))
 
 
-def levels_of(groups: Sequence[Judged], reading: Reading) -> tuple[float, ...]:
-    """The values that ratings take, at most `MOST_LEVELS`: all of them, else tenths of their distribution."""
-    plain = Reading(criteria=reading.criteria)
-    ratings = sorted(
-        level for group in groups for one in group.ratings for _, level in said(one.rating, one.scores, plain)
-    )
+def levels_of(ratings: Sequence[float]) -> tuple[float, ...]:
+    """The values that ratings take, at most `MOST_LEVELS`: all of them, else the middles of tenths of them."""
+    ratings = sorted(ratings)
     values = sorted({round(rating, 4) for rating in ratings})
     if len(values) <= MOST_LEVELS:
         return tuple(values)

@@ -91,19 +91,20 @@ class RaterEffects(nn.Module):
         return log_scale, (self.severity - mean) * share
 
     def of(self, raters: Tensor, dtype: torch.dtype = torch.float64) -> Habits:
-        """The habits of raters by place, [N] each."""
+        """The habits of raters by place, [N] each, where `raters` is."""
         log_scale, severity = self.centred()
         right = torch.tanh((CROWD_Q + self.reliability) / 2)
         ends = right.new_tensor([1.0, 1.0 - CROWD_CARELESS])  # gold, the crowd
         right = torch.cat([right, ends])
         nothing = right.new_zeros(2)
         sign = torch.where(right < 0, -1.0, 1.0)
-        return Habits(
-            (1.0 - right.abs())[raters].to(dtype),
-            (sign * torch.cat([log_scale, nothing]).exp())[raters].to(dtype),
-            torch.cat([self.side, nothing])[raters].to(dtype),
-            torch.cat([severity, nothing])[raters].to(dtype),
+        tables = (
+            1.0 - right.abs(),
+            sign * torch.cat([log_scale, nothing]).exp(),
+            torch.cat([self.side, nothing]),
+            torch.cat([severity, nothing]),
         )
+        return Habits(*(table.to(raters.device, dtype)[raters] for table in tables))
 
     def prior(self) -> Tensor:
         """What the habits cost beside the judgements' negative log-likelihood, in nats."""

@@ -27,12 +27,14 @@ def score(
     out: Path,
     *,
     model: str | None = None,
+    criteria: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Write each row of `source` with its "score" (higher is better; the reward model's unit) as JSONL, all at once.
 
-    A row holds "prompt" and "completion"; its other keys are kept. model: the reward model's base, where the
+    A row holds "prompt" and "completion"; its other keys are kept. criteria: write "criteria" beside it, each one's
+    number by name, in log-odds. model: the reward model's base, where the
     directory that it was trained on has moved. Returns the counts and the mean score. UserError for a reward model,
     its base or a row that cannot be read, for a row too long for the model, and for a place that cannot be written.
     """
@@ -43,6 +45,9 @@ def score(
     pairs = [ids_of(row, where, scorer) for where, row in found]
     scores = score_in_parts(scorer, pairs)
     lines = [{**row, "score": number} for (_, row), number in zip(found, scores, strict=True)]
+    if criteria:
+        each = scorer.criteria_ids([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+        lines = [{**line, "criteria": numbers} for line, numbers in zip(lines, each, strict=True)]
     files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return {"rows": len(lines), "mean": sum(scores) / len(scores)}
 
