@@ -22,8 +22,8 @@ judgements keep their full weight in the reward, which is the mean of tastes. Wi
 fewer than `ENOUGH` judgements own_r is: a rater who differs from features and colleagues alike is then taken for
 careless, and can be right all the same. Ask some things twice.
 
-Copies: two raters who agree more often than their habits and everybody else's answers explain are counted as
-fewer (`copy_weights`). Two who share a sharp taste of their own agree as much and cannot be told from them; both ways,
+Copies: two raters who agree more often than their habits and everybody else's answers explain, by more than one standard
+error, are counted as fewer (`copy_weights`); beyond what chance could do they are named. Two who share a sharp taste of their own agree as much and cannot be told from them; both ways,
 their common answers are no two independent witnesses of the crowd's opinion.
 """
 
@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -61,10 +62,10 @@ GOLD_GAP = 3.0
 """Log-odds between the answers of a gold item: a careful rater misses one in twenty."""
 TASTE_LOG_SD, USUAL_TASTE = 1.0, 0.3
 """A rater's own taste: its logarithm's standard deviation, and where that is centred, in log-odds."""
-SHARED = 8
-"""The fewest judgements that two raters must share before copying can be found out."""
+SHARED = 5
+"""The fewest judgements that two raters must share before copying is looked for."""
 DOUBT = 0.01
-"""The chance at which some pair of independent raters is taken for copying (Bonferroni)."""
+"""The chance that some pair of independent raters is named as copying (Bonferroni)."""
 
 
 class Hidden(torch.nn.Module):
@@ -174,10 +175,17 @@ def settle(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> 
     return hidden
 
 
+class Copied(NamedTuple):
+    """[R, R] each: the share of what two raters both judged in which one says what the other does beyond what their
+    habits and all others' answers explain, less one standard error; whether chance cannot do that (`DOUBT`)."""
+
+    share: Tensor
+    sure: Tensor
+
+
 @torch.no_grad()
-def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects) -> Tensor:
-    """[R, R]: of what two raters both judged, the share in which one says what the other does beyond what their habits
-    and all others' answers explain; 0 where that is no more than chance can do (`DOUBT`) or they share too little."""
+def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects) -> Copied:
+    """Of comparisons; 0 where two raters share fewer than `SHARED`. Gold items and ties are not looked at."""
     raters = len(effects.names)
     units, first = unit_logprobs("comparison", table, hidden, reading, effects)
     items = item_logprobs(table, units)
@@ -193,8 +201,9 @@ def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: Rater
             both[int(table.unit_rater[a]), int(table.unit_rater[b])].append((a, b))
     both = {pair: shared for pair, shared in both.items() if len(shared) >= SHARED}
     copied = torch.zeros(raters, raters, dtype=torch.float64)
+    sure = torch.zeros(raters, raters, dtype=torch.bool)
     if not both:
-        return copied
+        return Copied(copied, sure)
     limit = NormalDist().inv_cdf(1 - DOUBT / len(both))
     for (r, s), shared in both.items():
         a, b = (torch.tensor(side) for side in zip(*shared, strict=True))
@@ -202,9 +211,10 @@ def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: Rater
         alike = (others * (first[a] * first[b] + (1 - first[a]) * (1 - first[b]))).sum(-1)
         seen = (answer[a] == answer[b]).double()
         beyond = float((seen - alike).sum())
-        if beyond > limit * float((alike * (1 - alike)).sum().sqrt()):
-            copied[r, s] = copied[s, r] = min(1.0, beyond / float((1 - alike).sum()))
-    return copied
+        error = float((alike * (1 - alike)).sum().sqrt())
+        copied[r, s] = copied[s, r] = min(1.0, max(0.0, beyond - error) / float((1 - alike).sum()))
+        sure[r, s] = sure[s, r] = beyond > limit * error
+    return Copied(copied, sure)
 
 
 def own_scores(
@@ -232,10 +242,11 @@ def own_scores(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the measurement left behind for the figures of each rater."""
+    """What the measurement left behind for the figures of each rater; copying [R, R]: who surely copies whom."""
 
     tables: dict[str, Table]
     hidden: Hidden
+    copying: Tensor
 
 
 def measure_raters(
@@ -253,6 +264,7 @@ def measure_raters(
     """
     even, _, _ = standardised(states)
     penalties = PENALTIES
+    copying = torch.zeros(len(effects.names), len(effects.names), dtype=torch.bool)
     own = own_scores(groups, even, effects, seed)
     for turn in range(ROUNDS):
         as_read = replace(reading, aware=turn > 0)
@@ -261,5 +273,6 @@ def measure_raters(
         found = tables(groups, left.scores, left.each, reading, effects, own)
         hidden = settle(found, reading, effects)
         if "comparison" in found and turn < ROUNDS - 1:
-            effects.copied.copy_(copied_shares(found["comparison"], hidden, reading, effects))
-    return Measured(found, hidden)
+            share, copying = copied_shares(found["comparison"], hidden, reading, effects)
+            effects.copied.copy_(share)
+    return Measured(found, hidden, copying)

@@ -41,7 +41,7 @@ def rater_figures(
         mass = chance[place][order].cumsum(0)
         low, high = (float(careless[order][int((mass < at).sum())]) for at in (0.05, 0.95))
         inverted = float(chance[place][(GRID < 0) & (careless < 0.5)].sum())
-        copied = effects.copied[place]
+        copies = torch.nonzero(measured.copying[place])[:, 0].tolist()
         row: dict[str, Any] = {
             "judgements": sum(int((table.rater == place).sum()) for table in measured.tables.values()),
             "careless": float(habits.careless[place]),
@@ -52,7 +52,7 @@ def rater_figures(
             "own_taste": float(taste[place]),
             "agreement": agreement(measured.tables.get("comparison"), place),
             **again(groups, name, measured.tables.get("comparison"), place),
-            "copies": {effects.names[i]: float(copied[i]) for i in torch.nonzero(copied)[:, 0].tolist()},
+            "copies": {effects.names[i]: float(effects.copied[place, i]) for i in copies},
         }
         row["label"] = label(row, float(chance[place][careless >= 0.5].sum()), inverted)
         found[name] = row
@@ -75,16 +75,13 @@ def label(row: dict[str, Any], careless: float, inverted: float) -> str:
 def posteriors(measured: Measured, reading: Reading, effects: RaterEffects) -> Tensor:
     """[R, grid]: of each rater's reliability, all else as estimated."""
     before = effects.reliability.clone()
+    others = given_others(measured, reading, effects)
     log = -((GRID - CROWD_Q) / RELIABILITY_SD).square() / 2
     log = log.expand(len(effects.names), -1).clone()
     for at, value in enumerate(GRID):
         effects.reliability.fill_(float(value) - CROWD_Q)
-        now = {
-            kind: unit_logprobs(kind, table, measured.hidden, reading, effects)[0]
-            for kind, table in measured.tables.items()
-        }
-        effects.reliability.copy_(before)
-        log[:, at] += evidence(now, measured, reading, effects)
+        log[:, at] += evidence(measured, measured.hidden, reading, effects, others)
+    effects.reliability.copy_(before)
     return torch.softmax(log, -1)
 
 
@@ -95,27 +92,31 @@ def taste_nats(measured: Measured, reading: Reading, effects: RaterEffects) -> T
     without.load_state_dict(hidden.state_dict())
     without.taste.fill_(NONE)
     without.own.fill_(NONE)
+    others = given_others(measured, reading, effects)
+    with_it, without_it = (
+        evidence(measured, these, reading, effects, others) for these in (hidden, without)
+    )
+    return with_it - without_it
 
-    def of(these: Hidden) -> Tensor:
-        now = {
-            kind: unit_logprobs(kind, table, these, reading, effects)[0]
-            for kind, table in measured.tables.items()
-        }
-        return evidence(now, measured, reading, effects)
 
-    return of(hidden) - of(without)
+def given_others(measured: Measured, reading: Reading, effects: RaterEffects) -> dict[str, Tensor]:
+    """[U, Q] by kind: the nodes' log-weights for each unit, given what everybody else said of its item."""
+    found = {}
+    for kind, table in measured.tables.items():
+        units, _ = unit_logprobs(kind, table, measured.hidden, reading, effects)
+        found[kind] = torch.log_softmax(item_logprobs(table, units)[table.unit_item] - units, -1)
+    return found
 
 
 def evidence(
-    now: dict[str, Tensor], measured: Measured, reading: Reading, effects: RaterEffects
+    measured: Measured, hidden: Hidden, reading: Reading, effects: RaterEffects, others: dict[str, Tensor]
 ) -> Tensor:
-    """[R]: log P of each rater's judgements (units' log P at the nodes in `now`), given what all others said."""
+    """[R]: log P of each rater's judgements by these habits, given what everybody else said."""
     total = torch.zeros(len(effects.names), dtype=torch.float64)
     for kind, table in measured.tables.items():
-        units, _ = unit_logprobs(kind, table, measured.hidden, reading, effects)
-        others = torch.log_softmax(item_logprobs(table, units)[table.unit_item] - units, -1)
+        units, _ = unit_logprobs(kind, table, hidden, reading, effects)
+        told = torch.logsumexp(others[kind] + units, -1)
         known = table.unit_rater >= 0
-        told = torch.logsumexp(others + now[kind], -1)
         total.index_add_(0, table.unit_rater[known], told[known])
     return total
 
