@@ -54,7 +54,7 @@ NODES, TASTE_NODES = 15, 7
 """Points of the quadratures over d and z."""
 ENOUGH = 30
 """The fewest comparisons from which a rater's own taste is looked for in the features."""
-OWN_PENALTIES = (0.3, 3.0, 30.0)
+OWN_PENALTIES = (1.0, 10.0)
 """Penalties tried for a fit to one rater alone."""
 OWN_LOGIT, OWN_SD = -3.0, 1.5
 """The share of a rater's judgement that is not the crowd's: its logit's mean and standard deviation."""
