@@ -14,21 +14,23 @@ back is (aware - plain) / (oracle - plain) of the means over seeds, its interval
 People: five folds by prompt; the head is fitted to frozen states of smollm2 (half-way up, mean of tokens) as the
 reward_model recipe's probe does. Nothing is tuned on the folds that are measured.
 
-Both write their part of benchmarks/raters.json, draw docs/images/raters.html and print the tables of benchmarks/README.md.
+Both write what they find to benchmarks/raters.json, row by row, and go on from there when they are stopped; then they draw
+the chart, one self-contained page, and print the tables of benchmarks/README.md (`table` does that alone).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import raters_people
 import torch
 from numpy.typing import NDArray
 
@@ -185,26 +187,30 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def simulated() -> dict[str, Any]:
-    begun, found = time.process_time(), []
+def simulated(keep: Callable[[list[dict[str, Any]]], None], found: list[dict[str, Any]]) -> None:
+    """Every kind and size that `found` lacks; `keep` is given all rows after each."""
     for kind in KINDS:
         sizes, seeds = (SIZES, SEEDS) if kind == "careless" else (FEWER_SIZES, FEWER_SEEDS)
         for labels in sizes:
+            if any((row["kind"], row["labels"]) == (kind, labels) for row in found):
+                continue
+            begun = time.process_time()
             rows = [trial(kind, labels, seed) for seed in seeds]
             found.append(
                 {
                     "kind": kind,
                     "labels": labels,
-                    "seeds": len(rows),
+                    "seeds": list(seeds),
                     "accuracy": {name: mean_and_interval([row[name] for row in rows]) for name in LEARNERS},
                     "dawid_skene_won_back": won_back(rows, "dawid_skene"),
                     "aware_won_back": won_back(rows, "aware"),
                     "aware_less_plain": mean_and_interval([row["aware"] - row["plain"] for row in rows]),
                     "told": told(rows),
+                    "cpu_seconds": round(time.process_time() - begun),
                 }
             )
+            keep(found)
             print(row_of(found[-1]), flush=True)
-    return {"rows": found, "cpu_minutes": round((time.process_time() - begun) / 60, 1)}
 
 
 def told(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -233,21 +239,29 @@ def row_of(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("study", choices=("simulated", "people", "table"))
+    parser.add_argument("--figure", type=Path, default=Path("runs/raters.html"), help="the chart to draw")
+    parser.add_argument("--afresh", action="store_true", help="measure again what raters.json holds")
     parser.add_argument("--data", type=Path, help="the folder that holds pandalm_3raters and mlqe_pe_da")
     parser.add_argument("--cache", type=Path, default=Path("runs/raters-cache"), help="where states are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
     record = HERE / "raters.json"
-    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    found: dict[str, Any] = {"simulated": [], "people": []}
+    if record.exists() and not given.afresh:
+        found = json.loads(record.read_text(encoding="utf-8"))
+
+    def keep(part: str, rows: list[dict[str, Any]]) -> None:
+        found[part] = rows
+        record.write_text(json.dumps(found) + "\n", encoding="utf-8")
+
     if given.study == "simulated":
-        found["simulated"] = simulated() | {"machine": platform.processor() or platform.machine()}
+        simulated(partial(keep, "simulated"), found["simulated"])
     elif given.study == "people":
-        found["people"] = raters_people.people(given.data, given.cache)
-    if given.study != "table":
-        record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (HERE.parent / "docs" / "images" / "raters.html").write_text(raters_people.figure(found), encoding="utf-8")
-    print("\n".join([HEAD, *map(row_of, found["simulated"]["rows"])]))
-    print(raters_people.table(found.get("people", {})))
+        raters_people.people(given.data, given.cache, partial(keep, "people"), found["people"])
+    given.figure.parent.mkdir(parents=True, exist_ok=True)
+    given.figure.write_text(raters_people.figure(found["simulated"]), encoding="utf-8")
+    print("\n".join([HEAD, *map(row_of, found["simulated"])]), end="\n\n")
+    print(raters_people.table(found["people"]))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.offline
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +25,7 @@ from plaudit.reward.judgements import Reading, begin
 from plaudit.reward.measure_raters import measure_raters
 from plaudit.reward.probe import Examples, fit, leave_out, standardised
 from plaudit.reward.rater_figures import rater_figures
+from plaudit.training import machine
 from plaudit.types import Message, Preference, Rating, Record
 
 FOLDS = 5
@@ -74,7 +75,7 @@ def states(name: str, groups: Sequence[Judged], model: Model, cache: Path) -> li
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         branch = Branch(model.trunk, exit=exit_depth(0.5, model.trunk.shape.depth), pool="mean")
-        save_file({"states": torch.cat(states_of(branch, groups, 4096))}, path)
+        save_file({"states": torch.cat(states_of(branch, groups, 4096)).float()}, path)
     sizes = [len(group.completions) for group in groups]
     return list(torch.split(load_file(path)["states"], sizes))
 
@@ -176,20 +177,71 @@ def cross_validated(
     }
 
 
-def people(folder: Path, cache: Path) -> list[dict[str, Any]]:
-    model = load_model("smollm2", torch.float32)
-    context = model.trunk.shape.context
+def people(
+    folder: Path, cache: Path, keep: Callable[[list[dict[str, Any]]], None], found: list[dict[str, Any]]
+) -> None:
+    """Every set of judgements that `found` lacks; `keep` is given all rows after each."""
+    _, dtype = machine.prepare("auto", 1)
+    model = load_model("smollm2", dtype)
+    known = {row["name"] for row in found}
 
     def gathered(records: list[Record]) -> list[Judged]:
-        return group_by_prompt(records, model.tokenizer, {}, context=context)
+        return group_by_prompt(records, model.tokenizer, {}, context=model.trunk.shape.context)
+
+    def add(name: str, *rest: Any) -> None:
+        if name not in known:
+            found.append(cross_validated(name, *rest))
+            keep(found)
 
     pandas = gathered(pandalm(folder))
-    found = [cross_validated("PandaLM", pandas, states("pandalm", pandas, model, cache), "comparisons")]
-    for pair in ("en-de", "en-zh"):
-        whole = gathered(mlqe(folder, pair, 6))
+    add("PandaLM", pandas, states("pandalm", pandas, model, cache), "comparisons")
+    for pair in ("en-zh", "en-de"):
+        whole, few = gathered(mlqe(folder, pair, 6)), gathered(mlqe(folder, pair, 2))
         there = states(pair, whole, model, cache)
-        found.append(cross_validated(f"MLQE-PE {pair}, six scores an item", whole, there, "ratings"))
-        few = gathered(mlqe(folder, pair, 2))
-        assert [g.key for g in few] == [g.key for g in whole]
-        found.append(cross_validated(f"MLQE-PE {pair}, two of six", whole, there, "ratings", few))
-    return found
+        add(f"MLQE-PE {pair}, two of six", whole, there, "ratings", few)
+        add(f"MLQE-PE {pair}, all six", whole, there, "ratings")
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Means over folds and the paired difference from plain with its 95 % interval."""
+    lines = ["| people | figure | reading | mean of five folds | less plain (95 %) |", "|---" * 5 + "|"]
+    for row in found:
+        for reading, values in row["folds"].items():
+            gap = row["less_plain"].get(reading)
+            shown = "" if gap is None else f"{gap[0]:+.3f} ± {gap[1]:.3f}"
+            lines.append(f"| {row['name']} | {row['figure']} | {reading} | {np.mean(values):.3f} | {shown} |")
+    return "\n".join(lines)
+
+
+COLOURS = {"plain": "#8a8f98", "dawid_skene": "#c98a2b", "aware": "#2458c6", "oracle": "#3a9a5b"}
+
+
+def figure(rows: Sequence[dict[str, Any]]) -> str:
+    """The page of one chart: accuracy by number of labels, careless raters; plotly's script inside, nothing loaded."""
+    careless = [row for row in rows if row["kind"] == "careless"]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name.replace("_", "-"),
+            "x": [row["labels"] for row in careless],
+            "y": [row["accuracy"][name][0] for row in careless],
+            "error_y": {"type": "data", "array": [row["accuracy"][name][1] for row in careless], "width": 4},
+            "line": {"color": colour, "width": 2.4},
+        }
+        for name, colour in COLOURS.items()
+    ]
+    layout = {
+        "title": {"text": "Three of ten raters toss a coin: accuracy on new pairs"},
+        "xaxis": {"type": "log", "title": {"text": "labels"}, "tickvals": [row["labels"] for row in careless]},
+        "yaxis": {"title": {"text": "agrees with gold"}, "tickformat": ".0%"},
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "width": 720,
+        "height": 440,
+    }
+    drawn = json.dumps({"data": data, "layout": layout})
+    return (
+        "<!doctype html><meta charset=utf-8><title>Raters</title><script>"
+        + plotly.offline.get_plotlyjs()
+        + f"</script><div id=chart></div><script>Plotly.newPlot('chart', {drawn})</script>\n"
+    )
