@@ -1195,8 +1195,9 @@ BANDIT = (
 TRAINING = (
     *_room("training/metrics", "recipes/test_ppo",
            ('if row["step"] <= done', 'if row["step"] < done', "a row lost at a resume")),
-    *_room("training/optim", "recipes/test_ppo",
-           ("eps=1e-5", "eps=1e-8", "another epsilon in Adam"),
+    *_room("training/optim", "recipes/test_ppo_golden",
+           ("eps=1e-5", "eps=1e-8", "another epsilon in Adam")),
+    *_room("training/optim", "training/test_optim",
            ("nn.utils.clip_grad_norm_(parameters, max_grad_norm)",
             "nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])",
             "gradients not clipped")),
