@@ -29,13 +29,15 @@ def table(world: World, seed: int) -> Tensor:
 
 
 def slope(of: Tensor, logits: Tensor) -> Tensor:
-    (gradient,) = torch.autograd.grad(of, logits, retain_graph=True)
-    return gradient
+    gradients: tuple[Tensor, ...] = torch.autograd.grad(of, logits, retain_graph=True)
+    return gradients[0]
 
 
 def chances(logits: Tensor, paths: Paths) -> Tensor:
     """The probability of each path among all that may begin, the prompt being drawn evenly; detached."""
-    return masked_sum(logprobs(logits, paths), paths.mask, dim=1).exp().detach() / len(paths.prompt.unique())
+    within_prompt = masked_sum(logprobs(logits, paths), paths.mask, dim=1).exp().detach()
+    probability: Tensor = within_prompt / len(paths.prompt.unique())
+    return probability
 
 
 def expected(losses: Callable[[int], Tensor], weights: Tensor, logits: Tensor) -> Tensor:
