@@ -239,8 +239,8 @@ def test_feedback_comes_from_the_hub(plaudit: Told, monkeypatch: pytest.MonkeyPa
         ("train sft.yaml epochs=0", "sft.yaml: epochs: input should be greater than or equal to 1, not 0"),
         ("train sft.yaml precision=half", "sft.yaml: precision: input should be 'auto', 'float32'"),
         (
-            "train sft.yaml recipe=dpo",
-            "sft.yaml: unknown recipe 'dpo'; set `recipe` to one of sft, reward_model,",
+            "train sft.yaml recipe=cpo",
+            "sft.yaml: unknown recipe 'cpo'; set `recipe` to one of sft, reward_model,",
         ),
         ("train bare.yaml", "bare.yaml: names no recipe; set `recipe` to one of"),
         ("evaluate sft.yaml", "sft.yaml: is of recipe sft, not evaluate; run it with `plaudit train`"),

@@ -60,7 +60,7 @@ for name in {modules}:
 def recipes() -> dict[str, type[config.Config]]:
     """Each recipe's name and its Config."""
     names = [file.stem for file in (SRC / "recipes").glob("*.py") if not file.stem.startswith("_")]
-    assert {"sft", "reward_model", "ppo"} <= set(names)
+    assert {"sft", "reward_model", "ppo", "ilql", "bandit"} <= set(names)
     found = {}
     for name in names:
         cls = importlib.import_module(f"plaudit.recipes.{name}").Config
@@ -72,6 +72,8 @@ def recipes() -> dict[str, type[config.Config]]:
 def test_every_yaml_parses_and_every_recipe_has_one() -> None:
     known, used = recipes(), set[str]()
     for path in sorted((ROOT / "configs").rglob("*.y*ml")):
+        if path.parent.name == "scorers":  # they describe a reward: the test below reads them
+            continue
         assert path.suffix == ".yaml", f"{path.name} should end in .yaml"
         tree = config.read_yaml(path)
         assert tree.get("recipe") in known, f"{path.name} names no recipe"
@@ -81,6 +83,15 @@ def test_every_yaml_parses_and_every_recipe_has_one() -> None:
             del tree["recipe"]
         config.parse(cls, tree, str(path))
     assert used == set(known)
+
+
+def test_every_scorer_parses_and_every_kind_has_one() -> None:
+    opened = importlib.import_module("plaudit.reward.open")
+    found = set()
+    for path in sorted((ROOT / "configs" / "scorers").iterdir()):
+        assert path.suffix == ".yaml", f"{path.name} should end in .yaml"
+        found.add(type(opened.read_description(str(path))))
+    assert found == set(opened.KINDS.values())
 
 
 def settings(cls: type[BaseModel]) -> Iterator[str]:

@@ -25,6 +25,14 @@ RECIPES = {
     "sft": "plaudit.recipes.sft",
     "reward_model": "plaudit.recipes.reward_model",
     "ppo": "plaudit.recipes.ppo",
+    "reinforce": "plaudit.recipes.reinforce",
+    "grpo": "plaudit.recipes.grpo",
+    "rejection": "plaudit.recipes.rejection",
+    "online_dpo": "plaudit.recipes.online_dpo",
+    "dpo": "plaudit.recipes.dpo",
+    "kto": "plaudit.recipes.kto",
+    "ilql": "plaudit.recipes.ilql",
+    "bandit": "plaudit.recipes.bandit",
     "evaluate": "plaudit.recipes.evaluate",
 }
 
@@ -109,7 +117,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's directory; default: runs/<recipe>.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe: sft, reward_model, ppo or evaluate."""
+    """Run the recipe that the config names."""
     _start(config, settings or [], out, overwrite, recipe=None)
 
 
@@ -162,6 +170,10 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0: all.")] = 0,
     seed: Seed = 0,
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter's directory to sample with.")] = None,
+    steer: Annotated[
+        Path | None, typer.Option(help="An ilql run, of whose model/ MODEL is: its Q heads steer.")
+    ] = None,
+    steer_beta: Annotated[float, typer.Option(help="How far --steer goes; 0: not at all.")] = 4.0,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -171,23 +183,89 @@ def generate(
     from plaudit.tensors import SamplingParams
 
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p)
-    _print(generate(model, prompts, out, params, n=n, seed=seed, adapter=adapter, dtype=dtype, device=device))
+    _print(
+        generate(
+            model,
+            prompts,
+            out,
+            params,
+            n=n,
+            seed=seed,
+            adapter=adapter,
+            steer=steer,
+            steer_beta=steer_beta,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @app.command()
 def score(
-    reward_model: Annotated[Path, typer.Argument(help="The directory of a reward model.")],
+    scorer: Annotated[
+        str, typer.Argument(help="A reward model's directory, package.module:function, or a scorer's YAML.")
+    ],
     input: Annotated[Path, typer.Option(help='{"prompt", "completion", ...} a line.')],
     out: Annotated[Path, typer.Option(help='The JSONL to write: the same lines with "score".')],
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Score a file of completions with a reward model."""
+    """Score a file of completions with a reward model, or any other scorer."""
     device, dtype = _machine(precision, threads)
     from plaudit.reward.score import score
 
-    _print(score(reward_model, input, out, model=model, dtype=dtype, device=device))
+    _print(score(scorer, input, out, model=model, dtype=dtype, device=device))
+
+
+@app.command()
+def judge(
+    input: Annotated[Path, typer.Argument(help="Answers, pairs of answers, or records of any shape.")],
+    judge: Annotated[Path, typer.Option(help="The judge's YAML (kind: judge).")],
+    out: Annotated[Path, typer.Option(help="The JSONL to write: one preference or rating a line.")],
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Let a judge model label a file; again goes on where it stopped."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.reward.label import label
+    from plaudit.reward.open import judge_of
+
+    with _resumable_labels(out):
+        _print(label(judge_of(str(judge), dtype, device), input, out))
+
+
+@app.command()
+def classify(
+    classifier: Annotated[Path, typer.Argument(help="model/ of a bandit run.")],
+    input: Annotated[Path, typer.Option(help='{"prompt": text or messages, ...} a line.')],
+    out: Annotated[Path, typer.Option(help="The JSONL to write: the same lines with a label as completion.")],
+    policy: Annotated[str, typer.Option(help="greedy, epsilon_greedy or softmax.")] = "greedy",
+    epsilon: Annotated[float, typer.Option(min=0, max=1, help="epsilon_greedy: how often any label.")] = 0.1,
+    temperature: Annotated[float, typer.Option(min=1e-6, help="softmax: values are divided by it.")] = 0.1,
+    seed: Seed = 0,
+    model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Choose a label for each text of a file by a classifier's values."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.rollout.classify import classify
+
+    _print(
+        classify(
+            classifier,
+            input,
+            out,
+            policy=policy,
+            epsilon=epsilon,
+            temperature=temperature,
+            seed=seed,
+            model=model,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @feedback.command("import")
@@ -321,6 +399,15 @@ def _resumable(directory: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         begun = (directory / "config.yaml").exists()
         raise KeyboardInterrupt(*[f"go on with `plaudit resume {directory}`"] * begun) from None
+
+
+@contextlib.contextmanager
+def _resumable_labels(out: Path) -> Iterator[None]:
+    """Says that what was answered is kept, should it be interrupted in here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{out} keeps what was answered; give the same command again") from None
 
 
 def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, recipe: str | None) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from plaudit.types import Prompt
+
 FinishReason = Literal["stop", "length"]
 Key = tuple[int | str, ...]
 """What a draw depends on: (seed, purpose, round, step, ...). See `plaudit.randomness`."""
@@ -39,7 +41,11 @@ class Sample:
     prompt: which of the given prompts; index: which of its n samples.
     logprobs: one a completion token, nats, of the distribution that it was drawn from (temperature applied,
     before top-k and top-p). The end-of-text token, where drawn, is part of completion_ids.
+    action_mask: one a completion token, False where it was said to the policy and not drawn by it (an observation
+    between two turns); its logprob is 0 and never read. None: every token was drawn.
     policy_version and tokenizer fingerprint say whose tokens these are.
+    asked: the prompt before it was rendered, where whoever made the sample knew it: a judge reads it.
+    reward: what an environment gave for it, where it was drawn as an episode.
     """
 
     prompt: int
@@ -52,6 +58,9 @@ class Sample:
     policy_version: str
     params: SamplingParams
     tokenizer: str
+    action_mask: tuple[bool, ...] | None = None
+    asked: Prompt | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +87,16 @@ class Engine(Protocol):
     """Draws completions from a policy."""
 
     def sample(
-        self, prompt_ids: Sequence[Sequence[int]], n: int, params: SamplingParams, key: Key
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        n: int,
+        params: SamplingParams,
+        key: Key,
+        *,
+        names: Sequence[Key] | None = None,
     ) -> Iterator[Sample]:
-        """n completions of each prompt, in completion order. What is drawn depends on the key, the prompt and
-        the sample's index alone."""
+        """n completions of each prompt, in completion order. What is drawn depends on the key, the prompt, what it is
+        called in the key (names; None: its number) and the sample's index alone."""
         ...
 
     def load(self, weights: Any, version: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from plaudit.algorithms import LossOutput
 from plaudit.algorithms.nll_loss import nll_loss
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
+from plaudit.algorithms.q_loss import Worth, awac_loss, cql_loss, expectile_loss, q_loss, td_targets
 from plaudit.algorithms.value_loss import clipped_value_loss
 
 Loss = Callable[[list[Tensor], Tensor, Tensor], LossOutput]
@@ -55,6 +56,15 @@ LOSSES: dict[str, tuple[int, Loss]] = {
     ),
     "value": (3, lambda x, mask, total: clipped_value_loss(x[0], x[1], x[2], mask, total=total)),
     "nll": (1, lambda x, mask, total: nll_loss(x[0], mask, total=total)),
+    "q, of targets ahead": (
+        5,
+        lambda x, mask, total: q_loss(
+            x[0], td_targets("ilql", x[1], Worth(*x[2:]), mask, gamma=0.9), mask, total=total
+        ),
+    ),
+    "expectile": (2, lambda x, mask, total: expectile_loss(x[0], x[1], mask, expectile=0.8, total=total)),
+    "cql": (1, lambda x, mask, total: cql_loss(x[0], mask, total=total)),
+    "awac": (2, lambda x, mask, total: awac_loss(x[0], x[1], mask, beta=0.7, total=total)),
 }  # fmt: skip
 OF_COMPLETIONS = {"sequence, mean", "sequence, product, importance"}
 """Losses with one ratio a completion: one that counts no token has none, and is refused."""

@@ -29,15 +29,14 @@ def table(world: World, seed: int) -> Tensor:
 
 
 def slope(of: Tensor, logits: Tensor) -> Tensor:
-    gradients: tuple[Tensor, ...] = torch.autograd.grad(of, logits, retain_graph=True)
-    return gradients[0]
+    gradient: Tensor = torch.autograd.grad(of, logits, retain_graph=True)[0]
+    return gradient
 
 
 def chances(logits: Tensor, paths: Paths) -> Tensor:
     """The probability of each path among all that may begin, the prompt being drawn evenly; detached."""
-    within_prompt = masked_sum(logprobs(logits, paths), paths.mask, dim=1).exp().detach()
-    probability: Tensor = within_prompt / len(paths.prompt.unique())
-    return probability
+    prompts = len(set(paths.prompt.tolist()))
+    return masked_sum(logprobs(logits, paths), paths.mask, dim=1).exp().detach() / prompts
 
 
 def expected(losses: Callable[[int], Tensor], weights: Tensor, logits: Tensor) -> Tensor:

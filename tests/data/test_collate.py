@@ -19,7 +19,11 @@ from tiny_models import random_branch, random_ids
 
 PROMPTS = [p for p, n in zip(random_ids(1, 4, 2, 9), (3, 1, 2, 4), strict=True) for _ in range(n)]
 COMPLETIONS = random_ids(2, 10, 1, 7)
+DRAWN = [[t % 3 != 1 or len(c) < 3 for t in range(len(c))] for c in COMPLETIONS]
+HOLES = pytest.mark.parametrize("drawn", [None, DRAWN], ids=["all drawn", "holes"])
 TIGHT = 1e-10
+
+Drawn = list[list[bool]] | None
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +59,14 @@ def close(a: Sequence[Tensor], b: Sequence[Tensor], tolerance: float = TIGHT) ->
         assert float((x - y).detach().abs().max()) <= tolerance
 
 
-def test_shared_prompt_rows_equal_each_sample_alone(branch: Branch) -> None:
-    packed = pack(PROMPTS, COMPLETIONS)
+@HOLES
+def test_shared_prompt_rows_equal_each_sample_alone(branch: Branch, drawn: Drawn) -> None:
+    packed = pack(PROMPTS, COMPLETIONS, action_masks=drawn)
     assert packed.rows == 4, "the rows share their prompts"
     together = outputs(branch, packed)
     alone = [
-        (pack([p], [c]), torch.tensor([i])) for i, (p, c) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True))
+        (pack([p], [c], action_masks=drawn and [drawn[i]]), torch.tensor([i]))
+        for i, (p, c) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True))
     ]
     for sample, (one, _) in enumerate(alone):
         assert one.rows == 1
@@ -93,6 +99,67 @@ def test_what_is_where_by_hand() -> None:
     ]
 
 
+def test_what_is_where_with_observations_by_hand() -> None:
+    """[5, 6, 7] answered by 9, told 0 20, answered by 10; by 11 and told 30; by 12."""
+    packed = pack(
+        [[5, 6, 7]] * 3,
+        [[9, 0, 20, 10], [11, 30], [12]],
+        action_masks=[[True, False, False, True], [True, False], None],
+    )
+    assert packed.ids.tolist() == [[5, 6, 7, 9, 0, 20, 10, 11, 30, 12]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 3]]
+    assert packed.segments.tolist() == [[0, 0, 0, 1, 1, 1, 1, 2, 2, 3]]
+    assert packed.tokens.tolist() == [[9, 0, 20, 10], [11, 30, 0, 0], [12, 0, 0, 0]]
+    assert packed.mask.tolist() == [
+        [True, False, False, True], [True, False, False, False], [True, False, False, False]
+    ]  # fmt: skip
+    assert packed.predictor.tolist() == [[2, 0, 0, 5], [2, 0, 0, 0], [2, 0, 0, 0]]
+    assert packed.own().tolist() == [[3, 4, 5, 6], [7, 8, 8, 8], [9, 9, 9, 9]]
+    assert packed.last.tolist() == [6, 8, 9], "a completion that ends with an observation ends there"
+    assert packed.final().tolist() == [
+        [False, False, False, True], [True, False, False, False], [True, False, False, False]
+    ]  # fmt: skip
+    assert packed.lengths.tolist() == [4, 2, 1]
+
+
+def test_rows_are_cut_to_their_longest_completion_not_to_what_was_drawn_of_it() -> None:
+    packed = pack([[5], [6]], [[1, 2, 3, 4], [7, 8]], action_masks=[[True, False, False, True], None])
+    first, second = (packed.take(torch.tensor([row]))[0] for row in (0, 1))
+    assert first.mask.tolist() == [[True, False, False, True]]
+    assert first.tokens.tolist() == [[1, 2, 3, 4]]
+    assert first.predictor.tolist() == [[0, 0, 0, 3]]
+    assert first.own().tolist() == [[1, 2, 3, 4]]
+    assert second.mask.tolist() == [[True, True]]
+    assert second.own().tolist() == [[1, 2]]
+
+
+def test_observations_are_read_and_not_counted(branch: Branch) -> None:
+    """What is drawn has the numbers that it has where all is drawn; what is observed has none, and is attended to."""
+    holes, all_drawn = pack(PROMPTS, COMPLETIONS, action_masks=DRAWN), pack(PROMPTS, COMPLETIONS)
+    assert not bool(holes.mask.all())
+    for some, whole in zip(outputs(branch, holes), outputs(branch, all_drawn), strict=True):
+        expected = whole * holes.mask if whole.ndim == 2 else whole
+        close([some], [expected])
+    one, two = (
+        outputs(branch, pack([[4, 5]], [[7, told, 9]], action_masks=[[True, False, True]]))[0]
+        for told in (300, 301)
+    )
+    assert ((one - two).abs() > 1e-6).tolist() == [[False, False, True]]
+
+
+def test_without_holes_nothing_is_another_bit(branch: Branch) -> None:
+    plain = pack(PROMPTS, COMPLETIONS)
+    told = pack(PROMPTS, COMPLETIONS, action_masks=[[True] * len(c) for c in COMPLETIONS])
+    for x, y in zip(outputs(branch, plain), outputs(branch, told), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("mask", [[True], [True, False, True], [False, False], []], ids=str)
+def test_an_action_mask_that_does_not_fit_is_refused(mask: list[bool]) -> None:
+    with pytest.raises(ValueError, match="sample 1 has 2 tokens and an action mask of"):
+        pack([[1], [1]], [[5], [6, 7]], action_masks=[None, mask])
+
+
 def test_take_and_micro_batches_by_hand() -> None:
     packed = pack([[5, 6, 7], [5, 6, 7], [8], [4, 4]], [[9, 0], [10], [0], [3]])
     part, samples = packed.take(torch.tensor([2, 1]))
@@ -119,7 +186,11 @@ def test_taking_rows_equals_packing_their_samples(
 ) -> None:
     """Of any rows in any order: every field that a model reads is what packing those samples alone gives."""
     owners, completions = [prompts[p] for p, _ in batch], [c for _, c in batch]
-    packed = pack(owners, completions, max_row=max_row)
+    drawn = [
+        data.draw(st.none() | st.lists(st.booleans(), min_size=len(c), max_size=len(c)).filter(any))
+        for c in completions
+    ]
+    packed = pack(owners, completions, action_masks=drawn, max_row=max_row)
     wanted = data.draw(st.permutations(range(packed.rows)))[: data.draw(st.integers(1, packed.rows))]
     part, samples = packed.take(torch.tensor(wanted))
     chosen = [s for row in wanted for s in range(len(batch)) if int(packed.row[s]) == row]
@@ -128,7 +199,12 @@ def test_taking_rows_equals_packing_their_samples(
     assert part.ids.shape == (len(wanted), int(widths.max()))
     for place, row in enumerate(wanted):
         members = [s for s in chosen if int(packed.row[s]) == row]
-        alone = pack([owners[s] for s in members], [completions[s] for s in members], max_row=10_000)
+        alone = pack(
+            [owners[s] for s in members],
+            [completions[s] for s in members],
+            action_masks=[drawn[s] for s in members],
+            max_row=10_000,
+        )
         width = alone.ids.shape[1]
         assert alone.rows == 1
         for name in ("ids", "positions", "segments"):
@@ -143,7 +219,9 @@ def test_taking_rows_equals_packing_their_samples(
         offset = place * part.ids.shape[1]
         kept = part.predictor[here, :steps][alone.mask]
         assert torch.equal(kept, alone.predictor[alone.mask] + offset)
+        assert torch.equal(part.own()[here, :steps], alone.own() + offset)
         assert torch.equal(part.last[here], alone.last + offset)
+        assert torch.equal(part.lengths[here], alone.lengths)
         assert part.row[here].tolist() == [place] * len(members)
     assert torch.equal(part.ids.flatten()[part.last], torch.tensor([completions[s][-1] for s in chosen]))
 
@@ -189,8 +267,9 @@ def test_micro_batches_take_each_row_once_within_the_budget(
 
 
 @pytest.mark.parametrize("budget", [1, 20, 45])
-def test_the_split_into_micro_batches_changes_nothing(branch: Branch, budget: int) -> None:
-    packed = pack(PROMPTS, COMPLETIONS, max_row=16)
+@HOLES
+def test_the_split_into_micro_batches_changes_nothing(branch: Branch, budget: int, drawn: Drawn) -> None:
+    packed = pack(PROMPTS, COMPLETIONS, action_masks=drawn, max_row=16)
     whole = outputs(branch, packed)
     groups = micro_batches(packed, budget)
     assert len(groups) > 1
@@ -203,10 +282,11 @@ def test_the_split_into_micro_batches_changes_nothing(branch: Branch, budget: in
 
 
 @pytest.mark.parametrize("max_row", [1, 12, 1024])
-def test_how_many_samples_share_a_row_changes_nothing(branch: Branch, max_row: int) -> None:
+@HOLES
+def test_how_many_samples_share_a_row_changes_nothing(branch: Branch, max_row: int, drawn: Drawn) -> None:
     close(
-        outputs(branch, pack(PROMPTS, COMPLETIONS, max_row=max_row)),
-        outputs(branch, pack(PROMPTS, COMPLETIONS)),
+        outputs(branch, pack(PROMPTS, COMPLETIONS, action_masks=drawn, max_row=max_row)),
+        outputs(branch, pack(PROMPTS, COMPLETIONS, action_masks=drawn)),
     )
 
 
@@ -230,8 +310,11 @@ def padded(packed: Packed, more: int, content: int) -> Packed:
 
 
 @pytest.mark.parametrize(("more", "content"), [(0, 1), (1, 0), (9, 713)])
-def test_padding_and_what_stands_in_it_change_nothing(branch: Branch, more: int, content: int) -> None:
-    packed = pack(PROMPTS, COMPLETIONS)
+@HOLES
+def test_padding_and_what_stands_in_it_change_nothing(
+    branch: Branch, more: int, content: int, drawn: Drawn
+) -> None:
+    packed = pack(PROMPTS, COMPLETIONS, action_masks=drawn)
     other = padded(packed, more, content)
     close(outputs(branch, other), outputs(branch, packed))
     everyone = torch.arange(10)
@@ -267,8 +350,9 @@ def test_a_pad_or_end_of_text_token_within_a_completion_counts(branch: Branch) -
     assert bool(((logprobs - reads[0]).abs() > 1e-6).all()), "a pad token in the prompt is read, too"
 
 
-def test_outputs_are_zero_where_the_mask_is_false(branch: Branch) -> None:
-    packed = pack(PROMPTS, COMPLETIONS)
+@HOLES
+def test_outputs_are_zero_where_the_mask_is_false(branch: Branch, drawn: Drawn) -> None:
+    packed = pack(PROMPTS, COMPLETIONS, action_masks=drawn)
     for out in outputs(branch, packed)[:3]:
         assert not bool(out[~packed.mask].any())
         assert bool((out[packed.mask] != 0).all())

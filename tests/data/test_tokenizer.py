@@ -172,6 +172,63 @@ def test_a_template_that_refuses_a_dialogue_says_so_to_the_user(copy: Path) -> N
         Tokenizer.load(copy).render(DIALOGUE)
 
 
+TURNS = (*DIALOGUE, Message("assistant", " good"), Message("user", "and you"))
+
+
+def test_what_stands_between_two_turns_by_hand(tokenizer: Tokenizer, copy: Path) -> None:
+    assert tokenizer.inner.decode(tokenizer.between(TURNS)) == "<|end|><|user|>and you<|end|><|assistant|>"
+    (copy / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]\n{{ m.content | trim }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    lines = Tokenizer.load(copy)
+    assert lines.inner.decode(lines.between(TURNS)) == "<|end|>\n[user]\nand you<|end|>\n[assistant]\n", (
+        "words that the template trims are those of the policy's turn"
+    )
+
+
+words = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=4))
+@settings(max_examples=60)
+def test_turns_and_what_stands_between_them_are_the_whole_dialogue(
+    tokenizer: Tokenizer, said: list[tuple[str, str]]
+) -> None:
+    """Whatever words are said, even those of the template's marks: prompt, turn, between, turn, between... is what
+    the template writes of it all."""
+    messages: tuple[Message, ...] = DIALOGUE
+    text = tokenizer.inner.decode(tokenizer.render(messages))
+    for mine, yours in said:
+        messages = (*messages, Message("assistant", mine), Message("user", yours))
+        text += mine + tokenizer.inner.decode(tokenizer.between(messages))
+    assert text == tokenizer.inner.decode(tokenizer.render(messages))
+
+
+def test_a_template_that_wants_roles_to_alternate_is_given_the_whole_dialogue(copy: Path) -> None:
+    path = copy / "chat_template.jinja"
+    path.write_text(
+        "{% for m in messages[1:] %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + path.read_text()
+    )
+    strict = Tokenizer.load(copy)
+    assert strict.inner.decode(strict.between(TURNS)) == "<|end|><|user|>and you<|end|><|assistant|>"
+
+
+def test_a_marker_that_is_said_is_no_marker(tokenizer: Tokenizer) -> None:
+    messages = (Message("user", "PLAUDIT"), Message("assistant", "PLAUDIT-"), Message("user", "PLAUDIT--"))
+    assert tokenizer.decode(tokenizer.between(messages)) == "PLAUDIT--"
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for m in messages %}{{ m.content | upper }}{{ m.content }}{% endfor %}", "hello"]
+)
+def test_a_template_that_hides_or_doubles_an_answer_is_refused(copy: Path, template: str) -> None:
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="does not write an assistant's words once"):
+        Tokenizer.load(copy).between(TURNS)
+
+
 def test_a_prompt_without_tokens_is_refused(copy: Path) -> None:
     (copy / "chat_template.jinja").write_text("{% if false %}x{% endif %}")
     with pytest.raises(UserError, match="no tokens"):

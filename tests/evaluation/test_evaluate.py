@@ -219,3 +219,37 @@ def test_a_prompt_that_leaves_no_room_is_named(prompts: Path, tmp_path: Path) ->
     prompts.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "word " * 300}) + "\n")
     with pytest.raises(UserError, match=r"prompt 2: has \d+ tokens"):
         evaluate.run(config(["tiny"], prompts), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("raises", "failed .KeyError"),
+        ("gives_nan", "not a finite number"),
+        ("gives_infinity", "not a finite number"),
+        ("one_too_few", "gave 11 scores for 12 samples"),
+        ("sleeps", "took longer than 0.2 s"),
+    ],
+)
+def test_a_rule_at_fault_is_named(prompts: Path, tmp_path: Path, rule: str, said: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"kind: rule\nrule: rules:{rule}\nseconds: 0.2\n")
+    with pytest.raises(UserError, match=f"rules:{rule}: .*{said}"):
+        evaluate.run(config(["tiny"], prompts, reward=str(tmp_path / "r.yaml")), tmp_path / "run")
+
+
+def test_a_constant_reward_is_named_and_an_ensemble_says_how_sure_it_is(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "e.yaml").write_text("kind: ensemble\nmembers: [test_evaluate:one, test_evaluate:three]\n")
+    evaluate.run(config(["tiny"], prompts, reward=str(tmp_path / "e.yaml")), tmp_path / "run")
+    assert "every score is the same" in capsys.readouterr().err
+    assert {(found["score"], found["uncertainty"]) for found in rows_of(tmp_path / "run")} == {(2.0, 1.0)}
+
+
+def one(samples: Sequence[Sample]) -> list[float]:
+    return [1.0 for _ in samples]
+
+
+def three(samples: Sequence[Sample]) -> list[float]:
+    assert all(sample.asked for sample in samples)
+    return [3.0 for _ in samples]

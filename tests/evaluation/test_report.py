@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from plaudit import files
-from plaudit.evaluation.report import num, pct, plain, write_report
+from plaudit.evaluation.page import num, pct, plain
+from plaudit.evaluation.report import write_report
 from plaudit.types import UserError
 
 ATTACK = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quoted" \''

@@ -205,6 +205,34 @@ def test_a_tokens_share_is_what_it_adds_to_the_score(trunk: Llama, pool: Pool) -
             assert float((begun - mean).detach().abs()) < near
 
 
+@pytest.mark.parametrize("pool", ["last", "mean"])
+@pytest.mark.parametrize(
+    ("drawn", "end"),
+    [([True, False, False, True], 3), ([False, True, True, False], 2)],
+    ids=["within", "around"],
+)
+def test_observations_have_no_share_of_the_score(
+    trunk: Llama, pool: Pool, drawn: list[bool], end: int
+) -> None:
+    """The score is at the last token whoever said it, or the mean over what was drawn; by hand, text after text."""
+    branch = random_branch(trunk, blocks=2, seed=3)
+    prompt, completion = PROMPTS[0], [9, 300, 20, 10]
+    packed = pack([prompt, prompt], [completion, [8]], action_masks=[drawn, None])
+    near = 1e-12 if trunk.dtype == torch.float64 else 1e-5
+    own = torch.stack(
+        [final_scores(branch, pack([prompt], [completion[: t + 1]]))[0].detach() for t in range(4)]
+    )
+    branch.pool = pool
+    shares, score = token_shares(branch, packed)[0], final_scores(branch, packed)[0]
+    if pool == "last":
+        wanted = torch.zeros_like(own)
+        wanted[end] = own[3]
+    else:
+        wanted = own * torch.tensor(drawn) / 2
+    torch.testing.assert_close(shares.detach(), wanted, rtol=0, atol=near)
+    torch.testing.assert_close(score.detach(), wanted.sum(), rtol=0, atol=near)
+
+
 @pytest.mark.parametrize("blocks", [None, 0, 1])
 @pytest.mark.parametrize("pool", ["last", "mean"])
 def test_a_branch_that_leaves_half_way(trunk: Llama, blocks: int | None, pool: Pool) -> None:

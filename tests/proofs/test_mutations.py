@@ -7,14 +7,16 @@ nothing). The work tree is never touched.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import NamedTuple
 
 import pytest
@@ -385,6 +387,57 @@ LOGPROBS = _algorithms(
      "frozen weights multiplied twice"),
 )  # fmt: skip
 
+Q_LOSS = _algorithms(
+    "q_loss",
+    "q_loss loss_laws",
+    ('"q_learning": "best"', '"q_learning": "value"', "Q-learning that looks ahead to V"),
+    ('"sarsa": "taken"', '"sarsa": "best"', "SARSA that looks ahead to the best"),
+    ('"ilql": "value"', '"ilql": "taken"', "ILQL that looks ahead to the logged action"),
+    ("rewards[:, t] + gamma * following", "rewards[:, t] + following", "gamma forgotten in a target"),
+    ("following = torch.where(counts, ahead[:, t], following)", "following = ahead[:, t]", "holes that are states"),
+    ("following = torch.zeros_like(ahead[:, 0])", "following = ahead[:, -1]", "something after the end"),
+    ("zero_masked(rewards[:, t] + gamma * following, counts)", "rewards[:, t] + gamma * following",
+     "targets in padding"),
+    ("(expectile - (gap < 0).to(gap.dtype)).abs()", "(expectile - (gap > 0).to(gap.dtype)).abs()",
+     "the expectile upside down"),
+    ("(expectile - (gap < 0).to(gap.dtype)).abs()", "torch.full_like(gap, expectile)", "no side favoured"),
+    ("    gap = targets - values", "    gap = values - targets", "the gap from the wrong side"),
+    ("weight * gap.square()", "weight * gap.abs()", "a quantile for an expectile"),
+    ("(q - targets).square()", "(q - targets).abs()", "no square in the Q loss"),
+    ("(q - targets).square(), mask, total=total)", "(q - targets).square(), mask)", "the Q loss's own mean"),
+    ("q, targets = zero_masked(q, mask), zero_masked(targets, mask).detach()", "pass", "masked Q that is read"),
+    ("least = torch.minimum(least, other)", "least = torch.maximum(least, other)", "the larger of two heads"),
+    ("least.amax(-1)", "least.mean(-1)", "the mean action for the best"),
+    ("@ h.weight.T + h.bias for h", "@ h.weight.T for h", "the best without its bias"),
+    ("(head.features * head.weight[actions]).sum(-1) + head.bias[actions]",
+     "(head.features * head.weight[actions]).sum(-1)", "a taken Q without its bias"),
+    ("actions, bias=head.bias, chunk=chunk)", "actions, chunk=chunk)", "a softmax of Q without its bias"),
+    ("torch.exp(beta * advantages).clamp(max=cap)", "torch.exp(beta * advantages)", "weights without a cap"),
+    ("torch.exp(beta * advantages)", "torch.exp(-beta * advantages)", "the worse imitated more"),
+    ("zero_masked(logprobs, mask), zero_masked(advantages, mask).detach()",
+     "zero_masked(logprobs, mask), zero_masked(advantages, mask)", "a gradient into the advantages"),
+    ("cap: float = 100.0", "cap: float = 1000.0", "another default cap"),
+    ("-1) + beta * advantages, -1)", "-1) - beta * advantages, -1)", "steered to the worse"),
+    ("return torch.log_softmax(torch.log_softmax(logits, -1) + beta * advantages, -1)",
+     "return torch.log_softmax(logits, -1) + beta * advantages", "a distribution that does not sum to 1"),
+)  # fmt: skip
+OFF_POLICY = _algorithms(
+    "off_policy",
+    "off_policy",
+    ("return chances / propensities", "return propensities / chances", "weights upside down"),
+    ("value = (weights * rewards).sum() / weights.sum()", "value = (weights * rewards).mean()",
+     "not normalised by the weights"),
+    ("(weights * (rewards - value)).square()", "(weights * rewards).square()", "an error about 0"),
+    ("weights * (rewards - q.gather(1, taken)[:, 0])", "weights * rewards", "a correction that counts twice"),
+    ("(policy * q).sum(-1) + weights", "q.amax(-1) + weights", "the best action's Q, not the policy's"),
+    ("rows.std(correction=1)) / rows.shape[0] ** 0.5", "rows.std(correction=1))", "a deviation for an error"),
+    ("(1.0 - share) * best + share / q.shape[-1]", "(1.0 - share) * best + share / (q.shape[-1] - 1)",
+     "exploration that does not sum to 1"),
+    ("torch.softmax(q / temperature, -1)", "torch.softmax(q * temperature, -1)", "the temperature upside down"),
+    ("float(weights.sum()) ** 2 / squares", "float(weights.sum()) / squares", "an effective size without its square"),
+    ("if not bool((propensities > 0).all()):", "if bool((propensities < 0).any()):", "a propensity of 0 let in"),
+)  # fmt: skip
+
 
 def _room(file: str, tests: str, *changes: tuple[str, str, str]) -> tuple[Mutation, ...]:
     paths = tuple(f"{test}.py" for test in tests.split())
@@ -405,10 +458,24 @@ COLLATE = _room(
     ("shared and used + len(completion) <= max_row", "shared", "rows without a limit"),
     ("flat % width + index * cut", "flat % width + index * width", "places of the uncut rows"),
     ("samples[torch.argsort(place[old[samples]], stable=True)]", "samples[:]", "samples in the order of all rows"),
-    ("mask[sample, : len(completion)] = True", "mask[sample, : len(completion)] = ids[row, start:end] != 0",
+    ("mask[sample, : len(completion)] = torch.tensor(drawn[sample])",
+     "mask[sample, : len(completion)] = ids[row, start:end] != 0",
      "a mask from ids"),
     ("else rows.sort().values", "else rows", "micro-batches that depend on the rows' order"),
     ("widest * (len(groups[-1]) + 1) <= budget", "widest * len(groups[-1]) <= budget", "a row over the budget"),
+    ("mask[sample, : len(completion)] = torch.tensor(drawn[sample])", "mask[sample, : len(completion)] = True",
+     "observations counted"),
+    ("int(self.lengths[samples].max())", "int(self.mask[samples].sum(1).max())", "rows cut to what was drawn"),
+    ("(self.lengths[:, None] - 1 - steps)", "(self.mask.sum(1, keepdim=True) - 1 - steps)",
+     "a token's own place by counting, which holes break"),
+    ("place == (self.mask * place).amax(1, keepdim=True)", "place == self.mask.sum(1, keepdim=True)",
+     "the last token by counting, which holes break"),
+    ("place == (self.mask * place).amax(1, keepdim=True)", "place == self.lengths[:, None]",
+     "the score on an observation, where none counts it"),
+    ("    predictor.masked_fill_(~mask, 0)\n", "", "a predictor of what nobody predicts"),
+    ("if len(drawn[sample]) != len(completion) or not any(drawn[sample]):", "if not any(drawn[sample]):",
+     "an action mask of another length let in"),
+    ("lengths=self.lengths[samples]", "lengths=self.lengths", "the lengths of all samples for those of a part"),
 )  # fmt: skip
 TOKENIZER = _room(
     "data/tokenizer",
@@ -416,6 +483,10 @@ TOKENIZER = _room(
     ("add_generation_prompt=True", "add_generation_prompt=False", "a prompt that does not ask for an answer"),
     (' + "\\0" + str(inner.chat_template)', "", "a fingerprint blind to the template"),
     ("add_special_tokens=False", "add_special_tokens=True", "the first token in every text"),
+    ('        while any(marker in message.content for message in dialogue):\n            marker += "-"\n', "",
+     "a word of the dialogue's taken for the marker"),
+    ("if not found or marker in before:", "if not found:", "an answer that the template doubles"),
+    ("(*dialogue[:turn], Message", "(*dialogue[:1], Message", "a dialogue without its middle"),
 )  # fmt: skip
 LLAMA = _room(
     "models/llama",
@@ -474,6 +545,8 @@ BRANCH = _room(
      "shares that sum to more"),
     ("return self.trunk.shape.depth if self.exit is None else self.exit", "return self.trunk.shape.depth",
      "an exit below where the branch begins"),
+    ("return scores[:, None] * packed.final()", "return scores[:, None] * (packed.own() == packed.last[:, None])",
+     "the score of a completion on an observation"),
 ) + _room(
     "models/branch",
     "data/test_collate",
@@ -490,7 +563,7 @@ LOCAL = _room(
     ("real[:, None, :] |", "(real | True)[:, None, :] |", "padding that is seen"),
     ("[real.to(trunk.device)[rows],", "[(real | True).to(trunk.device)[rows],", "padding that later tokens see"),
     ("            place = place + 1\n", "", "positions that stand still"),
-    ("rng(*key, prompt, index).random", "rng(*key, index).random", "the same draws for every prompt"),
+    ("rng(*keys[prompt], index).random", "rng(*keys[0], index).random", "the same draws for every prompt"),
     ("draws[alive, step]", "draws[alive, 0]", "one draw for all tokens"),
     ("for t in (alive, place, seen, token, going))", "for t in (alive, place.flip(0), seen, token, going))",
      "positions of other rows after some have left"),
@@ -506,10 +579,87 @@ COLLECT = _room(
     "rollout/collect",
     "rollout/test_collect",
     ("at, here[depth] = depth, stream", "here[depth] = stream", "blocks run twice"),
-    ("token_logprobs(policy, part, temperature=temperature,", "token_logprobs(policy, part,", "temperature forgotten"),
-    ("if branch.trunk is reference else (None, 0)", "if branch.first in here else (None, 0)",
-     "a trained trunk entered from the frozen one's stream"),
+    (
+        "token_logprobs(policy, part, temperature=temperature,",
+        "token_logprobs(policy, part,",
+        "temperature forgotten",
+    ),
+    (
+        "if branch.trunk is reference else (None, 0)",
+        "if branch.first in here else (None, 0)",
+        "a trained trunk entered from the frozen one's stream",
+    ),
     ("shares[index, :steps]", "shares[: len(index), :steps]", "shares given to other samples"),
+    ("        action_masks=[s.action_mask for s in samples],\n", "", "observations taken for what was drawn"),
+    (
+        "zip(samples, drawn, strict=True) for p in compress(s.logprobs, mask)",
+        "zip(samples, drawn, strict=True) for p in s.logprobs[: sum(mask)]",
+        "log-probabilities beside their tokens",
+    ),
+)
+TRANSCRIPT = _room(
+    "rollout/transcript",
+    "rollout/test_agent",
+    (
+        "self.drawn += [False] * len(ids)",
+        "self.drawn += [True] * len(ids)",
+        "what was said taken for what was drawn",
+    ),
+    ("return ids[1:] if closed else ids", "return ids", "a turn closed twice"),
+    ("return ids[1:] if closed else ids", "return ids[1:]", "a turn never closed"),
+    ("self.logprobs += [0.0] * len(ids)", "pass", "log-probabilities that lose their places"),
+    ("self.ends.append(len(self.ids) - 1)", "self.ends.append(len(self.ids))", "a reward one token late"),
+    ("None if all(self.drawn) else tuple(self.drawn)", "None", "an episode without its mask"),
+)
+ENVIRONMENT = _room(
+    "rollout/environment",
+    "rollout/test_environment",
+    ("np.full(self.context, self.vocab,", "np.full(self.context, 0,", "a token for nothing"),
+    ("int(self.np_random.integers(len(self.prompts)))", "0", "one prompt for every seed"),
+    (">= room)", "> room)", "a reply that leaves no room for an answer"),
+    (
+        "return self._scored - before",
+        "return self._scored",
+        "a reward a turn that counts the turns before again",
+    ),
+    (
+        "if not (self._over or self.per_turn):",
+        "if False:",
+        "every turn scored and paid",
+    ),
+    ("truncated = not whole or", "truncated = False and whole or", "a turn cut by the context called whole"),
+    ('"stop" if ended and not truncated else "length"', '"stop"', "a turn that was cut called finished"),
+    ("or len(transcript.ends) >= self.turns:", "or len(transcript.ends) > self.turns:", "a turn too many"),
+    (
+        "if len(self.tokens.messages) > before:\n                break",
+        "pass",
+        "words beyond the turn's end said in the next",
+    ),
+    (
+        "self.tokens.tokenizer.complete(action)",
+        "self.tokens.tokenizer.encode(action)",
+        "a turn of text that does not end",
+    ),
+)
+AGENT = _room(
+    "rollout/agent",
+    "rollout/test_agent",
+    ("names=[play.name for play in going],", "", "draws that depend on who still plays"),
+    ('(*key, "turn", turn),', '(*key, "turn"),', "the same draws in every turn"),
+    ('rng(*key, "environment", name[0])', 'rng(*key, "environment", *name)', "another start for each of a group"),
+    ("transcript.cut(last + 1)", "pass", "a completion that ends with what was said last"),
+    ("if answer := ids[len(known) :]:\n            break", "answer = ids[len(known) :]",
+     "tokens drawn in ignorance of the answer said after it"),
+    ("        transcript.draw([token], [logprob])\n", "        transcript.draw([token], [drawn.logprobs[0]])\n",
+     "one log-probability for all of a turn"),
+    ("        total += reward\n", "        total = reward\n", "a turn's last token's reward for the turn's"),
+    ('play.end == "terminated" and transcript', "transcript", "a truncated episode called finished"),
+    ("out[row, list(episode.ends)]", "out[row, [place - 1 for place in episode.ends]]", "rewards a token early"),
+    ('"terminated" if terminated else "truncated"', '"terminated"', "a truncation called an end"),
+    ("if play.end is None and len(play.transcript.all_ids) > context:", "if False:", "an episode beyond the context"),
+    ("if not math.isfinite(number):", "if False:", "a reward that is no number"),
+    ('(*self._key, "act", self._calls)', '(*self._key, "act")', "an agent that repeats its draws"),
+    ("heard = self._transcript.copy()", "heard = self._transcript", "an observation heard twice, by value and by act"),
 )  # fmt: skip
 PPO = _room(
     "recipes/ppo",
@@ -525,7 +675,7 @@ PPO = _room(
      "temperature forgotten in the epochs"),
     ("loss - config.entropy_coef", "loss + config.entropy_coef", "entropy as a cost"),
     ("linear_to_zero(step, config.steps)", "linear_to_zero(0, config.steps)", "a rate that never falls"),
-    ('state.price_kl(row["kl"]', 'state.price_kl(row["approx_kl"]', "the controller watches the wrong KL"),
+    ('observed=row["kl"]', 'observed=row["approx_kl"]', "the controller watches the wrong KL"),
     ("shaped_rewards(at_end,", "shaped_rewards(scores,", "a penalty that never reaches the reward"),
     ("gamma=config.gamma, lam=config.lam", "gamma=config.gamma", "lambda not passed on"),
 ) + _room(
@@ -551,6 +701,121 @@ ONLINE = _room(
     ("before=step)\n", "before=step + 1)\n", "back to the weights that gave no numbers"),
     ("key=lambda s: (s.prompt, s.index)", "key=lambda s: 0", "samples in the order of the engine"),
 )  # fmt: skip
+ONLINE_RUN = _room(
+    "training/online",
+    "training/test_online",
+    ("if not self.stopped and not usable:", "if False:", "the last update's weights never looked at"),
+    ('rules["patience"] = self.config.steps', "pass", "a reward that cannot rise is waited for"),
+    ("if kl.target is None:", "if True:", "a price that is never steered"),
+    ("key=lambda s: (s.prompt, s.index))", "key=lambda s: s.prompt)",
+     "samples of a prompt in the engine's order"),
+    ('rng(*key, "prompts").integers', 'rng(config.seed, "prompts").integers', "every further draw of the same prompts"),
+    ("(config.seed, purpose, step, *([again] if again else []))", "(config.seed, purpose, step)",
+     "a further draw that is the first"),
+    ("max(old, new) if", "old + new if", "a maximum that is a sum"),
+    ("old + new / self.minibatches", "old + new", "figures summed over minibatches"),
+    ('"stopped": None, **self.state}\n        self._restore(checkpoint.latest(self.directory / "checkpoints"))',
+     '"stopped": None, **self.state}', "a run that begins anew each time"),
+) + _room(
+    "training/online",
+    "recipes/test_reinforce recipes/test_grpo",
+    ('ESTIMATORS[kl.estimator](', 'ESTIMATORS["k1"](', "one estimator for all"),
+    ('if self.place == "loss" and self.estimator == "k1":', "if False:", "k1 in the loss let in"),
+    ("everything, given = drawn or (samples, scores)", "everything, given = samples, scores",
+     "the reward of the groups that were chosen"),
+    ("gold = world.gold.score(everything)", "gold = world.gold.score(samples)", "the gold of other samples"),
+)  # fmt: skip
+LOGGED = _room(
+    "data/logged",
+    "data/test_logged",
+    ("ratings or won", "won or ratings", "comparisons before ratings"),
+    ("pair.target if pair.a == place else 1 - pair.target", "pair.target", "the loser's share for the winner's"),
+    ("sum(heard) / len(heard)", "max(heard)", "the kindest rater's word"),
+    ('row.get("tokenizer") == tokenizer.fingerprint', "True", "another tokenizer's ids"),
+    ('[float("nan")] * len(completion)', "[0.0] * len(completion)", "tokens of unknown origin called certain"),
+    ('"stop" if completion[-1] in tokenizer.eos_ids else "length"', '"stop"', "every completion ended"),
+    ("if len(scores) == 1:", "if False:", "equal scores let in"),
+    ('drawn.get((group.key, text), {})', 'drawn.get((group.key, ""), {})', "log-probabilities of another text"),
+    ('if len(row["completion_ids"]) != len(row["logprobs"]):', "if False:", "log-probabilities of other tokens"),
+)  # fmt: skip
+REINFORCE = _room(
+    "recipes/reinforce",
+    "recipes/test_reinforce",
+    ("others = returns - leave_one_out(returns, group)", "others = leave_one_out(returns, group)",
+     "the advantage for the baseline"),
+    ("float(returns.mean()) if baseline is None else baseline", "float(returns.mean())", "a baseline that never moves"),
+    ("(returns.mean() if config.baseline == \"batch\" else 0.0)", "returns.mean()", "a baseline where none is wanted"),
+    ("scores if config.feedback else online", "online", "a penalty on what people have judged"),
+    ('coef if config.kl.place == "reward" else 0.0', "coef", "a price paid twice"),
+    ("gamma=1.0, lam=1.0)", "gamma=1.0)", "what comes later is worth less"),
+    ("worth = (to_go - others[:, None]) * mask", "worth = to_go * mask", "tokens without their baseline"),
+    ("whiten(worth, torch.ones_like(worth, dtype=torch.bool)", "whiten(worth, worth > worth.min()",
+     "a mean without the worst"),
+    ("decay * (before or 0.0) + (1 - decay) * earned", "earned", "a moving mean that forgets at once"),
+    ("seen.sampled_logprobs.isnan(), seen.ref_logprobs,", "seen.sampled_logprobs.isnan(), seen.logprobs,",
+     "tokens of unknown origin counted as the policy's"),
+    ("weight * k3(", "k3(", "a KL as if the policy had drawn"),
+    ('row["kl"] = kl_from_logged(seen, config)', "pass", "the KL of the sampler's tokens"),
+    ("fewest < 2", "fewest < 1", "a completion compared with none"),
+    ("for place, p in enumerate(chosen) for s in logged[p].samples]",
+     "for place, p in enumerate(sorted(chosen)) for s in logged[p].samples]", "scores of other prompts"),
+    ("metrics.history, logged=heard is not None)", "metrics.history)", "patience with logged completions"),
+) + _room(
+    "recipes/reinforce",
+    "recipes/test_online_golden",
+    ("scale = tokens / completions if", "scale = 1.0 if", "a mean over tokens for a completion's slope"),
+    ("total = completions if whole else tokens", "total = tokens", "completions divided by tokens"),
+    ('ratio="product"', 'ratio="mean"', "another ratio of the completion"),
+    ("loss - config.entropy_coef", "loss + config.entropy_coef", "entropy as a cost"),
+    ("loss + coef * masked_mean(kl", "loss - coef * masked_mean(kl", "KL as a prize"),
+    ("torch.autograd.backward(scale * loss)", "torch.autograd.backward(loss)", "a slope of another length"),
+)  # fmt: skip
+GRPO = _room(
+    "recipes/grpo",
+    "recipes/test_grpo",
+    ("worth - coef * masked_sum(", "worth + coef * masked_sum(", "KL as a prize"),
+    ("scale=config.scale)", 'scale="group")', "one scale for all"),
+    ("found + overlong_penalty(", "found - overlong_penalty(", "length as a prize"),
+    ("groups.amin(1) < groups.amax(1)", "groups.amin(1) <= groups.amax(1)", "groups that teach nothing kept"),
+    ("for i in range(n)][:wanted]", "for i in range(n)]", "more groups than were wanted"),
+    ("replace(everything[at], prompt=place // n)", "replace(everything[at])", "two groups under one number"),
+    ("kept or list(range(wanted))", "kept or list(range(len(everything)))", "every draw kept where none teaches"),
+    ("config.dynamic_sampling + 2)", "config.dynamic_sampling + 1)", "a draw too few"),
+    ("    given = torch.tensor(scores, dtype=torch.float64)", "    given = torch.tensor(scores)",
+     "scores rounded to float32"),
+    ('if config.mean_over == "constant" else 1.0', 'if config.mean_over == "tokens" else 1.0',
+     "the constant for another mean"),
+    ('by_completion = config.ratio == "completion" or', 'by_completion = config.ratio == "token" or',
+     "every mean over completions"),
+    ("(groups.amin(1) == groups.amax(1))", "(groups.amin(1) != groups.amax(1))", "the other groups counted"),
+    ("given[kept], (everything, given), draws)", "given[kept], None, draws)", "the whole draw forgotten"),
+) + _room(
+    "recipes/grpo",
+    "recipes/test_online_golden",
+    ('"clip_high": config.clip_high,', '"clip_high": None,', "one clip both ways"),
+    ("torch.autograd.backward(constant * loss)", "torch.autograd.backward(loss)", "lengths that were drawn divide"),
+    ("loss + coef * mean(kl", "loss + coef * masked_mean(kl", "another mean of the KL"),
+    ("loss - config.entropy_coef", "loss + config.entropy_coef", "entropy as a cost"),
+    ("part.mask, ratio=\"mean\"", "part.mask, ratio=\"product\"", "another ratio of the completion"),
+    ('observed=row["kl"]', 'observed=row["approx_kl"]', "the controller watches the wrong KL"),
+)  # fmt: skip
+REJECTION = _room(
+    "recipes/rejection",
+    "recipes/test_rejection",
+    ("key=lambda i: -float(earned[i])", "key=lambda i: float(earned[i])", "the worst imitated"),
+    ("[:keep]", "[:1]", "one of each, however many are kept"),
+    ("part, temperature=config.temperature)", "part)", "temperature forgotten"),
+    ("online.rewards_of(scores, samples, config), config.keep", "scores, config.keep", "a missing end forgiven"),
+    ("total = float(packed.mask[torch.isin(packed.row, rows)].sum())", "total = float(packed.mask.sum())",
+     "the batch's count for the minibatch's"),
+    ('places.setdefault(sample.prompt, [])', 'places.setdefault(len(sample.prompt_ids), [])',
+     "the best of all prompts together"),
+) + _room(
+    "rollout/collect",
+    "recipes/test_online_golden",
+    ("int(mine.sum())", "len(rows)", "rows counted for completions"),
+    ("x[self.index] if x.ndim == 1", "x[: len(self.index)] if x.ndim == 1", "advantages of other samples"),
+)  # fmt: skip
 REWARD = (
     *_room("rollout/collect", "recipes/test_ppo_golden",
            ("int(packed.mask[mine].sum())", "int(packed.mask.sum())", "the batch's count for the minibatch's")),
@@ -571,7 +836,96 @@ REWARD = (
             "all prompts on one side"),
            ("1.0 if record.choice == 0 else 0.0", "0.0 if record.choice == 0 else 1.0", "the rejected one wanted")),
     *_room("reward/model", "recipes/test_reward_model",
-           ("scores[index.cpu()] =", "scores[: len(index)] =", "scores given to other samples")),
+           ("scores[m, index.cpu()] =", "scores[m, : len(index)] =", "scores given to other samples")),
+)  # fmt: skip
+PREFERENCE_LOSS = _algorithms(
+    "preference_loss",
+    "preference_loss preference_beside_trl",
+    ("return target * (1.0 - 2.0 * label_smoothing) + label_smoothing",
+     "return target * (1.0 - label_smoothing) + label_smoothing", "smoothing towards the first"),
+    ("return _output(pairs, counts, beta * first, beta * second, _sigmoid_losses, pairs.target, total)\n\n\ndef robust",
+     "return _output(pairs, counts, first, second, _sigmoid_losses, pairs.target, total)\n\n\ndef robust",
+     "DPO without beta"),
+    ("target = (pairs.target - flip) / (1.0 - 2.0 * flip)", "target = smoothed(pairs.target, flip)",
+     "smoothing taken for its inverse"),
+    ("(pairs.target - flip) / (1.0 - 2.0 * flip)", "(pairs.target - flip)", "robust DPO not divided"),
+    ("((gap - (target - 0.5)) / beta).square()", "((gap - (2.0 * target - 1.0)) / beta).square()",
+     "twice the gap that IPO asks for"),
+    ("((gap - (target - 0.5)) / beta).square()", "(gap - (target - 0.5)).square()", "IPO in another unit"),
+    ("        first, second = _per_token(pairs, first, second)\n", "        pass\n", "IPO never averaged"),
+    ("wanted = gamma if pairs.margin is None else pairs.margin + gamma",
+     "wanted = gamma if pairs.margin is None else pairs.margin", "SimPO's gamma lost beside a margin"),
+    ("wanted = gamma if", "wanted = beta * gamma if", "gamma in units of beta"),
+    ("nll = -(pairs.target * first + (1.0 - pairs.target) * second)", "nll = -first",
+     "ORPO imitates the first, whichever is better"),
+    ("nll + lam * _sigmoid_losses(gap, target)", "nll + _sigmoid_losses(gap, target)", "ORPO's lambda forgotten"),
+    ("nll + lam * _sigmoid_losses(gap, target)", "lam * _sigmoid_losses(gap, target)", "ORPO without imitation"),
+    ("return p - torch.log(-torch.expm1(p))", "return p", "likelihoods for odds"),
+    ("mean_logprob.clamp(max=-torch.finfo(mean_logprob.dtype).eps)", "mean_logprob", "infinite odds"),
+    ("first / pairs.first_tokens.clamp(min=1), second / pairs.second_tokens.clamp(min=1)",
+     "first / pairs.first_tokens.clamp(min=1), second / pairs.first_tokens.clamp(min=1)", "the other's length"),
+    ("pairs.first - pairs.ref_first, pairs.second - pairs.ref_second",
+     "pairs.first - pairs.ref_second, pairs.second - pairs.ref_first", "references exchanged"),
+    ("gap - side * pairs.margin", "gap - pairs.margin", "the first leads, whichever is better"),
+    ("gap - side * pairs.margin", "gap + side * pairs.margin", "a lead for the worse one"),
+    ("(1.0 - target) * F.logsigmoid(-gap)", "(1.0 - target) * F.logsigmoid(gap)", "the other half of a soft target"),
+    ("clean = {name: zero_masked(x, counts) for name, x in fields.items()}", "clean = dict(fields)",
+     "pairs without weight are read"),
+    ("clean[name] = clean[name].detach().to(pairs.first.dtype)", "clean[name] = clean[name].to(pairs.first.dtype)",
+     "a gradient into the reference"),
+    ("    return LossOutput(masked_mean(weight * loss, counts, total=total), metrics)",
+     "    return LossOutput(masked_mean(weight * loss, counts), metrics)", "the micro-batch's own mean"),
+    ("decided, chosen = weight * (side != 0),", "decided, chosen = weight * (side != 2),", "ties counted as decided"),
+    ("torch.where(side > 0, first, second).detach()", "first.detach()", "the first's reward for the better one's"),
+    ("decided * (towards > 0)", "decided * (towards >= 0)", "equal rewards called correct"),
+    (".clamp(min=0)\n\n\ndef kto_loss", "\n\n\ndef kto_loss", "a baseline below 0"),
+    ("masked_mean(weight * gap, counts, total=weight.sum())", "masked_mean(weight * gap, counts)",
+     "weights that do not level the baseline"),
+    ("(reward - beta * baseline.detach())", "(reward - baseline.detach())", "a baseline in nats beside a reward"),
+    ("(reward - beta * baseline.detach())", "reward", "no baseline"),
+    ("ahead = (2.0 * good - 1.0) *", "ahead = (1.0 - 2.0 * good) *", "the undesirable wanted"),
+    ("price = good * desirable_weight + (1.0 - good) * undesirable_weight",
+     "price = good * undesirable_weight + (1.0 - good) * desirable_weight", "weights exchanged"),
+    ("mean(price * torch.sigmoid(-ahead))", "mean(-price * F.logsigmoid(ahead))", "DPO's shape, not the value's"),
+)  # fmt: skip
+PREFERENCE = (
+    *_room("recipes/dpo", "recipes/test_preference_golden",
+           ('rng(config.seed, "preference order", epoch)', 'rng(config.seed, "preference order", 0)',
+            "every epoch in one order"),
+           ("config.margin * (p.strength or 0)", "config.margin", "one margin for every strength"),
+           ("smoothing = 0.0 if config.loss == \"robust\" else config.label_smoothing", "smoothing = 0.0",
+            "label smoothing forgotten"),
+           ("average = config.loss != \"ipo\" or config.ipo_average", "average = True", "sums averaged"),
+           ("ref_first=expected[a]", "ref_first=expected[b]", "another completion's reference"),
+           ("total=total,\n            **settings", "total=len(here),\n            **settings",
+            "the micro-batch's own mean"),
+           ("linear_to_zero(step, len(batches), warmup)", "linear_to_zero(step, len(batches))", "no warm-up"),
+           ("weight_decay=config.weight_decay", "weight_decay=0.0", "no weight decay"),
+           ("out[start + index] =", "out[start : start + len(index)] =", "sums given to other completions")),
+    *_room("recipes/dpo", "recipes/test_dpo",
+           ("        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume"),
+           ('tensors["reference"].to(device)', 'torch.zeros_like(tensors["reference"])',
+            "the reference lost at a resume"),
+           ('config.ties == "half" or', "", "ties dropped in any case"),
+           ("start=config.start", "start=None", "the adapter to go on from forgotten")),
+    *_room("recipes/kto", "recipes/test_preference_golden",
+           ("(batch[(i + k) % len(batch)] for k in range(1, len(batch)))",
+            "(batch[(i - k) % len(batch)] for k in range(1, len(batch)))", "the sample before, not the next"),
+           ("if s.key != sample.key)", "if s is not sample)", "its own prompt's completion for another's"),
+           ("torch.stack([reference[text] for text in others])", "sums_of(others, policy, config)", "no baseline"),
+           ("desirable_weight=config.desirable_weight,\n", "", "the weight of the desirable forgotten"),
+           ("beta=config.beta", "beta=0.1", "beta not passed on"),
+           ("total=len(batch)", "total=len(index)", "the micro-batch's own mean"),
+           ("desirable[index]", "desirable[: len(index)]", "labels given to other completions"),
+           ("out[at + index] =", "out[at : at + len(index)] =", "sums given to other texts")),
+    *_room("recipes/kto", "recipes/test_kto",
+           ('"both_bad": (-1, -1)', '"both_bad": (0, 0)', "both bad says nothing"),
+           ("last - 2 * place", "last - place", "a ranking's last still counts as good"),
+           ("overall >= threshold", "overall > threshold", "a rating at the threshold called bad"),
+           ("order[(start + k) % len(order)]", "order[k]", "another place in the order"),
+           ("        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume"),
+           ('tensors["reference"].to(device)', 'torch.zeros_like(tensors["reference"])',
+            "the reference lost at a resume")),
 )  # fmt: skip
 PROBE = _room(
     "reward/probe",
@@ -586,7 +940,102 @@ PROBE = _room(
     ("start += len(group.completions)", "start += 1", "another prompt's completions"),
     ("if f == left_out]", "if f != left_out]", "a penalty chosen on what it was fitted to"),
     ("head.centre.copy_(centre)", "pass", "a head that reads raw states"),
-)
+)  # fmt: skip
+SCORERS = (
+    *_room("reward/model", "reward/test_combine",
+           ("start=depth, stop=branch.first), branch.first", "start=0, stop=branch.first), branch.first",
+            "common blocks run again for each member"),
+           ("upward = sorted(range(len(models)), key=lambda m: models[m].branch.first)",
+            "upward = list(range(len(models)))", "a member entered above its first block")),
+    *_room("reward/combine", "reward/test_combine",
+           ("mean - k * deviation(said)", "mean + k * deviation(said)", "a taste for doubt"),
+           ("mean - k * deviation(said)", "mean - k * deviation(said) ** 2", "the variance for the deviation"),
+           ("return min(said)", "return max(said)", "the best case for the worst"),
+           ("tuple([weight * x for x in member] for", "tuple([abs(weight) + x for x in member] for",
+            "uncertainty in the unit before the weight"),
+           ("tuple(map(self._apply, said.members))", "said.members", "members before the transform"),
+           ("if not all(map(math.isfinite, scores)):", "if False:", "an infinity let through")),
+    *_room("reward/scores", "reward/test_combine",
+           ("for x in numbers) / len(numbers))", "for x in numbers) / (len(numbers) - 1))", "the sample's deviation")),
+    *_room("reward/transform", "reward/test_transform",
+           ("gain * x + shift", "gain * (x + shift)", "the shift multiplied"),
+           ("[math.exp(-_softplus(-z)) for z", "[math.exp(-_softplus(z)) for z", "a sigmoid that falls"),
+           ("[-_softplus(-z) for z", "[_softplus(z) for z", "log sigmoid's sign"),
+           ("math.log(p) - math.log1p(-p)", "math.log(p)", "log instead of log odds"),
+           ("float(x >= at)", "float(x > at)", "a threshold that leaves itself out"),
+           ("(b + e / 2) / (len", "b / (len", "equals given the lowest place"),
+           ("max(z, 0.0) + math.log1p(math.exp(-abs(z)))", "math.log1p(math.exp(min(z, 700.0)))",
+            "an overflow cut off")),
+    *_room("reward/open", "reward/test_combine",
+           ("if place in within:", "if False:", "a description of itself followed for ever"),
+           ("(t.weight, part(t.scorer, t.options))", "(1.0, part(t.scorer, t.options))", "weights not read"),
+           ("functools.partial(TRANSFORMS[step.name], **step.given())", "TRANSFORMS[step.name]",
+            "a transform without its settings")),
+    *_room("reward/rules", "reward/test_rules",
+           ("1 - len(set(grams)) / len(grams)", "len(set(grams)) / len(grams)", "variety for repetition"),
+           ("found.fullmatch(s.text) if whole", "found.match(s.text) if whole", "a beginning for the whole")),
+    *_room("reward/answers", "reward/test_rules",
+           ("text[ends[-1] :]", "text[ends[0] :]", "the first answer for the last"),
+           ("a == b if x is None or y is None else x == y", "a == b", "numbers compared as words"),
+           ("return bool(a) and (", "return (", "an empty answer that is right")),
+    *_room("evaluation/evaluate", "evaluation/test_evaluate",
+           ("row[\"uncertainty\"] = doubt[i]", "row[\"uncertainty\"] = 0.0", "no doubt")),
+    *_room("training/stop", "reward/test_rules",
+           ("if constant and len(last) == patience:", "if False:", "a run on a constant reward")),
+)  # fmt: skip
+JUDGE = (
+    *_room("reward/fence", "reward/test_fence",
+           ("if key not in seen:", "if True:", "a key that stands in the text"),
+           ('"\\0".join(texts).casefold()', '"\\0".join(texts)', "a key in capitals overlooked"),
+           ("attempt, draw, len(texts), *texts", "attempt, draw, len(texts)", "one key for all texts"),
+           ('"fence", attempt, draw', '"fence", draw', "another attempt with the same key"),
+           ("{defused(text)}", "{text}", "control words of a chat template")),
+    *_room("reward/verdict", "reward/test_fence",
+           ("if not whole or not lines or", "if not lines or", "a 1 that was to be a 10"),
+           (".count(key.casefold()) for line in lines) != 1", ".count(key.casefold()) for line in lines) < 1",
+            "two verdicts"),
+           ("last = lines[-1]", "last = next(line for line in lines if key.casefold() in line.casefold())",
+            "a verdict that was taken back"),
+           ('head == f"VERDICT {key}" and found in allowed', 'head.startswith("VERDICT") and found in allowed',
+            "a verdict with another key"),
+           ('head == f"VERDICT {key}" and found in allowed', 'head == f"VERDICT {key}"',
+            "a verdict that there is not")),
+    *_room("reward/judge", "reward/test_judge",
+           ("answer: Choice = 1 - there if isinstance(there, int) else there", "answer: Choice = there",
+            "the swap not undone"),
+           ('Compared(here if here == answer else "tie", places, cost)', "Compared(here, places, cost)",
+            "the first order alone"),
+           ("self._pair(request, b, a, attempt)", "self._pair(request, a, b, attempt)", "the same order twice"),
+           ("float((choice == 0) == (a < b))", "float((choice == 0) == (a > b))", "the loser's win"),
+           ("for other in of_prompt[request]) - 0.5", "for other in of_prompt[request])", "a tie with itself counted"),
+           ("for v, share in found.shares.items()) / 10", "for v, share in found.shares.items()) / 11",
+            "a rating in another unit"),
+           ("distinct = list(dict.fromkeys(items))", "distinct = list(items)", "equal texts asked about twice"),
+           ("put.allowed, whole=reply.whole)", "put.allowed)", "a reply that was cut off")),
+    *_room("reward/endpoint", "reward/test_judge",
+           ("if (known := _kept(path)) is not None:", "if (known := _kept(path)) is not None and False:",
+            "everything asked again"),
+           ("json.dumps([base_url, request], sort_keys=True)", 'json.dumps([base_url, request["messages"]])',
+            "another model's reply"),
+           ("if time.monotonic() > until:", "if False:", "an answer that drips for ever"),
+           ("min(max(pace, stumble.after), LONGEST_PAUSE)", "min(pace, LONGEST_PAUSE)", "Retry-After not heard"),
+           ("self.pause * 2**attempt", "self.pause", "pauses that do not grow"),
+           ('text.replace(key, "***") if key else text', "text", "the key in a message"),
+           ("if url.userinfo or url.query or url.fragment:", "if url.fragment:", "a secret in the address"),
+           ("choice.get(\"finish_reason\") != \"length\"", "True", "a reply that was cut off taken for whole")),
+    *_room("reward/local_judge", "reward/test_judge",
+           ("logprobs.double().sum(1)", "logprobs.double()[:, 0]", "the first token alone"),
+           ('tokenizer.complete(f"VERDICT', 'tokenizer.encode(f"VERDICT', "a 1 that may go on to 10"),
+           ('text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")', "pass",
+            "special tokens written by a text")),
+    *_room("reward/label", "reward/test_label",
+           ("if digest not in done]", "]", "what is there asked for again"),
+           ("os.truncate(out, len(whole))", "pass", "half a line left in the file"),
+           ("if done.keys() - digests:", "if False:", "answers of two judges in one file"),
+           ("        c.model,\n", "", "another model's answers kept"),
+           ("named.count(0) / len(named)", "named.count(1) / len(named)", "the second place for the first"),
+           ("not in ((0, 1), (1, 0), (", "not in ((0, 0), (1, 1), (", "agreement of places for agreement of answers")),
+)  # fmt: skip
 PERCEPTION = _room(
     "evaluation/perception",
     "evaluation/test_perception",
@@ -598,6 +1047,20 @@ PERCEPTION = _room(
     ("/ band.gain_width * 2", "/ band.gain_width", "another slope of relevance"),
     ("packed.mask.sum(1).cpu()", "packed.mask.shape[1]", "a mean over padding"),
 )
+DIAGNOSIS = _room(
+    "evaluation/diagnosis",
+    "evaluation/test_diagnosis",
+    ("if fell > SURE_OF_PEAK * gold.error and rose > 0:", "if fell > SURE * gold.error and rose > 0:",
+     "noise called reward hacking"),
+    ("gold.error and rose > 0:", "gold.error:", "a fall of both called reward hacking"),
+    ("peak = max(ends, key=gold.level)", "peak = min(ends, key=gold.level)", "the trough for the peak"),
+    ("at = gold.steps[peak - 1]", "at = gold.steps[-1]", "the wrong step named"),
+    ("window = self.values[max(0, end - self.width) : end]", "window = self.values[:end]", "levels over the whole run"),
+    ("(2 * len(steps))) * math.sqrt(2 / self.width)", "(2 * len(steps)))", "a mean as noisy as a step"),
+    ("if _finite(row.get(name))", "if name in row", "holes read as numbers"),
+    ("entropy.last < 0.4 * entropy.first", "entropy.last > 0.4 * entropy.first", "entropy that holds called collapse"),
+    ("and explained.last < 0", "and explained.last > 0", "a good critic called bad"),
+)  # fmt: skip
 FEEDBACK = (
     *_room("feedback/queries", "feedback/test_feedback_store",
            ("undo.c.seq > rule.c.seq", "undo.c.seq < rule.c.seq", "a restored rater stays away"),
@@ -629,6 +1092,65 @@ FEEDBACK = (
            ("TRAINING_COLUMNS = range(7)", "TRAINING_COLUMNS = range(8)", "a judge among the raters"),
            ('["compound"]) + 1) / 2', '["compound"]))', "valence from -1 to 1")),
 )  # fmt: skip
+ILQL = (
+    *_room("recipes/ilql", "recipes/test_ilql_golden",
+           ("torch.minimum(*(action_values", "torch.maximum(*(action_values", "the larger of the slow heads"),
+           ("        slow = heads.slow(states)\n", "        slow = heads.online(states)\n", "no slow heads"),
+           ("== mask.sum(1, keepdim=True) - 1\n    targets", "== 0\n    targets", "the reward on the first token"),
+           ("+ config.cql_coef * cql", "", "the CQL term forgotten"),
+           ("+ config.bc_coef * of_policy.loss", "+ of_policy.loss", "the weight of imitation forgotten"),
+           ("(taken - values).to", "(values - taken).to", "the advantage's sign"),
+           ("            heads.follow(config.polyak)\n", "", "slow heads that stand still"),
+           ("expectile=config.expectile", "expectile=0.5", "the expectile forgotten"),
+           ("gamma=config.gamma", "gamma=1.0", "gamma forgotten"),
+           ("q, cql = of_q[0].loss + of_q[1].loss", "q, cql = of_q[0].loss", "one head of two learned")),
+    *_room("recipes/ilql", "recipes/test_ilql",
+           ("    heads.load_state_dict(checkpoint", "    dict(checkpoint", "heads not restored"),
+           ('done, measured = int(state["step"]), state["measured"]', 'done = int(state["step"])',
+            "what was measured forgotten"),
+           ('"model": written.trunk', '"model": model.trunk', "heads said to read the base")),
+    *_room("models/q_heads", "recipes/test_ilql_golden",
+           ("slow.lerp_(fast, rate)", "slow.lerp_(fast, 1 - rate)", "slow heads that are fast"),
+           ("F.relu(F.linear(", "F.gelu(F.linear(", "other features"),
+           ("    return F.rms_norm(states.to(dtype), (states.shape[-1],))", "    return states.to(dtype)",
+            "states at the trunk's own scale")),
+    *_room("models/q_heads", "recipes/test_ilql",
+           ("torch.minimum(first, second) - ", "first - ", "steered by one head"),
+           ("for h in self.slow(states))", "for h in self.online(states))", "steered by the fast heads"),
+           ("if reads != (", "if None is (", "another model's states let in")),
+    *_room("rollout/local", "recipes/test_ilql",
+           ("logits = self.steer(hidden, logits)", "self.steer(hidden, logits)", "a steer that is not turned")),
+    *_room("data/episodes", "recipes/test_ilql",
+           ("yield record.completion, scale * (score - centre)", "yield record.completion, scale * score - centre",
+            "a centre in the reward's unit"),
+           ('"both_bad": (-1.0, -1.0)', '"both_bad": (0.0, 0.0)', "both bad taken for a tie"),
+           ("0: (1.0, -1.0), 1: (-1.0, 1.0)", "1: (1.0, -1.0), 0: (-1.0, 1.0)", "the rejected rewarded"),
+           ("1.0 - 2.0 * place / (count - 1)", "1.0 - 2.0 * place / count", "a ranking that does not reach -1"),
+           ("ids.get((key, text)) or tokenizer", "tokenizer", "sampled ids not used")),
+)  # fmt: skip
+BANDIT = (
+    *_room("recipes/bandit", "recipes/test_bandit",
+           (".gather(1, labels[index][:, None])[:, 0]", "[:, 0]", "the first label learned for all"),
+           ("out = rating_regression(own, rewards[index].to(own.dtype), total=len(batch))",
+            "out = rating_regression(own, rewards[index].to(own.dtype), total=len(index))", "the micro-batch's mean"),
+           ('online.read(directory / "log.jsonl", int(state["logged"]))', "pass", "the log not restored"),
+           ('int(state["logged"]))', "10**9)", "rows after the checkpoint kept")),
+    *_room("rollout/classify", "recipes/test_bandit",
+           ("chances.double().cumsum(0)", "torch.full_like(chances, 1 / len(chances)).double().cumsum(0)",
+            "labels drawn blindly"),
+           ("float(chances[i, label])", "float(chances[i].max())", "another label's propensity")),
+    *_room("rollout/choose", "recipes/test_bandit",
+           ('rng(self.seed, "bandit contexts", round)', 'rng(self.seed, "bandit contexts")',
+            "every round the same texts"),
+           ("own = [float(chances[n, label])", "own = [1.0 + 0 * float(chances[n, label])",
+            "choices logged as certain")),
+    *_room("data/choices", "recipes/test_bandit",
+           ("not 0 < propensity <= 1", "not 0 <= propensity <= 1", "a propensity of 0 let in"),
+           ("not 0 <= reward <= 1", "reward < 0", "rewards beyond 1 let in"),
+           ("of_both[c.who, c.label] / of_who[c.who]", "1 / len({x.label for x in found})", "frequencies not counted")),
+    *_room("models/label_head", "recipes/test_bandit",
+           ('(about.get("tokenizer"), about.get("trunk")) != (', "None is (", "another model's states let in")),
+)  # fmt: skip
 TRAINING = (
     *_room("training/metrics", "recipes/test_ppo",
            ('if row["step"] <= done', 'if row["step"] < done', "a row lost at a resume")),
@@ -638,12 +1160,105 @@ TRAINING = (
             "nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])",
             "gradients not clipped")),
 )  # fmt: skip
+OPTIM = _room(
+    "training/optim",
+    "training/test_optim",
+    ("math.sqrt(1 - beta2**taken) / (1 - beta1**taken)", "1 / (1 - beta1**taken)", "TensorFlow's rate uncorrected"),
+    ("below = state[\"exp_avg_sq\"].sqrt()", "below = (state[\"exp_avg_sq\"] / (1 - beta2**taken)).sqrt().mul_("
+     "math.sqrt(1 - beta2**taken)).add_(group[\"eps\"] * (math.sqrt(1 - beta2**taken) - 1))",
+     "torch's epsilon in TensorFlow's Adam"),
+    ("parameter.grad.add(parameter, alpha=group[\"weight_decay\"])", "parameter.grad", "L2 forgotten"),
+    ('{"params": decayed, "weight_decay": weight_decay}', '{"params": decayed, "weight_decay": 0.0}',
+     "no decay at all"),
+    ("if id(p) not in known], \"weight_decay\": 0.0}", "if id(p) not in known], \"weight_decay\": weight_decay}",
+     "biases and norms decayed"),
+    ('own = OWN[config.name] | {name: value for name, value in given.items() if name != "name"}',
+     "own = OWN[config.name]", "settings never passed on"),
+    ("torch.optim.Adam(\n", "torch.optim.AdamW(\n", "decoupled decay in Adam"),
+    ('"rmsprop": {"beta2": 0.99,', '"rmsprop": {"beta2": 0.9,', "another default in RMSprop"),
+    ("rho=own[\"beta2\"]", "rho=0.9", "Adadelta's rho fixed"),
+    ("alpha=own[\"beta2\"], eps=own[\"eps\"], momentum=own[\"momentum\"]", "alpha=own[\"beta2\"], eps=own[\"eps\"]",
+     "RMSprop's momentum forgotten"),
+    ("(1 - math.cos(math.pi * left)) / 2", "math.sin(math.pi * left / 2)", "another curve than the cosine"),
+    ("end ** (1 - left)", "1 + (end - 1) * (1 - left) ** 2", "another curve than the exponential"),
+    ('"linear": lambda left, end: end + (1 - end) * left', '"linear": lambda left, end: max(end, left)',
+     "a line that is cut, not scaled"),
+    ("SCHEDULES[name](linear_to_zero(step, total, warmup), end)", "SCHEDULES[name](linear_to_zero(step, total), end)",
+     "a schedule that forgets its warm-up"),
+    ("parameter.grad.add_(parameter.sign(), alpha=l1)", "parameter.grad.add_(parameter, alpha=l1)", "L2 for L1"),
+    ("for parameter in matrices(parameters):", "for parameter in parameters:", "L1 on biases and norms"),
+)  # fmt: skip
+MIXTURE = _room(
+    "training/mixture",
+    "training/test_mixture",
+    ("size ** (1 / temperature)", "size ** temperature", "the temperature upside down"),
+    ("min(count, limit) for count", "max(count, limit) for count", "a limit from below"),
+    ("max(loss - goal, 0.0)", "(loss - goal)", "an excess below 0"),
+    ("max(loss - goal, 0.0)", "max(goal - loss, 0.0)", "the excess turned round"),
+    ("grown = [weight * math.exp", "grown = [math.exp", "weights that forget those before"),
+    ("w * ratio**strength", "w / ratio**strength", "quick learners favoured"),
+    ("(1 - floor) * weight / total + floor / len(weights)", "weight / total + floor / len(weights)",
+     "weights that sum to more than 1"),
+    ('rng(seed, "mixture", step)', 'rng(seed, "mixture")', "every step the same tasks"),
+    ('rng(seed, "mixture order", name, turn)', 'rng(seed, "mixture order", name)', "every turn in one order"),
+    ("        after[name] += 1\n", "        after[name] += 2\n", "examples skipped"),
+    ("names = sorted(sizes)", "names = list(sizes)", "draws that depend on the files' order"),
+    ("ratio_weights([begun[name] for name in names]", "ratio_weights([weights[name] for name in names]",
+     "ratios that add up"),
+)  # fmt: skip
+DROPOUT = (
+    *_room("models/dropout", "models/test_dropout",
+           ("x / (1 - dropout.rate)", "x", "what is left is not scaled"),
+           ("draw >= dropout.rate", "draw < dropout.rate", "the rate turned round"),
+           ("torch_seed(*key, *place)", "torch_seed(*key)", "the same mask in every place"),
+           ("for row in rows)", "for row in range(len(rows)))", "rows numbered by micro-batch"),
+           ("torch.rand(length, x.shape[2], generator=generator, device=x.device)",
+            "torch.rand(x.shape[2], x.shape[1], generator=generator, device=x.device).T[:length]",
+            "draws that depend on padding")),
+    *_room("models/llama", "recipes/test_sft_golden",
+           ("drop(x, context.dropout, self.index, name)", "x", "no dropout before an adapter"),
+           ('drop(attended, whole, self.index, "attention")', "attended", "no dropout after attention"),
+           ('drop(made, whole, self.index, "mlp")', "made", "no dropout after the MLP"),
+           ("context.dropout if adapter is None else None", "context.dropout", "an adapter's stream dropped, too")),
+)  # fmt: skip
+SFT = (
+    *_room("recipes/sft", "recipes/test_sft_golden",
+           ("(config.seed, \"dropout\", step)", "(config.seed, \"dropout\", 0)", "the same dropout at every step"),
+           ('row["l1_norm"] = add_l1(parameters, config.l1)', 'row["l1_norm"] = add_l1(parameters, 0.0)', "no L1"),
+           ("end=config.rate_end", "end=0.0", "a rate that falls to 0"),
+           ("weight_decay=config.weight_decay", "weight_decay=0.0", "no weight decay"),
+           ("/ sum(counts.values())", "/ sum(counts.values()) * 1.001", "a held-out loss a little off"),
+           ("weights = next_weights(", "_ = next_weights(", "weights that never change")),
+    *_room("recipes/sft", "recipes/test_sft_training",
+           ("best, weights, taken = Best(**state[\"best\"]), state[\"weights\"], state[\"taken\"]",
+            "weights, taken = state[\"weights\"], state[\"taken\"]", "the best forgotten at a resume"),
+           ("best, weights, taken = Best(**state[\"best\"]), state[\"weights\"], state[\"taken\"]",
+            "best, taken = Best(**state[\"best\"]), state[\"taken\"]", "the weights forgotten at a resume"),
+           ("best, weights, taken = Best(**state[\"best\"]), state[\"weights\"], state[\"taken\"]",
+            "best, weights = Best(**state[\"best\"]), state[\"weights\"]", "the place in each task forgotten"),
+           ("        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume"),
+           ("if due or (better and config.keep == \"best\"):", "if due:", "a best model never saved"),
+           ("checkpoint.at(directory / \"checkpoints\", best.step)",
+            "checkpoint.at(directory / \"checkpoints\", int(metrics.history[-1][\"step\"]))", "the last for the best"),
+           ("best.since >= config.patience", "best.since > config.patience", "one measurement too patient"),
+           ("sorted(zip(task_names(config.data), config.data, strict=True))",
+            "zip(task_names(config.data), config.data, strict=True)", "the order of files tells")),
+    *_room("training/stop", "recipes/test_sft_training",
+           ("if loss < best.loss else", "if loss <= best.loss else", "an equal loss called lower"),
+           ("replace(best, since=best.since + 1)", "replace(best, since=1)", "a patience without end")),
+    *_room("training/checkpoint", "recipes/test_sft_training",
+           ("if spare is None or old != _place(directory, spare):", "if True:", "the best checkpoint pruned")),
+    *_room("data/demonstrations", "recipes/test_sft_training",
+           ("stream[at + 1 : at + 1 + window]", "stream[at + 1 : at + window]", "a token of each piece left out"),
+           ("min(window, context - 1)", "window", "pieces too long for the model")),
+)  # fmt: skip
 
 MUTATIONS: tuple[Mutation, ...] = (
-    *MASKING, *KL, *ADVANTAGES, *POLICY, *WHOLE_COMPLETIONS, *REINFORCE, *POLICY_PEER,
-    *VALUE, *REWARD_LOSS, *NLL, *LOGPROBS,
-    *COLLATE, *TOKENIZER, *LLAMA, *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE,
-    *REWARD, *PROBE, *PERCEPTION, *FEEDBACK, *TRAINING,
+    *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *REWARD_LOSS, *NLL, *LOGPROBS, *COLLATE, *TOKENIZER, *LLAMA,
+    *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE, *REWARD, *PROBE, *PERCEPTION, *DIAGNOSIS,
+    *FEEDBACK, *TRAINING, *OPTIM, *MIXTURE, *DROPOUT, *SFT, *WHOLE_COMPLETIONS, *REINFORCE, *POLICY_PEER,
+    *TRANSCRIPT, *ENVIRONMENT, *AGENT, *PREFERENCE_LOSS, *PREFERENCE, *Q_LOSS, *OFF_POLICY, *ILQL, *BANDIT,
+    *SCORERS, *JUDGE, *ONLINE_RUN, *LOGGED, *GRPO, *REJECTION,
 )  # fmt: skip
 
 
@@ -668,54 +1283,87 @@ def pytest_sessionstart(session):
 """
 
 
-def run(
-    tests: tuple[str, ...], room: Path, mutation: Mutation | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
-    shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
-    (room / "check_origin.py").write_text(CHECK_ORIGIN)
-    if mutation:
-        (room / "plaudit" / mutation.file).write_text(mutated(mutation))
-    environment = os.environ | {
-        "PYTHONPATH": str(room),
-        "PYTEST_ADDOPTS": "",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "400",
-    }
-    options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "-m", "not proof", "--tb=no"]
-    command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
-    try:
-        return subprocess.run(
-            command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+class Result(NamedTuple):
+    """status: pytest's exit status, None where it took too long; said: what it printed."""
+
+    status: int | None
+    said: str
+
+
+class Stem:
+    """tests/proofs/stem.py, one job at a time."""
+
+    def __init__(self) -> None:
+        own = {
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "400",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(REPO / "tests" / "proofs" / "stem.py")],
+            cwd=REPO, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(
+        self, tests: Sequence[str], room: Path, mutation: Mutation | None = None, seconds: float = SECONDS
+    ) -> Result:
+        """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
+        shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
+        (room / "check_origin.py").write_text(CHECK_ORIGIN)
+        if mutation:
+            (room / "plaudit" / mutation.file).write_text(mutated(mutation))
+        options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "-m", "not proof", "--tb=no"]
+        options += ["--basetemp", str(room / "tmp")]
+        arguments = [*options, *(f"tests/{test}" for test in tests)]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(
+            json.dumps({"room": str(room), "arguments": arguments, "seconds": seconds}) + "\n"
         )
-    finally:
-        shutil.rmtree(room)
+        self.process.stdin.flush()
+        status = json.loads(self.process.stdout.readline())["status"]
+        said = (room / "out").read_text(errors="replace")
+        shutil.rmtree(room, ignore_errors=True)
+        return Result(status, said)
+
+    def close(self) -> None:
+        with self.process:
+            assert self.process.stdin is not None
+            self.process.stdin.close()
 
 
 NONSENSE = "NameError|UnboundLocalError|AttributeError|TypeError|SyntaxError|ImportError"
 """What a typing slip raises. A test that meets one of these has not judged the change."""
 
-Outcome = Callable[[Mutation], subprocess.CompletedProcess[str]]
+Outcome = Callable[[Mutation], Result]
 
 
 @pytest.fixture(scope="module")
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     """What became of a mutation. Those selected are run ahead, a few at a time; under xdist, one when asked for."""
     rooms = tmp_path_factory.mktemp("mutations")
+    at_once = 1 if "PYTEST_XDIST_WORKER" in os.environ else AT_ONCE
+    stems = Queue[Stem]()
+    for _ in range(at_once):
+        stems.put(Stem())
 
-    def one(mutation: Mutation) -> subprocess.CompletedProcess[str]:
-        return run(mutation.tests, rooms / str(MUTATIONS.index(mutation)), mutation)
+    def one(mutation: Mutation) -> Result:
+        stem = stems.get()
+        try:
+            return stem.run(mutation.tests, rooms / str(MUTATIONS.index(mutation)), mutation)
+        finally:
+            stems.put(stem)
 
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        yield one
-        return
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = [call.params["mutation"] for call in calls if call and "mutation" in call.params]
-    pool = ThreadPoolExecutor(AT_ONCE)
-    futures = {mutation: pool.submit(one, mutation) for mutation in dict.fromkeys(chosen)}
-    yield lambda mutation: futures[mutation].result()
+    ahead = [] if "PYTEST_XDIST_WORKER" in os.environ else list(dict.fromkeys(chosen))
+    pool = ThreadPoolExecutor(at_once)
+    futures = {mutation: pool.submit(one, mutation) for mutation in ahead}
+    yield lambda mutation: futures[mutation].result() if mutation in futures else one(mutation)
     pool.shutdown(cancel_futures=True)
+    while not stems.empty():
+        stems.get().close()
 
 
 def names(mutation: Mutation) -> str:
@@ -742,19 +1390,21 @@ def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
 @pytest.mark.proof
 def test_the_copy_passes_unmutated(tmp_path: Path) -> None:
     tests = dict.fromkeys(test for mutation in MUTATIONS for test in mutation.tests)
-    result = run(tuple(tests), tmp_path / "clean")
-    assert result.returncode == 0, result.stdout + result.stderr
+    stem = Stem()
+    result = stem.run(tuple(tests), tmp_path / "clean", seconds=20 * SECONDS)
+    stem.close()
+    assert result.status == 0, result.said
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=names)
 def test_mutation_is_caught(mutation: Mutation, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
     result = outcome(mutation)
-    said = result.stdout + result.stderr
-    assert result.returncode != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
-    assert result.returncode == 1, f"it broke the run, which proves nothing:\n{said}"
-    caught = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - (.*))?$", result.stdout, re.MULTILINE)
-    assert caught, f"no test is named:\n{said}"
+    assert result.status is not None, f"took longer than {SECONDS} s: {mutation.old!r} -> {mutation.new!r}"
+    assert result.status != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
+    assert result.status == 1, f"it broke the run, which proves nothing:\n{result.said}"
+    caught = re.search(r"^FAILED \S*?(\w+\.py::.+?)(?: - (.*))?$", result.said, re.MULTILINE)
+    assert caught, f"no test is named:\n{result.said}"
     assert not re.match(NONSENSE, caught.group(2) or ""), (
         f"not a change that anyone could make: {caught.group(2)}"
     )

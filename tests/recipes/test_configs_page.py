@@ -13,10 +13,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from plaudit import config as configs
+from plaudit.cli import RECIPES
+from plaudit.reward.open import KINDS, Term
+from plaudit.reward.transform import TRANSFORMS, parameters
+from plaudit.training.online import OnlineConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configs.md"
 CONFIGS = PAGE.parents[1] / "configs"
-MODULES = {name: f"plaudit.recipes.{name}" for name in ("sft", "reward_model", "ppo", "evaluate")}
+SAMPLES = "In every recipe that learns from its own samples"
 
 
 def tables() -> dict[str, dict[str, str]]:
@@ -33,7 +37,8 @@ def defaults(cls: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         if isinstance(field.default, BaseModel):
-            found |= defaults(type(field.default), f"{name}.")
+            given = field.default.model_dump()
+            found |= {key: given[key.split(".")[1]] for key in defaults(type(field.default), f"{name}.")}
         else:
             found[prefix + name] = field.default
     return found
@@ -43,15 +48,18 @@ def said(default: Any) -> str:
     """A default as the page writes it."""
     if default is PydanticUndefined:
         return "*needed*"
-    if isinstance(default, str | list):
+    if isinstance(default, str | list | dict):
         return f"`{default}`"
     return {"None": "none", "True": "true", "False": "false"}.get(str(default), str(default))
 
 
-@pytest.mark.parametrize("recipe", MODULES)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_every_setting_stands_in_its_table_with_its_default(recipe: str) -> None:
     everywhere, own = tables()["In every recipe"], tables()[recipe]
-    found = defaults(importlib.import_module(MODULES[recipe]).Config)
+    cls = importlib.import_module(RECIPES[recipe]).Config
+    found = defaults(cls)
+    if issubclass(cls, OnlineConfig):
+        everywhere |= tables()[SAMPLES]
     for name, default in found.items():
         text = own.get(name, everywhere.get(name, "it is in no table"))
         if name == "checkpoint_every":
@@ -63,10 +71,48 @@ def test_every_setting_stands_in_its_table_with_its_default(recipe: str) -> None
     assert not own.keys() - found.keys()
 
 
-@pytest.mark.parametrize("recipe", MODULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_of_a_scorer_stands_in_its_table_with_its_default(kind: str) -> None:
+    everywhere, own = tables()["Scorers"], tables()[f"Scorer: {kind}"]
+    found = defaults(KINDS[kind])
+    for name, default in found.items():
+        text = own.get(name, everywhere.get(name, "it is in no table"))
+        if isinstance(default, float):
+            assert (name, float(text)) == (name, default)
+        else:
+            assert (name, text) == (name, said(default))
+    of_a_term = {f"terms.{name}" for name in defaults(Term)} if kind == "sum" else set()
+    assert own.keys() - found.keys() == of_a_term
+
+
+def test_every_transform_stands_in_its_table_with_what_it_takes() -> None:
+    table = tables()["Transforms"]
+    assert table.keys() == set(TRANSFORMS)
+    for name, takes in table.items():
+        known, needed = parameters(name)
+        given = dict(part.split(" ") for part in takes.replace("`", "").split(", ") if part != "nothing")
+        assert given.keys() == known
+        assert {setting for setting, default in given.items() if default == "*needed*"} == needed
+
+
+@pytest.mark.parametrize("kind", ["ensemble", "judge", "sum", "rule", "answers"])
+def test_the_scorer_to_begin_with_writes_every_setting_out(kind: str) -> None:
+    tree = configs.read_yaml(CONFIGS / "scorers" / f"{kind}.yaml")
+    assert tree.pop("kind") == kind
+    assert yaml.safe_load(configs.dump(configs.parse(KINDS[kind], tree, kind))) == tree
+    given = {
+        name: default for name, default in defaults(KINDS[kind]).items() if default is not PydanticUndefined
+    }
+    example = {"combine", "base_url", "api_key_env", "protocol", "options", "after"}
+    assert {name: tree[name] for name in given.keys() - example} == {
+        name: default for name, default in given.items() if name not in example
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
     """And with the code's defaults, where there is one."""
-    cls = importlib.import_module(MODULES[recipe]).Config
+    cls = importlib.import_module(RECIPES[recipe]).Config
     tree = configs.read_yaml(CONFIGS / f"{recipe}.yaml")
     assert tree.pop("recipe") == recipe
     whole = yaml.safe_load(configs.dump(configs.parse(cls, tree, recipe)))
@@ -74,5 +120,5 @@ def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
     given = {name: default for name, default in defaults(cls).items() if default is not PydanticUndefined}
     for name, default in given.items():
         section, _, last = name.rpartition(".")
-        if name != "reward":  # evaluate's example has one
+        if name not in ("prompts", "reward"):  # the examples have some
             assert ((tree[section] if section else tree)[last]) == default, name

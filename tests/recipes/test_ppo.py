@@ -5,22 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from plaudit.models.adapter import save_adapter
 from plaudit.models.branch import Branch, Pool, token_logprobs
-from plaudit.models.load import find_model, load_model
+from plaudit.models.load import load_model
 from plaudit.recipes import ppo
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
@@ -28,31 +26,33 @@ from plaudit.reward.rules import RuleScorer, rule_scorer
 from plaudit.rollout.collect import forward, preflight
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
-from plaudit.training import checkpoint
-from plaudit.training.metrics import Metrics
+from plaudit.training import checkpoint, online
 from plaudit.training.online import prompts_of_step
 from plaudit.training.optim import adam, linear_to_zero, take_step
 from plaudit.types import UserError
+from runs import (
+    KILLS,
+    PROMPTS,
+    TIMES,
+    Kill,
+    Killed,
+    after_it_is_logged,
+    peaked_model,
+    reward_model,
+    rows,
+    same,
+    weights,
+    within_the_update,
+    write_prompts,
+)
 from tiny_models import as_samples, random_adapter, random_branch, transformers_model
 
-TIMES = ("seconds", "seconds_sampling", "tokens_per_second")
-PROMPTS = ["good morning", "what is your name", "tell me more", "I am tired", "coffee or tea"]
-
-Row = dict[str, float]
-
 
 @pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(PROMPTS) + "\n")
-    return str(path)
-
-
-@pytest.fixture
-def config(prompts: str) -> ppo.Config:
+def config(tmp_path: Path) -> ppo.Config:
     return ppo.Config(
         model="tiny",
-        prompts=prompts,
+        prompts=write_prompts(tmp_path),
         reward="rules:fourths",
         steps=4,
         prompts_per_step=3,
@@ -70,31 +70,6 @@ def config(prompts: str) -> ppo.Config:
 
 def changed(config: ppo.Config, **settings: Any) -> ppo.Config:
     return ppo.Config.model_validate(config.model_dump() | settings)
-
-
-def rows(directory: Path) -> list[Row]:
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-
-
-def same(a: list[Row], b: list[Row], tolerance: float) -> None:
-    assert [row.keys() for row in a] == [row.keys() for row in b]
-    for one, two in zip(a, b, strict=True):
-        for name in one:
-            assert one[name] == pytest.approx(two[name], rel=tolerance, abs=tolerance), (one["step"], name)
-
-
-def weights(directory: Path) -> dict[str, bytes]:
-    found = sorted(directory.glob("adapter/*.safetensors")) + sorted(directory.glob("model/*.safetensors"))
-    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
-
-
-def reward_model(directory: Path, *, blocks: int, pool: Pool = "last") -> str:
-    model = load_model("tiny", torch.float64)
-    branch = random_branch(model.trunk, blocks=blocks, seed=9)
-    branch.pool = pool
-    RewardModel(branch, model).save(directory, {})
-    return str(directory)
 
 
 def test_a_run_leaves_what_it_promises(config: ppo.Config, tmp_path: Path) -> None:
@@ -155,7 +130,9 @@ def test_streams_shared_between_branches_change_nothing(
     if "whole" in case:
         config = changed(config, adapter={"rank": 0}, learning_rate=1e-3)
     ppo.run(config, tmp_path / "kept")
-    monkeypatch.setattr(ppo, "forward", lambda *args, **kwargs: replace(forward(*args, **kwargs), streams={}))
+    monkeypatch.setattr(
+        online, "forward", lambda *args, **kwargs: replace(forward(*args, **kwargs), streams={})
+    )
     ppo.run(config, tmp_path / "thrown")
     same(rows(tmp_path / "kept"), rows(tmp_path / "thrown"), 1e-9)
 
@@ -171,108 +148,21 @@ def test_the_first_ratio_is_exactly_1(config: ppo.Config, tmp_path: Path) -> Non
         assert rows(tmp_path / str(budget))[-1]["kl"] != 0.0
 
 
-class Killed(BaseException):
-    """What no handler of the recipe's may swallow."""
-
-
-def before_it_is_logged(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    log = Metrics.log
-
-    def kill(self: Metrics, step: int, *args: Any) -> None:
-        if step == at:
-            raise Killed
-        log(self, step, *args)
-
-    monkeypatch.setattr(Metrics, "log", kill)
-
-
-def after_it_is_logged(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    log = Metrics.log
-
-    def kill(self: Metrics, step: int, *args: Any) -> None:
-        log(self, step, *args)
-        if step == at:
-            raise Killed
-
-    monkeypatch.setattr(Metrics, "log", kill)
-
-
-def within_the_log_line(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    log = Metrics.log
-
-    def kill(self: Metrics, step: int, *args: Any) -> None:
-        log(self, step, *args)
-        if step == at:
-            text = self.path.read_text()
-            self.path.write_text(text[:-40])
-            raise Killed
-
-    monkeypatch.setattr(Metrics, "log", kill)
-
-
-def before_it_is_saved(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    save = checkpoint.save
-
-    def kill(directory: Path, step: int, *args: Any, **kwargs: Any) -> None:
-        if step >= at:
-            raise Killed
-        save(directory, step, *args, **kwargs)
-
-    monkeypatch.setattr(checkpoint, "save", kill)
-
-
-def after_it_is_saved(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    save = checkpoint.save
-
-    def kill(directory: Path, step: int, *args: Any, **kwargs: Any) -> None:
-        save(directory, step, *args, **kwargs)
-        if step >= at:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint, "save", kill)
-
-
-def within_the_update(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    step, calls = take_step, [0]
-
-    def kill(*args: Any, **kwargs: Any) -> float:
-        calls[0] += 1
-        if calls[0] == 2 * at:  # the last of two epochs
-            raise Killed
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(ppo, "take_step", kill)
-
-
-def within_the_export(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    def kill(*_: Any) -> None:
-        raise Killed
-
-    assert at
-    monkeypatch.setattr(ppo, "write_policy", kill)
-
-
-KILLS: list[Callable[[pytest.MonkeyPatch, int], None]] = [
-    before_it_is_logged, after_it_is_logged, within_the_log_line, before_it_is_saved, after_it_is_saved,
-    within_the_update, within_the_export,
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("kill", KILLS)
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_a_killed_run_that_goes_on_ends_with_the_same_bits(
-    config: ppo.Config, tmp_path: Path, kill: Callable[[pytest.MonkeyPatch, int], None], at: int
+    config: ppo.Config, tmp_path: Path, kill: Kill, at: int
 ) -> None:
     """A saved step is every second one: kills fall on it, before it and after it, once in a run or twice."""
     config = changed(config, steps=5, kl={"coef": 0.1, "target": 0.001, "horizon": 20.0})
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     ppo.run(config, unbroken)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        kill(monkeypatch, at)
+        kill(monkeypatch, at, ppo)
         with pytest.raises(Killed):
             ppo.run(config, broken)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        after_it_is_logged(monkeypatch, 5)
+        after_it_is_logged(monkeypatch, 5, ppo)
         try:
             ppo.run(config, broken)
         except Killed:
@@ -483,19 +373,14 @@ def test_the_kl_controller_moves_the_price_by_its_formula(config: ppo.Config, tm
     assert {row["kl_coef"] for row in rows(tmp_path / "fixed")} == {0.1}
 
 
-@pytest.fixture
-def peaked(tmp_path: Path) -> str:
-    """The tiny model with six times its last norm: sure enough of itself that there is something to learn."""
-    directory = Path(shutil.copytree(find_model("tiny"), tmp_path / "peaked"))
-    tensors = load_file(directory / "model.safetensors")
-    tensors["model.norm.weight"] *= 6
-    save_file(tensors, directory / "model.safetensors")
-    return str(directory)
-
-
-def test_kl_in_the_reward_holds_the_policy_back(config: ppo.Config, tmp_path: Path, peaked: str) -> None:
+def test_kl_in_the_reward_holds_the_policy_back(config: ppo.Config, tmp_path: Path) -> None:
     config = changed(
-        config, model=peaked, steps=6, learning_rate=5e-3, samples_per_prompt=8, stop={"max_kl": 100.0}
+        config,
+        model=peaked_model(tmp_path),
+        steps=6,
+        learning_rate=5e-3,
+        samples_per_prompt=8,
+        stop={"max_kl": 100.0},
     )
     ends = []
     for coef in (0.0, 3.0):
@@ -587,6 +472,50 @@ def test_a_rule_at_fault_is_named(config: ppo.Config, tmp_path: Path, rule: str,
         ppo.run(changed(config, reward=f"rules:{rule}"), tmp_path / "run")
 
 
+def test_a_rule_that_hangs_is_named_by_the_run(config: ppo.Config, tmp_path: Path) -> None:
+    (tmp_path / "slow.yaml").write_text("kind: rule\nrule: rules:sleeps\nseconds: 0.2\n")
+    with pytest.raises(UserError, match=r"rules:sleeps: took longer than 0\.2 s"):
+        ppo.run(changed(config, reward=str(tmp_path / "slow.yaml")), tmp_path / "run")
+
+
+def test_a_reward_that_never_differs_stops_the_run_with_the_reason(
+    config: ppo.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "same.yaml").write_text(
+        "kind: transform\nscorer: rules:fourths\ntransform: [{name: linear, gain: 0.0, shift: 0.25}]\n"
+    )
+    constant = changed(config, reward=str(tmp_path / "same.yaml"), stop=online.StopConfig(patience=2))
+    summary = ppo.run(constant, tmp_path / "run")
+    assert summary["stopped"].startswith("every sample of 2 steps scored 0.25, so there is nothing to learn")
+    assert "every score is the same" in capsys.readouterr().err
+    assert summary["steps"] == 1
+
+
+def test_an_ensemble_logs_its_uncertainty_and_a_rate_of_price(config: ppo.Config, tmp_path: Path) -> None:
+    """Two rules and a price for length; the deviation of two members is half their distance."""
+    (tmp_path / "e.yaml").write_text("kind: ensemble\nmembers: [rules:fourths, rules:first_id]\n")
+    term = "scorer: plaudit.reward.rules:length, weight: -0.01, options: {unit: tokens}"
+    (tmp_path / "s.yaml").write_text(
+        f"kind: sum\nterms: [{{scorer: {tmp_path / 'e.yaml'}, weight: 2.0}}, {{{term}}}]\n"
+    )
+    ppo.run(changed(config, reward=str(tmp_path / "s.yaml"), steps=1), tmp_path / "run")
+    (logged,) = rows(tmp_path / "run")
+    ppo.run(changed(config, reward="rules:fourths", steps=1), tmp_path / "one")
+    ppo.run(changed(config, reward="rules:first_id", steps=1), tmp_path / "two")
+    one, two = rows(tmp_path / "one")[0], rows(tmp_path / "two")[0]
+    assert logged["reward"] == pytest.approx(one["reward"] + two["reward"] - 0.01 * logged["length"])
+    assert logged["reward_uncertainty"] >= abs(one["reward"] - two["reward"]) - 1e-12
+    assert "reward_uncertainty" not in one
+
+
+def test_dense_rewards_are_refused_of_what_scores_whole_completions(
+    config: ppo.Config, tmp_path: Path
+) -> None:
+    (tmp_path / "e.yaml").write_text("kind: ensemble\nmembers: [rules:fourths, rules:first_id]\n")
+    with pytest.raises(UserError, match=r"e\.yaml: scores whole completions"):
+        ppo.run(changed(config, reward=str(tmp_path / "e.yaml"), dense_reward=True), tmp_path / "run")
+
+
 def test_a_rule_that_takes_too_long_is_named() -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match=r"rules:sleeps: took longer than 0\.2 s"):
@@ -669,7 +598,7 @@ def test_a_killed_run_of_the_whole_model_goes_on(config: ppo.Config, tmp_path: P
     config = changed(config, adapter={"rank": 0}, learning_rate=1e-3, steps=3)
     ppo.run(config, tmp_path / "unbroken")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        within_the_update(monkeypatch, 3)
+        within_the_update(monkeypatch, 3, ppo)
         with pytest.raises(Killed):
             ppo.run(config, tmp_path / "broken")
     ppo.run(config, tmp_path / "broken")
@@ -726,12 +655,12 @@ def test_a_step_by_hand() -> None:
 @pytest.mark.proof
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_reward_rises_and_the_kl_stays_in_its_range(
-    config: ppo.Config, tmp_path: Path, peaked: str, seed: int
+    config: ppo.Config, tmp_path: Path, seed: int
 ) -> None:
     """A third of the tokens are wanted ones by chance, and 1 is the best that there is."""
     config = changed(
-        config, model=peaked, seed=seed, steps=25, prompts_per_step=5, samples_per_prompt=16, max_new_tokens=8,
-        epochs=4, learning_rate=5e-3, kl={"coef": 0.05}, precision="float32",
+        config, model=peaked_model(tmp_path), seed=seed, steps=25, prompts_per_step=5, samples_per_prompt=16,
+        max_new_tokens=8, epochs=4, learning_rate=5e-3, kl={"coef": 0.05}, precision="float32",
     )  # fmt: skip
     summary = ppo.run(config, tmp_path / "run")
     logged = rows(tmp_path / "run")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from plaudit.data.demonstrations import read_demonstrations, split
 from plaudit.models.load import load_model
 from plaudit.recipes import sft
 from plaudit.types import UserError
@@ -71,7 +72,7 @@ def test_the_first_loss_is_transformers_own(data: str, tmp_path: Path) -> None:
     model = load_model("tiny", torch.float64)
     theirs = AutoModelForCausalLM.from_pretrained(str(model.directory), dtype=torch.float64)
     losses, tokens = 0.0, 0
-    shown = sft.read_demonstrations([data], model.tokenizer, 256)
+    shown = read_demonstrations([data], model.tokenizer, 256)
     for s in shown:
         ids = torch.tensor([s.prompt + s.completion])
         labels = ids.clone()
@@ -86,7 +87,7 @@ def test_the_first_loss_is_transformers_own(data: str, tmp_path: Path) -> None:
 
 def test_completions_end_and_messages_are_rendered(data: str) -> None:
     model = load_model("tiny", torch.float64)
-    shown = sft.read_demonstrations([data], model.tokenizer, 256)
+    shown = read_demonstrations([data], model.tokenizer, 256)
     assert all(s.completion[-1] in model.tokenizer.eos_ids for s in shown)
     assert model.tokenizer.inner.decode(shown[-1].prompt) == "<|user|>help me<|end|><|assistant|>"
     assert model.tokenizer.decode(shown[0].completion) == " I feel great and happy"
@@ -150,12 +151,14 @@ def test_a_killed_run_ends_with_the_same_bits(data: str, tmp_path: Path, attribu
 
 def test_heldout_prompts_are_kept_apart_and_measured(data: str, tmp_path: Path) -> None:
     chosen = config(data, heldout=0.4)
-    shown = sft.read_demonstrations([data], load_model("tiny", torch.float64).tokenizer, 256)
-    training, heldout = sft.split(shown, chosen)
+    shown = read_demonstrations([data], load_model("tiny", torch.float64).tokenizer, 256)
+    training, heldout = split(shown, chosen.heldout, chosen.seed)
     assert heldout
     assert not {s.key for s in training} & {s.key for s in heldout}
     assert len(training) + len(heldout) == len(shown)
-    again, _ = sft.split(shown[::-1][:5] + training, chosen)  # a prompt's side does not depend on the others
+    again, _ = split(
+        shown[::-1][:5] + training, chosen.heldout, chosen.seed
+    )  # a prompt's side does not depend on the others
     assert {s.key for s in again} == {s.key for s in training}
     summary = sft.run(chosen, tmp_path)
     logged = [row["heldout_loss"] for row in rows(tmp_path) if "heldout_loss" in row]

@@ -20,7 +20,7 @@ from plaudit.models.branch import (
 )
 from plaudit.models.llama import Llama
 from plaudit.models.load import load_model
-from plaudit.rollout.collect import forward, sampled_logprobs
+from plaudit.rollout.collect import Forward, forward, sampled_logprobs
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
 from tiny_models import as_samples, random_branch, random_head, random_ids
@@ -158,6 +158,39 @@ def test_sampled_logprobs_keep_their_places() -> None:
         count = len(sample.completion_ids)
         assert out[i, :count].tolist() == [-(i * 100.0 + t) for t in range(count)]
         assert not bool(out[i, count:].any())
+
+
+def test_what_stands_at_an_observation_changes_nothing() -> None:
+    """Not its log-probability, which may be NaN; and what was drawn keeps the numbers that it has without a mask."""
+    trunk = load_model("tiny", torch.float64).trunk
+    policy, value, reward = branches(trunk, (1, 3, 2))
+    reward.pool = "mean"
+    masks = [tuple(t % 3 != 1 for t in range(len(s.completion_ids))) for s in SAMPLES]
+
+    def seen(there: float) -> Forward:
+        samples = [
+            replace(
+                s, action_mask=m, logprobs=tuple(-1.0 - t if drawn else there for t, drawn in enumerate(m))
+            )
+            for s, m in zip(SAMPLES, masks, strict=True)
+        ]
+        return forward(
+            samples, reference=trunk, policy=policy, value=value, reward=reward, temperature=0.8, budget=50
+        )
+
+    one, other = seen(0.0), seen(float("nan"))
+    whole = forward(
+        SAMPLES, reference=trunk, policy=policy, value=value, reward=None, temperature=0.8, budget=50
+    )
+    mask = one.packed.mask
+    assert 0 < int(mask.sum()) < int(whole.packed.mask.sum())
+    for name in ("logprobs", "ref_logprobs", "sampled_logprobs", "entropies", "values", "shares"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert not bool(getattr(one, name)[~mask].any()), name
+        if name not in ("sampled_logprobs", "shares"):
+            assert float((getattr(one, name) - getattr(whole, name) * mask).abs().max()) < 1e-12, name
+    place = torch.arange(mask.shape[1], dtype=torch.float64)
+    assert torch.equal(one.sampled_logprobs, (-1.0 - place) * mask)
 
 
 def test_sampler_and_trainer_agree_about_what_was_drawn() -> None:

@@ -2,6 +2,9 @@
 
 A row is [prompt, completion 1, completion 2, ...], right-padded. Completions see the prompt and themselves, never
 each other, and each continues the prompt's positions. How samples were packed changes no number beyond rounding.
+
+A completion of several turns holds observations between them: tokens that the policy was told and did not draw. They
+stand in the row and are attended to, and the mask is False there: no loss, mean or reward counts them.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ class Packed:
     """R rows of S columns that hold B samples of up to T completion tokens.
 
     ids, positions [R, S] long; segments [R, S] long: 0 prompt, 1.. the row's completions, -1 padding.
-    tokens [B, T] long, mask [B, T] bool (True: a token of the completion, from lengths, never from ids).
-    predictor [B, T] long: where in the flattened [R * S] columns the state stands that predicts the token, and
-    the state whose value it is; last [B] long: where the completion's last token stands. row [B] long.
+    tokens [B, T] long, mask [B, T] bool (True: a token that the policy drew; from lengths and action masks, never
+    from ids). predictor [B, T] long: where in the flattened [R * S] columns the state stands that predicts the
+    token, and the state whose value it is (0 where the mask is False); last [B] long: where the completion's last
+    token stands, observation or not. row [B] long. lengths [B] long: tokens of the completion, observations counted.
     """
 
     ids: Tensor
@@ -33,6 +37,7 @@ class Packed:
     predictor: Tensor
     last: Tensor
     row: Tensor
+    lengths: Tensor
 
     @property
     def rows(self) -> int:
@@ -45,11 +50,14 @@ class Packed:
         return ((key == 0) | (key == query)) & (columns[None, :] <= columns[:, None])
 
     def own(self) -> Tensor:
-        """[B, T] long: where each completion token itself stands; like predictor, a token later."""
+        """[B, T] long: where each completion token itself stands, observations too; beyond the last, the last."""
         steps = torch.arange(self.mask.shape[1], device=self.mask.device)
-        shifted = torch.cat([self.predictor[:, 1:], self.last[:, None]], dim=1)
-        ends = steps == self.mask.sum(1, keepdim=True) - 1
-        return torch.where(ends, self.last[:, None], shifted)
+        return self.last[:, None] - (self.lengths[:, None] - 1 - steps).clamp(min=0)
+
+    def final(self) -> Tensor:
+        """[B, T] bool: True at the last token of each completion that the mask counts, and there alone."""
+        place = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        return place == (self.mask * place).amax(1, keepdim=True)
 
     def take(self, rows: Tensor) -> tuple[Packed, Tensor]:
         """These rows alone, cut to their longest, and the samples [b] that stand in them."""
@@ -59,7 +67,7 @@ class Packed:
         samples = torch.nonzero(place[old] >= 0)[:, 0]
         samples = samples[torch.argsort(place[old[samples]], stable=True)]
         cut = int((self.segments[rows] != PADDING).sum(1).max())
-        steps = int(self.mask[samples].sum(1).max())
+        steps = int(self.lengths[samples].max())
         row = place[old[samples]]
 
         def move(flat: Tensor, index: Tensor) -> Tensor:
@@ -75,6 +83,7 @@ class Packed:
             predictor=move(self.predictor[samples, :steps], row[:, None]).masked_fill(~mask, 0),
             last=move(self.last[samples], row),
             row=row,
+            lengths=self.lengths[samples],
         )
         return part, samples
 
@@ -83,18 +92,31 @@ def pack(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     *,
+    action_masks: Sequence[Sequence[bool] | None] | None = None,
     max_row: int = 1024,
     device: torch.device | str = "cpu",
 ) -> Packed:
     """Pack samples; neighbours with the same prompt share a row while it has room for max_row tokens.
 
-    prompts, completions: one of each a sample; neither may be empty (ValueError). Samples keep their order.
+    prompts, completions: one of each a sample; neither may be empty. action_masks: one a sample, False at the tokens
+    of its completion that the policy did not draw (observations); None: all were drawn. Samples keep their order.
+    Raises ValueError for what is empty, and for an action mask of another length or without a drawn token.
     """
+    action_masks = [None] * len(completions) if action_masks is None else action_masks
+    drawn = [
+        [True] * len(completion) if action is None else list(action)
+        for completion, action in zip(completions, action_masks, strict=True)
+    ]
     rows: list[list[int]] = []  # sample indices
     used = 0
     for sample, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         if not prompt or not completion:
             raise ValueError(f"sample {sample} has an empty {'completion' if prompt else 'prompt'}")
+        if len(drawn[sample]) != len(completion) or not any(drawn[sample]):
+            raise ValueError(
+                f"sample {sample} has {len(completion)} tokens and an action mask of {len(drawn[sample])}, "
+                f"{sum(drawn[sample])} of them drawn"
+            )
         shared = rows and list(prompts[rows[-1][0]]) == list(prompt)
         if shared and used + len(completion) <= max_row:
             rows[-1].append(sample)
@@ -127,13 +149,15 @@ def pack(
             positions[row, start:end] = torch.arange(len(prompt), len(prompt) + len(completion))
             segments[row, start:end] = segment
             tokens[sample, : len(completion)] = ids[row, start:end]
-            mask[sample, : len(completion)] = True
+            mask[sample, : len(completion)] = torch.tensor(drawn[sample])
             predictor[sample, 0] = row * width + len(prompt) - 1
             predictor[sample, 1 : len(completion)] = row * width + torch.arange(start, end - 1)
             last[sample] = row * width + end - 1
             owner[sample] = row
             start = end
-    fields = (ids, positions, segments, tokens, mask, predictor, last, owner)
+    predictor.masked_fill_(~mask, 0)
+    lengths = torch.tensor([len(completion) for completion in completions])
+    fields = (ids, positions, segments, tokens, mask, predictor, last, owner, lengths)
     return Packed(*(field.to(device) for field in fields))
 
 

@@ -61,7 +61,7 @@ def rows(source: str | Path, split: str | None = None) -> Iterator[tuple[str, Ro
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, numbered from 1, without their ends (LF or CRLF; no other character ends one)."""
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.removesuffix("\r")
         if line.strip():
             yield number, line
@@ -89,7 +89,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield from _jsonl_rows(path)
     elif kind == ".json":
         # Many a dataset keeps JSON lines under this name.
-        array = _read_text(path).lstrip().startswith("[")
+        array = read_text(path).lstrip().startswith("[")
         yield from _numbered(str(path), _json_array(path)) if array else _jsonl_rows(path)
     elif kind == ".csv":
         yield from _csv_rows(path)
@@ -105,7 +105,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
         )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The file's text without a byte-order mark."""
     try:
         data = path.read_bytes()
@@ -134,7 +134,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _json_array(path: Path) -> list[Any]:
-    value: list[Any] = _parse_json(_read_text(path), str(path), "mend the JSON")
+    value: list[Any] = _parse_json(read_text(path), str(path), "mend the JSON")
     return value
 
 
@@ -165,7 +165,7 @@ def _object(value: Any, where: str) -> Row:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    text = _read_text(path)
+    text = read_text(path)
     if len(text) > csv.field_size_limit():
         csv.field_size_limit(len(text))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)

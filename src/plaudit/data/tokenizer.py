@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from plaudit.types import Prompt, UserError
+from plaudit.types import Message, Prompt, UserError
 
 
 class Tokenizer:
@@ -68,17 +68,41 @@ class Tokenizer:
         elif not self.has_chat_template:
             raise UserError("this model has no chat template", fix="give prompts as plain text")
         else:
-            messages = [{"role": m.role, "content": m.content} for m in prompt]
-            try:
-                text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            except (TemplateError, TypeError, ValueError) as error:  # the template is the model's, not ours
-                raise UserError(
-                    f"the chat template refuses a prompt ({error})", where=repr(prompt)[:60]
-                ) from None
-            ids = self.encode(text)
+            ids = self.encode(self._written(prompt))
         if not ids:
             raise UserError("a prompt has no tokens", where=repr(prompt)[:60])
         return ids
+
+    def between(self, dialogue: Sequence[Message]) -> list[int]:
+        """The ids that follow the model's own ids of its last turn, up to where its next begins: what closes a turn
+        in the chat template, and what was said since. What the model said is not rendered again.
+
+        dialogue: all messages, the last assistant message among them being that turn. UserError where the template
+        does not write an assistant's words as they are.
+        """
+        turn = max(place for place, message in enumerate(dialogue) if message.role == "assistant")
+        marker = "PLAUDIT"
+        while any(marker in message.content for message in dialogue):
+            marker += "-"
+        marked = (*dialogue[:turn], Message("assistant", marker), *dialogue[turn + 1 :])
+        before, found, after = self._written(marked).rpartition(marker)
+        if not found or marker in before:
+            raise UserError(
+                "the chat template does not write an assistant's words once, as they are",
+                where="chat template",
+                fix="set chat=False, which joins plain texts",
+            )
+        return self.encode(after)
+
+    def _written(self, dialogue: Sequence[Message]) -> str:
+        """Messages through the chat template, up to where the answer begins."""
+        messages = [{"role": m.role, "content": m.content} for m in dialogue]
+        try:
+            text = self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:  # the template is the model's, not ours
+            where = repr(tuple(dialogue))[:60]
+            raise UserError(f"the chat template refuses a prompt ({error})", where=where) from None
+        return str(text)
 
     def complete(self, text: str) -> list[int]:
         """A whole completion's ids, ended by the end-of-text token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from plaudit.data.tokenizer import Tokenizer
 from plaudit.evaluation.metrics import bootstrap, distinct_2, outcomes
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model
-from plaudit.reward.model import RewardModel
-from plaudit.reward.rules import RuleScorer, rule_scorer
-from plaudit.reward.score import completion_ids, open_reward_model, score_in_parts
+from plaudit.reward.open import Opened
+from plaudit.reward.score import completion_ids, scored_in_parts
+from plaudit.reward.scores import Scores
 from plaudit.rollout.generate import sample_row, watched
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
@@ -32,19 +33,12 @@ BUDGET = 4096
 """Columns a forward pass, padding counted."""
 
 
-def open_scorer(reward: str, baseline: Model) -> RewardModel | RuleScorer:
-    """A reward model's directory with the base that it names, or "package.module:function"."""
-    if ":" in reward:
-        return rule_scorer(reward)
-    return open_reward_model(Path(reward), None, baseline.trunk.dtype, baseline.trunk.device)
-
-
 def look(
     model: Model,
     name: str,
     prompts: Sequence[Prompt],
     baseline: Model,
-    scorer: RewardModel | RuleScorer | None,
+    scorer: Opened | None,
     params: SamplingParams,
     *,
     n: int,
@@ -52,9 +46,10 @@ def look(
 ) -> list[Row]:
     """n samples of each prompt, in the prompts' order, each a row of samples.jsonl.
 
-    A row is `rollout.generate.sample_row`'s with "model" (the name) and "score" (None without a scorer), and with
-    three sums over the completion: "baseline_tokens" (a count), "baseline_logprob" and "logprob" (nats, at
-    temperature 1; of the baseline, and of the model itself where the tokenizer is the baseline's, else None).
+    A row is `rollout.generate.sample_row`'s with "model" (the name), "score" (None without a scorer), "uncertainty"
+    (the deviation over an ensemble's members, where the scorer is one), and with three sums over the completion:
+    "baseline_tokens" (a count), "baseline_logprob" and "logprob" (nats, at temperature 1; of the baseline, and of the
+    model itself where the tokenizer is the baseline's, else None).
     All models read the same random numbers. UserError for a prompt that leaves no room.
     """
     engine = LocalEngine(model.trunk, model.tokenizer)
@@ -70,10 +65,13 @@ def look(
     if model.tokenizer.fingerprint == baseline.tokenizer.fingerprint:
         same = model.trunk is baseline.trunk
         ours = theirs if same else logprob_sums(model, [(s.prompt_ids, s.completion_ids) for s in samples])
-    scores = score(scorer, samples, prompts, rows)
+    said = None if scorer is None else score(scorer, samples, prompts, rows)
+    doubt = None if said is None else said.uncertainty
     for i, row in enumerate(rows):
-        row |= {"score": scores[i], "baseline_tokens": len(pairs[i][1])}
+        row |= {"score": None if said is None else said.scores[i], "baseline_tokens": len(pairs[i][1])}
         row |= {"baseline_logprob": theirs[i], "logprob": ours[i]}
+        if doubt is not None:
+            row["uncertainty"] = doubt[i]
     return rows
 
 
@@ -92,18 +90,20 @@ def row_ids(row: Row, tokenizer: Tokenizer) -> list[int]:
 
 
 def score(
-    scorer: RewardModel | RuleScorer | None,
-    samples: Sequence[Sample],
-    prompts: Sequence[Prompt],
-    rows: Sequence[Row],
-) -> Sequence[float | None]:
-    """One score a sample, None without a scorer. A reward model reads its own tokenizer's ids."""
-    if scorer is None:
-        return [None] * len(samples)
-    if isinstance(scorer, RuleScorer):
-        return scorer.score(samples)
-    pairs = [as_ids(scorer.model, prompts[s.prompt], row) for s, row in zip(samples, rows, strict=True)]
-    return score_in_parts(scorer, pairs)
+    opened: Opened, samples: Sequence[Sample], prompts: Sequence[Prompt], rows: Sequence[Row]
+) -> Scores:
+    """One score a sample. A reward model reads its own tokenizer's ids, a rule the samples as they were drawn."""
+    asked = [replace(sample, asked=prompts[sample.prompt]) for sample in samples]
+    if opened.base is not None:
+        for i, (sample, row) in enumerate(zip(asked, rows, strict=True)):
+            prompt, completion = as_ids(opened.base, prompts[sample.prompt], row)
+            asked[i] = replace(
+                sample,
+                prompt_ids=tuple(prompt),
+                completion_ids=tuple(completion),
+                tokenizer=opened.base.tokenizer.fingerprint,
+            )
+    return scored_in_parts(opened.scorer, asked)
 
 
 @torch.no_grad()

@@ -1,34 +1,21 @@
-"""report.html of a run: one file that opens from disk, with every figure that the run came to.
-
-All that a run holds is untrusted text: a model wrote it, or a person. The page escapes it, runs no script but its
-own two, and can load nothing from anywhere.
-"""
+"""report.html of a quickstart run: one file that opens from disk, with every figure that the run came to."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
-import json
-import math
 import shlex
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from plaudit import config as configs
 from plaudit import files
 from plaudit.evaluation import plots
+from plaudit.evaluation.page import dig, fill, interval, number, read_json, read_rows, read_text
 from plaudit.evaluation.plots import Figure, Series, Win
 from plaudit.feedback import panel
 from plaudit.randomness import rng
 from plaudit.training import metrics
-from plaudit.types import UserError
 
 PAIRS_TO_READ = 8
 ENOUGH_SHARED = 20
@@ -119,7 +106,7 @@ def render(directory: Path, summary: dict[str, Any]) -> str:
     }
     figures |= win_figures(rounds, mine) | curve_figures(rounds, config) | reward_figures(rounds)
     figures |= agreement_figures(last) | time_figures(content["spent"], rounds)
-    return fill(content, figures)
+    return fill("report.html.j2", content, figures)
 
 
 # What the run holds ----------------------------------------------------------------------------------------
@@ -129,13 +116,13 @@ def read_rounds(directory: Path, summary: dict[str, Any]) -> list[Round]:
     """At least one round; what the summary says of it, and its files."""
     found = summary.get("rounds") or [summary]
     rounds = []
-    for number, own in enumerate(found, start=1):
-        place = directory / "rounds" / str(number)
+    for at, own in enumerate(found, start=1):
+        place = directory / "rounds" / str(at)
         agreement = read_json(place / "agreement.json") or own.get("agreement") or {}
         rounds.append(
             Round(
-                number=number,
-                age=len(found) - number,
+                number=at,
+                age=len(found) - at,
                 summary=own,
                 ppo=metrics.read(place / "ppo" / "metrics.jsonl"),
                 reward=metrics.read(place / "reward" / "metrics.jsonl"),
@@ -144,48 +131,6 @@ def read_rounds(directory: Path, summary: dict[str, Any]) -> list[Round]:
             )
         )
     return rounds
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path)) from None
-
-
-def read_json(path: Path) -> Any:
-    text = read_text(path)
-    try:
-        return json.loads(text) if text else None
-    except ValueError as error:
-        raise UserError(f"is not JSON ({error})", where=str(path)) from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
-    except ValueError as error:
-        raise UserError(f"is not JSON lines ({error})", where=str(path)) from None
-
-
-def dig(tree: Any, *keys: str) -> Any:
-    """tree[a][b]..., None where a part of the way is missing."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def number(value: Any) -> float | None:
-    """A finite number, else None."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if plain else None
-
-
-def interval(value: Any) -> tuple[float, float] | None:
-    if not isinstance(value, Sequence) or len(value) != 2:
-        return None
-    low, high = (number(bound) for bound in value)
-    return None if low is None or high is None else (low, high)
 
 
 def characters(seed: Any) -> list[panel.Rater]:
@@ -303,90 +248,3 @@ def again(summary: Mapping[str, Any]) -> str:
     """Options of a quickstart of the same model with the next seed."""
     seed, model = summary.get("seed"), str(summary.get("model", "smollm2"))
     return f"--model {shlex.quote(model)} --seed {seed + 1 if isinstance(seed, int) else 1}"
-
-
-def fill(content: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
-    """The template with everything in its place; only the page's own two scripts are allowed to run."""
-    room = importlib.resources.files("plaudit.evaluation") / "templates"
-    plotly = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
-    script = room.joinpath("report.js").read_text("utf-8")
-    scripts = [text.replace("\r\n", "\n").replace("</script", "<\\/script") for text in (plotly, script)]
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "pct": pct, "num": num, "plain": plain, "said": said, "number": number, "interval": interval, "yaml": yaml
-    }  # fmt: skip
-    environment.globals |= {"dig": dig, "colour": plots.colour}
-    template = environment.from_string(room.joinpath("report.html.j2").read_text("utf-8"))
-    page = template.render(
-        content,
-        figures=figures,
-        data=Markup(embedded(figures)),
-        plotly=Markup(scripts[0]),
-        script=Markup(scripts[1]),
-        style=Markup(room.joinpath("report.css").read_text("utf-8")),
-        hashes=" ".join(_hash(text) for text in scripts),
-    )
-    return page.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
-
-
-def embedded(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _hash(text: str) -> str:
-    """As a Content-Security-Policy names a script that may run."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def pct(value: Any, digits: int = 0) -> str | Markup:
-    """0.6234 -> 62 %, with the number itself beside for machines."""
-    found = number(value)
-    return "–" if found is None else _data(found, f"{100 * found:.{digits}f}\u202f%")
-
-
-def num(value: Any, digits: int = 2) -> str | Markup:
-    """1234.5 -> 1,234.50."""
-    found = number(value)
-    if found is None:
-        return "–"
-    text = f"{found:,.{digits}f}"
-    zero = text.strip("-0.,") == ""
-    return _data(found, (text.lstrip("-") if zero else text).replace("-", "−"))
-
-
-def _data(value: float, text: str) -> Markup:
-    return Markup('<data value="{}">{}</data>').format(repr(value), text)
-
-
-def plain(text: Any) -> str:
-    """Text of a model or a person, its control characters made visible, since some are no HTML."""
-    return "".join(_visible(character) for character in str(text))
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
-        return character
-    if unicodedata.category(character) == "Cf" and character in "\u200c\u200d":
-        return character  # joiners, which scripts and emoji need
-    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
-
-
-def said(prompt: Any) -> str:
-    """A prompt, which is text or messages, as text."""
-    if isinstance(prompt, str):
-        return plain(prompt)
-    return "\n".join(plain(dig(message, "content") or "") for message in prompt or [])
-
-
-def yaml(tree: Mapping[str, Any]) -> str:
-    """Names and values, one a line."""
-    return "\n".join(f"{plain(name)}: {plain(value)}" for name, value in tree.items())

@@ -7,7 +7,7 @@ blocks below the first adapted one are computed once, without gradients, and eac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from plaudit.algorithms.logprobs import selected_logprobs
 from plaudit.data.collate import Packed
 from plaudit.models.adapter import Adapter
+from plaudit.models.dropout import Dropout
 from plaudit.models.llama import Llama
 
 Pool = Literal["last", "mean"]
@@ -124,14 +125,21 @@ def lower_stream(trunk: Llama, packed: Packed, depth: int) -> Tensor:
         return trunk.run(trunk.embed(packed.ids), context, stop=depth)
 
 
-def hidden_states(branch: Branch, packed: Packed, stream: Tensor | None = None, depth: int = 0) -> Tensor:
-    """What the output layer and the head read, [R * S, width]; from a stream already at `depth`, if given."""
+def hidden_states(
+    branch: Branch,
+    packed: Packed,
+    stream: Tensor | None = None,
+    depth: int = 0,
+    dropout: Dropout | None = None,
+) -> Tensor:
+    """What the output layer and the head read, [R * S, width]; from a stream already at `depth`, if given. dropout:
+    in the branch's own blocks; the frozen ones below them have none."""
     trunk = branch.trunk
     if stream is None:
         depth, stream = 0, trunk.embed(packed.ids)
         if branch.first > 0:
             depth, stream = branch.first, lower_stream(trunk, packed, branch.first)
-    context = trunk.context(packed.positions, packed.visible())
+    context = replace(trunk.context(packed.positions, packed.visible()), dropout=dropout)
     out = trunk.run(stream, context, branch.adapter, start=depth, stop=branch.exit)
     out = trunk.finish(out) if branch.exit is None else F.rms_norm(out, (trunk.shape.width,))
     return out.reshape(-1, trunk.shape.width)
@@ -146,13 +154,15 @@ def token_logprobs(
     depth: int = 0,
     with_values: bool = False,
     entropy_gradient: bool = False,
+    dropout: Dropout | None = None,
 ) -> Outputs:
     """Log-probability and entropy of every completion token, and the value of the state before it when asked.
 
     The one place that knows of padding, packing and shared prompts; the output layer is computed on completion
-    tokens only. stream: the trunk's, after `depth` blocks that the branch does not adapt.
+    tokens only. stream: the trunk's, after `depth` blocks that the branch does not adapt. dropout: in supervised
+    training alone.
     """
-    hidden = hidden_states(branch, packed, stream, depth)
+    hidden = hidden_states(branch, packed, stream, depth, dropout)
     states = hidden.index_select(0, packed.predictor[packed.mask])
     logprobs, entropies = selected_logprobs(
         states,
@@ -187,21 +197,20 @@ def token_shares(branch: Branch, packed: Packed, *, stream: Tensor | None = None
     score.
 
     The head is linear, so its number of the tokens' mean is the mean of its numbers of the tokens; each depends on
-    the text up to its token alone. Where the last token is scored, it has all.
+    the text up to its token alone. Where the last token is scored, the last that the mask counts has all.
     """
     assert branch.head is not None
     if branch.pool == "last":
         scores = final_scores(branch, packed, stream=stream, depth=depth)
-        place = torch.arange(packed.mask.shape[1], device=packed.mask.device)
-        last = place == packed.mask.sum(1, keepdim=True) - 1
-        return scores[:, None] * last
+        return scores[:, None] * packed.final()
     hidden = hidden_states(branch, packed, stream, depth)
     own = branch.head(hidden.index_select(0, packed.own()[packed.mask]))
     return _spread(own, packed.mask) / packed.mask.sum(1, keepdim=True)
 
 
 def pooled_states(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
-    """[B, width]: what the head reads of each completion, by branch.pool."""
+    """[B, width]: what the head reads of each completion, by branch.pool: its last token, whoever said it, or the
+    mean of the tokens that the mask counts."""
     hidden = hidden_states(branch, packed, stream, depth)
     if branch.pool == "last":
         return hidden.index_select(0, packed.last)

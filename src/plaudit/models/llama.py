@@ -4,7 +4,7 @@ A trunk is a stack of blocks that can be entered and left at any depth, so that 
 blocks share their computation too. The stream between blocks is float32 even where weights and products are
 bfloat16: that costs nothing measurable and takes a third off the rounding error of a log-probability. An adapter
 is passed in, never installed: the same trunk serves policy, reference, value and reward at once. There is no
-dropout anywhere (as RL wants it: Huang et al. 2024, detail on dropout).
+dropout unless a caller passes one (RL never does: Huang et al. 2024, detail on dropout).
 
 Parity with transformers' own forward is tested for each family.
 """
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plaudit.models.adapter import Adapter
+from plaudit.models.dropout import Dropout, drop
 from plaudit.types import UserError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -130,13 +131,16 @@ class Cache:
 class Context:
     """What every block of one forward pass shares: rotary tables [R, 1, S, head_width] and who sees whom.
 
-    mask: [R, 1, S, K] bool, True where query s may look at key k.
+    mask: [R, 1, S, K] bool, True where query s may look at key k. dropout: with an adapter, of what each of its
+    updates reads (as peft has it); without one, of what attention and MLP add to the stream (Vaswani et al. 2017,
+    section 5.4).
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
     cache: Cache | None = None
+    dropout: Dropout | None = None
 
 
 class Block(nn.Module):
@@ -167,17 +171,20 @@ class Block(nn.Module):
 
     def forward(self, stream: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
         """[R, S, width] -> [R, S, width]."""
-        stream = stream + self._attend(self._norm("input_layernorm", stream), context, adapter)
+        whole = context.dropout if adapter is None else None
+        attended = self._attend(self._norm("input_layernorm", stream), context, adapter)
+        stream = stream + drop(attended, whole, self.index, "attention")
         x = self._norm("post_attention_layernorm", stream)
-        gated = F.silu(self._linear("gate_proj", x, adapter)) * self._linear("up_proj", x, adapter)
-        return stream + self._linear("down_proj", gated, adapter)
+        gate, up = (self._linear(name, x, context, adapter) for name in ("gate_proj", "up_proj"))
+        made = self._linear("down_proj", F.silu(gate) * up, context, adapter)
+        return stream + drop(made, whole, self.index, "mlp")
 
     def _attend(self, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
         rows, columns, _ = x.shape
         shape, cache = self.shape, context.cache
 
         def heads(name: str) -> Tensor:
-            return self._linear(name, x, adapter).view(rows, columns, -1, shape.head_width)
+            return self._linear(name, x, context, adapter).view(rows, columns, -1, shape.head_width)
 
         query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj").transpose(1, 2)
         if shape.qk_norm:
@@ -196,13 +203,13 @@ class Block(nn.Module):
         else:
             key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=context.mask).transpose(1, 2)
-        return self._linear("o_proj", out.reshape(rows, columns, -1), adapter)
+        return self._linear("o_proj", out.reshape(rows, columns, -1), context, adapter)
 
-    def _linear(self, name: str, x: Tensor, adapter: Adapter | None) -> Tensor:
+    def _linear(self, name: str, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
         bias = self.biases.get(name, None)
         y = F.linear(x, self.weights[name], bias)
         if adapter is not None and adapter.covers(self.index, name):
-            y = y + adapter.delta(self.index, name, x)
+            y = y + adapter.delta(self.index, name, drop(x, context.dropout, self.index, name))
         return y
 
     def _norm(self, name: str, x: Tensor) -> Tensor:

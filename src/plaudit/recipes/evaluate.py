@@ -10,8 +10,9 @@ from pydantic import Field
 from plaudit import files
 from plaudit.config import Config as Base
 from plaudit.data.formats import read_prompts
-from plaudit.evaluation.evaluate import figures, look, open_scorer, read_looks
+from plaudit.evaluation.evaluate import figures, look, read_looks
 from plaudit.models.load import Model, find_model, load_model
+from plaudit.reward.open import open_for_texts
 from plaudit.rollout.generate import write_rows
 from plaudit.tensors import SamplingParams
 from plaudit.training import machine
@@ -42,7 +43,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     places = [find_model(name) for name in config.models]
     baseline = model or load_model(config.models[0], dtype, device)
     prompts = read_prompts(config.prompts)
-    scorer = None if config.reward is None else open_scorer(config.reward, baseline)
+    scorer = None
+    if config.reward is not None:
+        scorer = open_for_texts(config.reward, near=baseline, dtype=dtype, device=device)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
     # 2. Each model in turn; what it said is written before the next begins, and not asked for again.
@@ -56,7 +59,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             rows = look(asked, name, prompts, baseline, scorer, params, n=config.n, seed=config.seed)
             looks.append(rows)
             tokens = sum(len(row["completion_ids"]) for row in rows)
-            metrics.log(number + 1, {"tokens": tokens}, f"{name}: {len(rows)} samples, {tokens} tokens")
+            line = f"{name}: {len(rows)} samples, {tokens} tokens"
+            if len(rows) > 1 and len({row["score"] for row in rows} - {None}) == 1:
+                line += ", every score is the same"
+            metrics.log(number + 1, {"tokens": tokens}, line)
             write_rows(path, (row for done in looks for row in done))
 
     # 3. Figures from the rows alone.

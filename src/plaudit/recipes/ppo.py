@@ -20,17 +20,18 @@ from plaudit.algorithms.advantages import gae, shaped_rewards
 from plaudit.algorithms.masking import masked_mean, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss, explained_variance
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, ScalarHead
 from plaudit.models.load import Model, make_adapter
 from plaudit.randomness import torch_seed
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import is_function
-from plaudit.rollout.collect import Forward, forward, preflight
+from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Experience, Sample, Scorer
 from plaudit.training import online
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import Meter, OnlineConfig, Run, kl_of
-from plaudit.training.optim import linear_to_zero, take_step
+from plaudit.training.online import Meter, PolicyGradientConfig, Run, kl_of
+from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import AdapterConfig as PolicyAdapter
 from plaudit.training.policy import make_policy, write_policy
 from plaudit.types import UserError
@@ -43,7 +44,7 @@ class AdapterConfig(PolicyAdapter):
     value_blocks: int = Field(default=6, ge=0)
 
 
-class Config(OnlineConfig):
+class Config(PolicyGradientConfig):
     """Settings of the ppo recipe; each is described in docs/configs.md."""
 
     epochs: int = Field(default=4, ge=1)
@@ -53,13 +54,12 @@ class Config(OnlineConfig):
     clip: float = Field(default=0.2, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
     value_coef: float = Field(default=0.1, ge=0)
-    entropy_coef: float = Field(default=0.0, ge=0)
     gamma: float = Field(default=1.0, ge=0, le=1)
     lam: float = Field(default=0.95, ge=0, le=1)
 
     @model_validator(mode="after")
     def _reward_is_dense(self) -> Config:
-        if self.dense_reward and is_function(self.reward):
+        if self.dense_reward and self.reward is not None and is_function(self.reward):
             raise ValueError("dense_reward wants a reward model; a function scores whole completions")
         return self
 
@@ -69,13 +69,13 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. The frozen trunk, and on it policy, value and reward. The bare trunk is the reference.
     world = online.open_world(config, model)
     check_dense(config, world.scorer)
-    state = Run(directory, lambda: make_branches(config, world.model, world.scorer), config)
-    policy, value = state.branches["policy"], state.branches["value"]
-    done = int(state.state["step"])
+    state = {"kl_coef": config.kl.coef}
+    learner = Run(directory, lambda: make_branches(config, world.model, world.scorer), config, state)
+    policy, value = learner.branches["policy"], learner.branches["value"]
 
-    with Metrics(directory, total=config.steps, done=done, title="ppo") as metrics:
-        for step in range(done, config.steps):
-            if state.state["stopped"] is not None:
+    with Metrics(directory, total=config.steps, done=learner.done, title="ppo") as metrics:
+        for step in range(learner.done, config.steps):
+            if learner.stopped:
                 break
             began = time.monotonic()
 
@@ -84,60 +84,64 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             sampled = time.monotonic()
 
             # 3. One pass for the trainer's log-probabilities, the reference's, values and scores.
-            seen = forward(
-                samples,
-                reference=world.model.trunk,
-                policy=policy,
-                value=value,
-                reward=world.reward_branch,
-                temperature=config.temperature,
-                budget=config.micro_batch_tokens,
-            )
-            scores = online.scores_of(world, samples, seen)
+            seen = online.look(world, samples, config, policy=policy, value=value)
+            scores, said = online.scores_of(world, samples, seen)
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
 
             # 4. Rewards, advantages, returns.
-            coef = float(state.state["kl_coef"])
+            coef = float(learner.state["kl_coef"])
             experience = experience_from(seen, scores, samples, coef, config)
-            row = online.describe(world, samples, seen, scores)
+            row = online.describe(world, samples, seen, scores) | said
             row["shaped_return"] = float(experience.rewards.sum(1).mean())
             row["explained_variance"] = float(
                 explained_variance(experience.values, experience.returns, experience.mask)
             )
-            if state.must_stop(step, row, metrics.history):
+            if learner.must_stop(step, row, metrics.history):
                 break
 
             # 5. Epochs over the batch, and the KL coefficient for the next.
             rate = config.learning_rate * linear_to_zero(step, config.steps)
-            row |= update(seen, experience, state, step, rate, coef, config)
+            row |= update(seen, experience, learner, step, rate, coef, config)
             row |= {"learning_rate": rate, "kl_coef": coef}
-            state.price_kl(row["kl"], len(samples))
+            learner.state["kl_coef"] = online.next_price(
+                coef, config.kl, observed=row["kl"], episodes=len(samples)
+            )
 
             # 6. Say so, then save: what a kill cuts off between the two comes again.
             row |= online.timing(began, sampled, int(seen.packed.mask.sum()))
             metrics.log(step + 1, row, shown(row))
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                state.save(step + 1)
+                learner.save(step + 1)
 
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
+    learner.finish()
     write_policy(policy, world.model, directory)
-    summary = online.summary_of(state, metrics.history)
+    summary = online.summary_of(learner, metrics.history)
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 
 
-def check_dense(config: Config, scorer: Scorer) -> None:
+def check_dense(config: Config, scorer: Scorer | None) -> None:
     """UserError where a dense reward is wanted of a scorer that has none."""
-    if config.dense_reward and not (isinstance(scorer, RewardModel) and scorer.branch.pool == "mean"):
+    if not config.dense_reward:
+        return
+    if not isinstance(scorer, RewardModel):
+        raise UserError(
+            "scores whole completions, so that no token has a share for dense_reward",
+            where=str(config.reward),
+            fix="name one reward model's directory, or set dense_reward: false",
+        )
+    if scorer.branch.pool != "mean":
         raise UserError(
             "scores a completion's last token, so that no other has a share for dense_reward",
-            where=config.reward,
+            where=str(config.reward),
             fix="train it with pool: mean, or set dense_reward: false",
         )
 
 
-def make_branches(config: Config, model: Model, scorer: Scorer) -> dict[str, Branch]:
+def make_branches(config: Config, model: Model, scorer: Scorer | None) -> dict[str, Branch]:
     """Policy and value: adapters on the model's trunk, or (rank 0) whole copies of it that are trained.
 
     The value's adapter begins as the reward's where there is a reward model on the same tokenizer, its head at
@@ -191,12 +195,12 @@ def experience_from(
 
 
 def update(
-    seen: Forward, experience: Experience, state: Run, step: int, rate: float, coef: float, config: Config
+    seen: Forward, experience: Experience, learner: Run, step: int, rate: float, coef: float, config: Config
 ) -> dict[str, float]:
     """All epochs of one step. Losses are divided by the minibatch's count of tokens, so that the split into
     micro-batches changes nothing. Returns the last epoch's figures."""
-    policy, value, parameters = state.branches["policy"], state.branches["value"], state.parameters()
-    meter = Meter(config.minibatches)
+    policy, value = learner.branches["policy"], learner.branches["value"]
+    meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, seen.packed.rows))
         for rows, total, _ in seen.minibatches(config.minibatches, (config.seed, "epoch", step, epoch)):
@@ -232,9 +236,7 @@ def update(
                 torch.autograd.backward(loss)
                 meter.add(policy_loss=actor.loss, **actor.metrics, value_loss=critic.loss)
                 meter.add(**{f"value_{k.removeprefix('value_')}": x for k, x in critic.metrics.items()})
-            norm = take_step(
-                state.optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
-            )
+            norm = learner.update(rate)
     return meter.row | {"grad_norm": norm}
 
 
@@ -243,5 +245,5 @@ def shown(row: dict[str, float]) -> str:
     return (
         f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
         f"clip {row['clip_fraction']:.2f}  value error {row['value_error']:.2f}  eos {row['eos_rate']:.2f}  "
-        f"{row['tokens_per_second']:.0f} tok/s"
+        f"{row['tokens_per_second']:.0f} tok/s" + "  every score is the same" * (row["reward_std"] == 0)
     )

@@ -30,31 +30,16 @@ class RewardModel:
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One number a sample. UserError for a score that is not a number, and for samples of another tokenizer:
         a sample knows its prompt by ids alone, which would be other words here (`plaudit score` reads texts)."""
-        if any(s.tokenizer != self.model.tokenizer.fingerprint for s in samples):
-            raise UserError(
-                "was trained on another tokenizer than the samples'",
-                where="reward model",
-                fix=f"sample from {self.model.directory}, or score texts with `plaudit score`",
-            )
-        return self.score_ids([s.prompt_ids for s in samples], [s.completion_ids for s in samples])
+        return shared_scores([self], samples)[0]
 
     def score_ids(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        action_masks: Sequence[Sequence[bool] | None] | None = None,
     ) -> list[float]:
-        """Scores of completions given as ids."""
-        if not prompts:
-            return []
-        packed = pack(prompts, completions, device=self.model.trunk.device)
-        scores = torch.zeros(len(prompts), dtype=torch.float64)
-        with torch.no_grad():
-            for rows in micro_batches(packed, self.budget):
-                part, index = packed.take(rows)
-                scores[index.cpu()] = final_scores(self.branch, part).double().cpu()
-        if not bool(torch.isfinite(scores).all()):
-            raise UserError(
-                "a score is not a number", where="reward model", fix="train it again at a lower rate"
-            )
-        return [float(score) for score in scores]
+        """Scores of completions given as ids; action_masks: see `pack`."""
+        return scores_of([self], prompts, completions, action_masks)[0]
 
     def save(self, directory: Path, facts: dict[str, Any]) -> None:
         """Write adapter (peft's format), head and facts; facts say what it was trained on and how well."""
@@ -74,6 +59,48 @@ class RewardModel:
                 "pool": self.branch.pool,
             }
             files.write_json(place / "reward_model.json", about | facts)
+
+
+def shared_scores(models: Sequence[RewardModel], samples: Sequence[Sample]) -> list[list[float]]:
+    """[models][samples]: what each reward model gives each sample; all on one trunk, whose common blocks are computed
+    once. UserError for a score that is not a number, and for samples of another tokenizer."""
+    for model in models:
+        if any(s.tokenizer != model.model.tokenizer.fingerprint for s in samples):
+            raise UserError(
+                "was trained on another tokenizer than the samples'",
+                where="reward model",
+                fix=f"sample from {model.model.directory}, or score texts with `plaudit score`",
+            )
+    prompts, completions = [s.prompt_ids for s in samples], [s.completion_ids for s in samples]
+    return scores_of(models, prompts, completions, [s.action_mask for s in samples])
+
+
+@torch.no_grad()
+def scores_of(
+    models: Sequence[RewardModel],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    action_masks: Sequence[Sequence[bool] | None] | None = None,
+) -> list[list[float]]:
+    """[models][n]: as `shared_scores`, of ids of the models' own tokenizer."""
+    if not prompts or not models:
+        return [[] for _ in models]
+    trunk = models[0].branch.trunk
+    packed = pack(prompts, completions, action_masks=action_masks, device=trunk.device)
+    scores = torch.zeros(len(models), len(prompts), dtype=torch.float64)
+    upward = sorted(range(len(models)), key=lambda m: models[m].branch.first)
+    for rows in micro_batches(packed, min(model.budget for model in models)):
+        part, index = packed.take(rows)
+        context = trunk.context(part.positions, part.visible())
+        stream, depth = trunk.embed(part.ids), 0
+        for m in upward:
+            branch = models[m].branch
+            assert branch.trunk is trunk
+            stream, depth = trunk.run(stream, context, start=depth, stop=branch.first), branch.first
+            scores[m, index.cpu()] = final_scores(branch, part, stream=stream, depth=depth).double().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise UserError("a score is not a number", where="reward model", fix="train it again at a lower rate")
+    return [[float(score) for score in row] for row in scores]
 
 
 def load_reward_model(directory: Path, model: Model) -> RewardModel:

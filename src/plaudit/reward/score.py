@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ from plaudit import files
 from plaudit.data.shapes import filled, read_prompt
 from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
-from plaudit.models.load import load_model
-from plaudit.reward.model import RewardModel, describe, load_reward_model
-from plaudit.types import UserError
+from plaudit.models.load import Model
+from plaudit.reward.model import RewardModel
+from plaudit.reward.open import open_for_texts
+from plaudit.reward.scores import Scores, deviation, scored
+from plaudit.tensors import Sample, SamplingParams, Scorer
+from plaudit.types import Prompt, UserError
 
 PART = 256
-"""Completions that are packed at a time."""
+"""Completions that a reward model packs at a time."""
 
 
 def score(
-    reward: Path,
+    scorer: str | Path,
     source: Path,
     out: Path,
     *,
@@ -30,77 +34,109 @@ def score(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Write each row of `source` with its "score" (higher is better; the reward model's unit) as JSONL, all at once.
+    """Write each row of `source` with its "score" (higher is better; the scorer's unit) as JSONL, all at once; beside
+    it "uncertainty", the deviation over an ensemble's members.
 
-    A row holds "prompt" and "completion"; its other keys are kept. model: the reward model's base, where the
-    directory that it was trained on has moved. Returns the counts and the mean score. UserError for a reward model,
-    its base or a row that cannot be read, for a row too long for the model, and for a place that cannot be written.
+    scorer: as `reward` in a config. A row holds "prompt" and "completion"; its other keys are kept. model: the reward
+    models' base, where the directory that they were trained on has moved. Returns the counts, the scores' mean and
+    deviation, the mean uncertainty, and a judge's counts. UserError for a scorer, its base or a row that cannot be
+    read, for a row too long for the model, and for a place that cannot be written.
     """
-    scorer = open_reward_model(reward, model, dtype, device)
+    opened = open_for_texts(str(scorer), model, dtype=dtype, device=device)
     found = list(rows(source))
     if not found:
         raise UserError("holds no rows", where=str(source), fix="check that it is the right file")
-    pairs = [ids_of(row, where, scorer) for where, row in found]
-    scores = score_in_parts(scorer, pairs)
-    lines = [{**row, "score": number} for (_, row), number in zip(found, scores, strict=True)]
+    said = scored_in_parts(opened.scorer, samples_of(found, opened.base))
+    lines = [{**row, "score": number} for (_, row), number in zip(found, said.scores, strict=True)]
+    summary = {"rows": len(lines), "mean": math.fsum(said.scores) / len(lines), "std": deviation(said.scores)}
+    if (doubt := said.uncertainty) is not None:
+        lines = [line | {"uncertainty": number} for line, number in zip(lines, doubt, strict=True)]
+        summary["uncertainty"] = math.fsum(doubt) / len(doubt)
     files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return {"rows": len(lines), "mean": sum(scores) / len(scores)}
+    return summary | dict(said.figures)
 
 
-def open_reward_model(
-    directory: Path, model: str | None, dtype: torch.dtype, device: torch.device | str
-) -> RewardModel:
-    """The reward model with its base: the one that it names, or `model`. UserError where either is missing."""
-    base = model or str(describe(directory).get("base_model"))
-    try:
-        loaded = load_model(base, dtype, device)
-    except UserError as error:
-        if model is not None:
-            raise
-        fix = "name the base with --model, if it has moved"
-        raise UserError(
-            f"its base model {base} cannot be loaded ({error.what})", where=str(directory), fix=fix
-        ) from None
-    return load_reward_model(directory, loaded)
-
-
-def score_in_parts(scorer: RewardModel, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    """One score a (prompt, completion) of ids, with a bar for whoever watches at a terminal."""
+def scored_in_parts(scorer: Scorer, samples: Sequence[Sample]) -> Scores:
+    """What the scorer says of the samples; a reward model's are packed part by part, with a bar for whoever watches at
+    a terminal. Other scorers see all at once, since some look at the whole batch."""
     from rich.console import Console
     from rich.progress import track
 
+    if not isinstance(scorer, RewardModel):
+        return scored(scorer, samples)
     console = Console(stderr=True)
-    starts = range(0, len(pairs), PART)
+    starts = range(0, len(samples), PART)
     scores: list[float] = []
     for start in track(starts, "score", console=console, transient=True, disable=not console.is_terminal):
-        part = pairs[start : start + PART]
-        scores += scorer.score_ids([prompt for prompt, _ in part], [completion for _, completion in part])
-    return scores
+        scores += scorer.score(samples[start : start + PART])
+    return Scores(scores)
 
 
-def ids_of(row: Mapping[str, Any], where: str, scorer: RewardModel) -> tuple[list[int], list[int]]:
-    """Prompt and completion of a row as the scorer's ids: see `completion_ids`. UserError names the row."""
-    tokenizer, shape = scorer.model.tokenizer, scorer.model.trunk.shape
+def samples_of(found: Sequence[tuple[str, Mapping[str, Any]]], base: Model | None) -> list[Sample]:
+    """Rows with their places as samples: as ids of the base (see `ids_of`), or, without a base, as texts, with ids
+    where the row has them. UserError names the row."""
+    numbers: dict[Prompt, int] = {}
+    counts: dict[Prompt, int] = {}
+    samples = []
+    for where, row in found:
+        if base is not None:
+            prompt_ids, completion_ids = ids_in(row, where, base)
+        else:
+            prompt_ids, completion_ids = [], row.get("completion_ids") or []
+        prompt, text = texts_of(row, where)
+        numbers.setdefault(prompt, len(numbers))
+        counts[prompt] = counts.get(prompt, -1) + 1
+        samples.append(
+            Sample(
+                prompt=numbers[prompt],
+                index=counts[prompt],
+                prompt_ids=tuple(prompt_ids),
+                completion_ids=tuple(completion_ids),
+                text=text,
+                logprobs=(),
+                finish_reason="length" if row.get("finish_reason") == "length" else "stop",
+                policy_version=str(row.get("policy_version", "")),
+                params=SamplingParams(),
+                tokenizer=str(row.get("tokenizer", "")) if base is None else base.tokenizer.fingerprint,
+                asked=prompt,
+            )
+        )
+    return samples
+
+
+def texts_of(row: Mapping[str, Any], where: str) -> tuple[Prompt, str]:
+    """Prompt and completion of a row. UserError names the row that lacks one."""
     try:
-        prompt = tokenizer.render(read_prompt(filled(row)))
+        prompt = read_prompt(filled(row))
     except UserError as error:
         raise UserError(error.what, where=where, fix=error.fix) from None
     if not isinstance(row.get("completion"), str):
         raise UserError(
             "lacks a text as completion", where=where, fix='write {"prompt": ..., "completion": ...}'
         )
+    return prompt, row["completion"]
+
+
+def ids_of(row: Mapping[str, Any], where: str, scorer: RewardModel) -> tuple[list[int], list[int]]:
+    """Prompt and completion of a row as the scorer's ids: see `completion_ids`. UserError names the row."""
+    return ids_in(row, where, scorer.model)
+
+
+def ids_in(row: Mapping[str, Any], where: str, model: Model) -> tuple[list[int], list[int]]:
+    """As `ids_of`, as a model's ids."""
+    asked, text = texts_of(row, where)
+    try:
+        prompt = model.tokenizer.render(asked)
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=error.fix) from None
     completion = completion_ids(
-        tokenizer,
-        row["completion"],
-        row.get("completion_ids"),
-        row.get("tokenizer"),
-        row.get("finish_reason"),
+        model.tokenizer, text, row.get("completion_ids"), row.get("tokenizer"), row.get("finish_reason")
     )
-    if not all(type(token) is int and 0 <= token < shape.vocab for token in completion):
+    if not all(type(token) is int and 0 <= token < model.trunk.shape.vocab for token in completion):
         raise UserError("completion_ids are not this model's", where=where, fix="leave them out")
-    if (length := len(prompt) + len(completion)) > shape.context:
+    if (length := len(prompt) + len(completion)) > model.trunk.shape.context:
         raise UserError(
-            f"has {length} tokens, the model takes {shape.context}",
+            f"has {length} tokens, the model takes {model.trunk.shape.context}",
             where=where,
             fix="shorten it or leave it out",
         )

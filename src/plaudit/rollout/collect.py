@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -110,7 +111,10 @@ def forward(
     """Run every branch over the samples, `budget` columns at a time. Branches on the reference's trunk go on
     from its stream; others (full fine-tuning) are run whole."""
     packed = pack(
-        [s.prompt_ids for s in samples], [s.completion_ids for s in samples], device=reference.device
+        [s.prompt_ids for s in samples],
+        [s.completion_ids for s in samples],
+        action_masks=[s.action_mask for s in samples],
+        device=reference.device,
     )
     branches = [branch for branch in (policy, value, reward) if branch is not None]
     shared = sorted({b.first for b in branches if b.trunk is reference} | {reference.shape.depth})
@@ -162,9 +166,10 @@ def forward(
 
 
 def sampled_logprobs(samples: Sequence[Sample], packed: Packed) -> Tensor:
-    """The engine's own log-probabilities as [B, T] float64."""
+    """The engine's own log-probabilities as [B, T] float64, 0 where the mask is False."""
     out = torch.zeros(packed.mask.shape, dtype=torch.float64, device=packed.mask.device)
-    flat = [logprob for sample in samples for logprob in sample.logprobs]
+    drawn = [s.action_mask or (True,) * len(s.logprobs) for s in samples]
+    flat = [p for s, mask in zip(samples, drawn, strict=True) for p in compress(s.logprobs, mask)]
     return out.masked_scatter(packed.mask, torch.tensor(flat, dtype=torch.float64, device=packed.mask.device))
 
 

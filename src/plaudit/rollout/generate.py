@@ -15,6 +15,7 @@ from plaudit import files
 from plaudit.data.formats import read_prompts
 from plaudit.models.adapter import load_adapter
 from plaudit.models.load import linear_sizes, load_model
+from plaudit.models.q_heads import Steering, load_heads
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
 from plaudit.types import Prompt, UserError, prompt_to_json
@@ -29,22 +30,38 @@ def generate(
     n: int = 1,
     seed: int = 0,
     adapter: Path | None = None,
+    steer: Path | None = None,
+    steer_beta: float = 4.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, int]:
     """Write n completions of each prompt as JSONL, in the prompts' order; the file appears whole or not at all.
 
-    adapter: a LoRA adapter in peft's format to sample with. What is drawn depends on the seed, the prompt's number
-    and the sample's index alone. Returns the counts: prompts, samples, tokens. UserError for a model, an adapter or
-    prompts that cannot be read, for a prompt that leaves no room, and for a place that cannot be written.
+    adapter: a LoRA adapter in peft's format to sample with. steer: an ilql run's directory, of whose model/ the
+    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. What is drawn depends on
+    the seed, the prompt's number and the sample's index alone. Returns the counts: prompts, samples, tokens.
+    UserError for a model, an adapter, heads or prompts that cannot be read, for a prompt that leaves no room, and
+    for a place that cannot be written.
     """
     check_place(out)
     if not math.isfinite(params.temperature):
         raise UserError(f"is {params.temperature}", where="temperature", fix="give a number, 0 or more")
+    if not math.isfinite(steer_beta):
+        raise UserError(f"is {steer_beta}", where="steer-beta", fix="give a number; 0 does not steer")
+    if steer is not None and adapter is not None:
+        raise UserError(
+            "the model of an ilql run has its adapter in it", where="adapter", fix="give --steer alone"
+        )
     asked = read_prompts(prompts)
     loaded = load_model(model, dtype, device)
     trunk, version = loaded.trunk, model
-    engine = LocalEngine(trunk, loaded.tokenizer)
+    steering = None
+    if steer is not None:
+        steering, version = (
+            Steering(load_heads(steer, loaded), steer_beta),
+            f"{model} steered by {steer_beta:g}",
+        )
+    engine = LocalEngine(trunk, loaded.tokenizer, steer=steering)
     if adapter is not None:
         version = f"{model} with {adapter}"
         weights = load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide)

@@ -6,7 +6,7 @@ What a sample draws depends on the key, its prompt's number and its own index: p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,13 +19,18 @@ from plaudit.randomness import rng
 from plaudit.tensors import FinishReason, Key, Sample, SamplingParams
 from plaudit.types import UserError
 
+Steer = Callable[[Tensor, Tensor], Tensor]
+"""(states [B, width], logits [B, V]) -> logits [B, V] of another distribution, which is drawn from and reported."""
+
 
 class LocalEngine:
     """Samples from a trunk with an adapter (plaudit.tensors.Engine)."""
 
-    def __init__(self, trunk: Llama, tokenizer: Tokenizer, *, max_batch: int = 64) -> None:
-        """max_batch: how many sequences are drawn at once."""
-        self.trunk, self.tokenizer, self.max_batch = trunk, tokenizer, max_batch
+    def __init__(
+        self, trunk: Llama, tokenizer: Tokenizer, *, max_batch: int = 64, steer: Steer | None = None
+    ) -> None:
+        """max_batch: how many sequences are drawn at once. steer: what the logits become before the temperature."""
+        self.trunk, self.tokenizer, self.max_batch, self.steer = trunk, tokenizer, max_batch, steer
         self.adapter: Adapter | None = None
         self.version = "start"
         self._output = self._wide_output()
@@ -57,14 +62,24 @@ class LocalEngine:
                 )
 
     def sample(
-        self, prompt_ids: Sequence[Sequence[int]], n: int, params: SamplingParams, key: Key
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        n: int,
+        params: SamplingParams,
+        key: Key,
+        *,
+        names: Sequence[Key] | None = None,
     ) -> Iterator[Sample]:
-        """n completions of each prompt, batch by batch. UserError for a prompt that leaves no room."""
+        """n completions of each prompt, batch by batch. UserError for a prompt that leaves no room.
+
+        names: what each prompt is called in its draws' key, where its number would not do.
+        """
         self.check(prompt_ids, params)
+        keys = [(*key, *name) for name in (names or [(number,) for number in range(len(prompt_ids))])]
         order = sorted(range(len(prompt_ids)), key=lambda p: (len(prompt_ids[p]), p))
         wanted = [(prompt, index) for prompt in order for index in range(n)]
         for start in range(0, len(wanted), self.max_batch):
-            yield from self._batch(prompt_ids, wanted[start : start + self.max_batch], params, key)
+            yield from self._batch(prompt_ids, wanted[start : start + self.max_batch], params, keys)
 
     @torch.no_grad()
     def _batch(
@@ -72,7 +87,7 @@ class LocalEngine:
         prompt_ids: Sequence[Sequence[int]],
         members: list[tuple[int, int]],
         params: SamplingParams,
-        key: Key,
+        keys: Sequence[Key],
     ) -> Iterator[Sample]:
         trunk, steps = self.trunk, params.max_new_tokens
         prompts = list(dict.fromkeys(prompt for prompt, _ in members))
@@ -99,7 +114,7 @@ class LocalEngine:
         place = lengths.to(trunk.device)[rows]
 
         # 2. Token after token for all rows; those that have ended leave when they are half of the batch.
-        uniforms = np.stack([rng(*key, prompt, index).random(steps) for prompt, index in members])
+        uniforms = np.stack([rng(*keys[prompt], index).random(steps) for prompt, index in members])
         draws = torch.from_numpy(uniforms).to(trunk.device)
         ends = torch.tensor(self.tokenizer.eos_ids, device=trunk.device)
         tokens = torch.zeros(len(members), steps, dtype=torch.long, device=trunk.device)
@@ -125,6 +140,8 @@ class LocalEngine:
 
     def _logits(self, hidden: Tensor, ends: Tensor, params: SamplingParams) -> Tensor:
         logits = hidden.to(self._output.dtype) @ self._output.T
+        if self.steer is not None:
+            logits = self.steer(hidden, logits)
         if params.ignore_eos:
             logits[:, ends] = -torch.inf
         return logits

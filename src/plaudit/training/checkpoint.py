@@ -17,32 +17,48 @@ from plaudit.types import UserError
 
 
 def save(
-    directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], *, keep: int = 2
+    directory: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    *,
+    keep: int = 2,
+    spare: int | None = None,
 ) -> None:
-    """Write directory/step-N at once; then drop all but the newest `keep`."""
-    with files.new_directory(directory / f"step-{step:06d}") as place:
+    """Write directory/step-N at once; then drop all but the newest `keep` and the one of step `spare`."""
+    with files.new_directory(_place(directory, step)) as place:
         save_file(
             {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()},
             place / "tensors.safetensors",
         )
         files.write_json(place / "state.json", {"step": step, **state})
     for old in _steps(directory)[:-keep]:
-        shutil.rmtree(old)
+        if spare is None or old != _place(directory, spare):
+            shutil.rmtree(old)
 
 
 def latest(directory: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors and state of the newest checkpoint (before this step, if one is named), None where there is none."""
-    steps = [path for path in _steps(directory) if before is None or path.name < f"step-{before:06d}"]
-    if not steps:
-        return None
-    path = steps[-1] / "state.json"
+    steps = [p for p in _steps(directory) if before is None or p.name < _place(directory, before).name]
+    return _read(steps[-1]) if steps else None
+
+
+def at(directory: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of the checkpoint of this step."""
+    return _read(_place(directory, step))
+
+
+def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = place / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot be read ({error})", where=str(path), fix=f"remove {steps[-1].name}"
-        ) from None
-    return read_safetensors(steps[-1] / "tensors.safetensors"), state
+        raise UserError(f"cannot be read ({error})", where=str(path), fix=f"remove {place.name}") from None
+    return read_safetensors(place / "tensors.safetensors"), state
+
+
+def _place(directory: Path, step: int) -> Path:
+    return directory / f"step-{step:06d}"
 
 
 def _steps(directory: Path) -> list[Path]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from plaudit.algorithms.advantages import overlong_penalty, replace_missing_eos
+from plaudit.algorithms.advantages import replace_missing_eos
 from plaudit.algorithms.kl import ESTIMATORS, adaptive_coefficient, k1
 from plaudit.algorithms.masking import masked_mean
 from plaudit.config import Config as Base
@@ -23,13 +24,20 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
-from plaudit.rollout.collect import Forward
+from plaudit.reward.scores import Scores, figures_of, scored
+from plaudit.rollout.agent import Agent, episodes
+from plaudit.rollout.collect import Forward, forward
+from plaudit.rollout.environment import open_environments
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams, Scorer
 from plaudit.training import checkpoint, machine
-from plaudit.training.optim import adam
+from plaudit.training.optim import adam, take_step
 from plaudit.training.policy import AdapterConfig
 from plaudit.training.stop import reason_to_stop
+from plaudit.types import Prompt
+
+AT_ONCE = 64
+"""Completions that are drawn, or episodes that are played, at a time; it changes no draw."""
 
 
 class KLConfig(Base):
@@ -64,8 +72,10 @@ class OnlineConfig(Base):
     """Settings that every recipe has that learns from its own samples."""
 
     model: str = "smollm2"
-    prompts: str
-    reward: str
+    prompts: str | None = None
+    reward: str | None = None
+    environment: str | None = None
+    turns: int = Field(default=16, ge=1)
     gold: str | None = None
     start: str | None = None
     seed: int = 0
@@ -78,20 +88,40 @@ class OnlineConfig(Base):
     epochs: int = Field(default=1, ge=1)
     minibatches: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, ge=0)
-    importance_cap: float = Field(default=2.0, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     adapter: AdapterConfig = AdapterConfig(blocks=16)
-    kl: KLConfig = KLConfig()
     stop: StopConfig = StopConfig()
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=10, ge=1)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Settings that must be given."""
+        return () if self.environment is not None else ("prompts", "reward")
+
     @model_validator(mode="after")
     def _settings_fit(self) -> OnlineConfig:
+        for name in self.needs:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is not set")
+        if self.environment is not None and (self.prompts is not None or self.reward is not None):
+            raise ValueError("an environment asks and rewards by itself; leave prompts and reward out")
         if self.start is not None and self.adapter.rank == 0:
             raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        return self
+
+
+class PolicyGradientConfig(OnlineConfig):
+    """Settings of the recipes that follow a policy gradient, beside those."""
+
+    importance_cap: float = Field(default=2.0, gt=0)
+    entropy_coef: float = Field(default=0.0, ge=0)
+    kl: KLConfig = KLConfig()
+
+    @model_validator(mode="after")
+    def _controller_is_steady(self) -> PolicyGradientConfig:
         samples = self.prompts_per_step * self.samples_per_prompt
         if self.kl.target is not None and self.kl.horizon <= 0.2 * samples:
             raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
@@ -100,14 +130,17 @@ class OnlineConfig(Base):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What a policy acts in: the model with its frozen trunk, prompts as ids, and who scores what it says."""
+    """What a policy acts in: the model with its frozen trunk, prompts as they were asked and as ids, and who scores
+    what it says; or rooms, copies of a text environment, which ask and score themselves."""
 
     model: Model
+    asked: list[Prompt]
     prompts: list[list[int]]
-    scorer: Scorer
+    scorer: Scorer | None
     gold: Scorer | None
     engine: LocalEngine
     params: SamplingParams
+    rooms: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
 
     @property
     def reward_branch(self) -> Branch | None:
@@ -119,30 +152,39 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
     """All that stands before the first step. UserError for whatever of it is missing or does not fit."""
     device, dtype = machine.prepare(config.precision, config.threads)
     model = model or load_model(config.model, dtype, device)
-    prompts = [model.tokenizer.render(prompt) for prompt in read_prompts(config.prompts)]
-    engine = LocalEngine(model.trunk, model.tokenizer, max_batch=64)
+    asked = [] if config.prompts is None else read_prompts(config.prompts)
+    prompts = [model.tokenizer.render(prompt) for prompt in asked]
+    engine = LocalEngine(model.trunk, model.tokenizer, max_batch=AT_ONCE)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     engine.check(prompts, params)
-    gold = None if config.gold is None else open_scorer(config.gold, model)
-    return World(model, prompts, open_scorer(config.reward, model), gold, engine, params)
+    scorer, gold = (
+        None if spec is None else open_scorer(spec, model) for spec in (config.reward, config.gold)
+    )
+    at_once = min(AT_ONCE, config.prompts_per_step * config.samples_per_prompt)
+    rooms = [] if config.environment is None else open_environments(config.environment, at_once)
+    return World(model, asked, prompts, scorer, gold, engine, params, rooms)
 
 
 def draw(
     world: World, policy: Branch, step: int, config: OnlineConfig, purpose: str, again: int = 0
 ) -> list[Sample]:
-    """samples_per_prompt completions of each prompt of this step, by prompt. again: which further draw of the same
-    step; its prompts are drawn afresh."""
+    """samples_per_prompt completions of each prompt of this step, by prompt; or so many episodes from each of as many
+    starts. again: which further draw of the same step; its prompts are drawn afresh."""
     world.engine.load(policy.adapter or policy.trunk, version=f"step-{step}")
+    key: tuple[int | str, ...] = (config.seed, purpose, step, *([again] if again else []))
+    starts, n = config.prompts_per_step, config.samples_per_prompt
+    if world.rooms:
+        played = episodes(
+            Agent(world.engine, world.params), world.rooms, starts, n, key=key, turns=config.turns
+        )
+        return [replace(episode.sample, reward=episode.score) for episode in played]
     if again == 0:
-        chosen = prompts_of_step(len(world.prompts), step, config.prompts_per_step, config.seed)
-        key: tuple[int | str, ...] = (config.seed, purpose, step)
+        chosen = prompts_of_step(len(world.prompts), step, starts, config.seed)
     else:
-        key = (config.seed, purpose, step, again)
-        chosen = rng(*key, "prompts").integers(len(world.prompts), size=config.prompts_per_step).tolist()
-    drawn = world.engine.sample(
-        [world.prompts[p] for p in chosen], config.samples_per_prompt, world.params, key
-    )
-    return sorted(drawn, key=lambda s: (s.prompt, s.index))
+        chosen = rng(*key, "prompts").integers(len(world.prompts), size=starts).tolist()
+    drawn = world.engine.sample([world.prompts[p] for p in chosen], n, world.params, key)
+    samples = sorted(drawn, key=lambda s: (s.prompt, s.index))
+    return [replace(sample, asked=world.asked[chosen[sample.prompt]]) for sample in samples]
 
 
 def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
@@ -153,11 +195,44 @@ def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
     return [int(orders[place // count][place % count]) for place in range(step * size, (step + 1) * size)]
 
 
-def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> Tensor:
-    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it."""
+def look(
+    world: World,
+    samples: Sequence[Sample],
+    config: OnlineConfig,
+    *,
+    policy: Branch,
+    value: Branch | None = None,
+    reward: bool = True,
+) -> Forward:
+    """One pass for the trainer's log-probabilities, the reference's, values, and scores where a reward model is on the
+    same trunk (unless reward is False, since they are known)."""
+    return forward(
+        samples,
+        reference=world.model.trunk,
+        policy=policy,
+        value=value,
+        reward=world.reward_branch if reward else None,
+        temperature=config.temperature,
+        budget=config.micro_batch_tokens,
+    )
+
+
+def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> tuple[Tensor, dict[str, float]]:
+    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it; and what it
+    says beside them that is worth logging, such as an ensemble's mean uncertainty."""
     if seen.shares is not None:
-        return seen.shares.sum(1)
-    return torch.tensor(world.scorer.score(samples), dtype=seen.logprobs.dtype, device=seen.logprobs.device)
+        return seen.shares.sum(1), {}
+    said = judge(world, samples)
+    scores = torch.tensor(said.scores, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
+    return scores, figures_of(said)
+
+
+def judge(world: World, samples: Sequence[Sample]) -> Scores:
+    """What the scorer says of the samples; or what the environment gave for the episodes."""
+    if world.rooms:
+        return Scores([float(sample.reward or 0.0) for sample in samples])
+    assert world.scorer is not None
+    return scored(world.scorer, samples)
 
 
 def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
@@ -165,17 +240,20 @@ def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
     return torch.tensor([s.finish_reason == "stop" for s in samples], device=device)
 
 
-def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig, overlong: int = 0) -> Tensor:
-    """[B]: what each completion earns: its score, or the penalty for a missing end in its place, and the price of a
-    completion that comes within `overlong` tokens of the limit (0: none)."""
-    if config.missing_eos_penalty is not None:
-        scores = replace_missing_eos(
-            scores, ended(samples, scores.device), penalty=config.missing_eos_penalty
-        )
-    if overlong > 0:
-        lengths = torch.tensor([len(s.completion_ids) for s in samples], device=scores.device)
-        scores = scores + overlong_penalty(lengths, longest=config.max_new_tokens, buffer=overlong)
-    return scores
+def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig) -> Tensor:
+    """[B]: what each completion earns: its score, or the penalty for a missing end in its place."""
+    if config.missing_eos_penalty is None:
+        return scores
+    return replace_missing_eos(scores, ended(samples, scores.device), penalty=config.missing_eos_penalty)
+
+
+def next_price(coef: float, kl: KLConfig, *, observed: float, episodes: int) -> float:
+    """The KL coefficient for the next step, where it is steered. observed: nats a token."""
+    if kl.target is None:
+        return coef
+    return adaptive_coefficient(
+        coef, observed=observed, target=kl.target, episodes=episodes, horizon=kl.horizon
+    )
 
 
 def kl_of(logprobs: Tensor, ref_logprobs: Tensor, kl: KLConfig) -> Tensor:
@@ -183,19 +261,32 @@ def kl_of(logprobs: Tensor, ref_logprobs: Tensor, kl: KLConfig) -> Tensor:
     return ESTIMATORS[kl.estimator](logprobs, ref_logprobs)
 
 
-def describe(world: World, samples: Sequence[Sample], seen: Forward, scores: Tensor) -> dict[str, float]:
-    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats."""
+def describe(
+    world: World,
+    samples: Sequence[Sample],
+    seen: Forward,
+    scores: Tensor,
+    *,
+    drawn: tuple[Sequence[Sample], Tensor] | None = None,
+) -> dict[str, float]:
+    """What the batch says of the policy before this step's update. kl: mean k1 a token, nats.
+
+    drawn: all that the policy drew, with scores, where the batch is a choice from it: what the policy earns and how
+    long it talks is read from all.
+    """
     mask = seen.packed.mask
+    everything, given = drawn or (samples, scores)
     row = {
-        "reward": float(scores.mean()),
-        "reward_std": float(scores.std(correction=0)),
+        "reward": float(given.mean()),
+        "reward_std": float(given.std(correction=0)),
         "kl": float(masked_mean(k1(seen.logprobs, seen.ref_logprobs), mask)),
         "entropy": float(masked_mean(seen.entropies, mask)),
-        "eos_rate": float(ended(samples, mask.device).double().mean()),
-        "length": float(mask.sum(1).to(torch.float64).mean()),
+        "eos_rate": float(ended(everything, mask.device).double().mean()),
+        "length": sum(sum(s.action_mask or [True] * len(s.completion_ids)) for s in everything)
+        / len(everything),
     }
     if world.gold is not None:
-        gold = world.gold.score(samples)
+        gold = world.gold.score(everything)
         row["gold"] = sum(gold) / len(gold)
     return row
 
@@ -204,21 +295,21 @@ def describe(world: World, samples: Sequence[Sample], seen: Forward, scores: Ten
 class Run:
     """How a run stands: its branches, their optimiser, and what a step reads beside them.
 
-    make: gives the branches as they are before the first step. state: step, stopped (why it ended early, or None),
-    kl_coef, and what else the recipe keeps; all of it is in every checkpoint.
+    make: gives the branches as they are before the first step. state: step, stopped (why it ended early, or None)
+    and what else the recipe keeps; all of it is in every checkpoint.
     """
 
     directory: Path
     make: Callable[[], dict[str, Branch]]
     config: OnlineConfig
+    state: dict[str, Any]
     branches: dict[str, Branch] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    state: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.branches = self.make()
         self.optimizer = adam(self.parameters(), learning_rate=self.config.learning_rate)
-        self.state = {"step": 0, "kl_coef": self.config.kl.coef, "stopped": None}
+        self.state = {"step": 0, "stopped": None, **self.state}
         self._restore(checkpoint.latest(self.directory / "checkpoints"))
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -232,6 +323,21 @@ class Run:
             branch.load_state(checkpoint.unprefixed(name, tensors))
         checkpoint.load_optimizer(self.optimizer, tensors)
 
+    @property
+    def done(self) -> int:
+        """How many steps are taken."""
+        return int(self.state["step"])
+
+    @property
+    def stopped(self) -> bool:
+        return self.state["stopped"] is not None
+
+    def update(self, rate: float) -> float:
+        """One optimiser step at this learning rate; the gradients' norm before it is clipped."""
+        return take_step(
+            self.optimizer, self.parameters(), learning_rate=rate, max_grad_norm=self.config.max_grad_norm
+        )
+
     def save(self, step: int) -> None:
         """A checkpoint after so many steps."""
         self.state["step"] = step
@@ -240,13 +346,29 @@ class Run:
             tensors |= checkpoint.prefixed(name, branch.state())
         checkpoint.save(self.directory / "checkpoints", step, tensors, self.state)
 
-    def must_stop(self, step: int, row: dict[str, float], history: Sequence[dict[str, float]]) -> bool:
-        """Whether a rule ends the run before this step's update. It is saved then; weights that give no numbers are
-        of no use, so that the model is the one last saved before them, or the first."""
-        why = reason_to_stop([*history, row], **self.config.stop.model_dump())
-        if why is None:
-            return False
-        if not math.isfinite(row["kl"] + row["entropy"]):
+    def must_stop(
+        self, step: int, row: dict[str, float], history: Sequence[dict[str, float]], *, logged: bool = False
+    ) -> bool:
+        """Whether a rule ends the run before this step's update. logged: the rewards are of completions that the
+        policy did not draw, so that they need not rise."""
+        rules = self.config.stop.model_dump()
+        if logged:
+            rules["patience"] = self.config.steps
+        why = reason_to_stop([*history, row], **rules)
+        if why is not None:
+            self._stop(step, why, usable=math.isfinite(row["kl"] + row["entropy"]))
+        return why is not None
+
+    def finish(self) -> None:
+        """After the last step, whose weights no rollout has looked at."""
+        usable = all(bool(p.float().isfinite().all()) for p in self.parameters())
+        if not self.stopped and not usable:
+            self._stop(self.done, "a weight is not a number: lower the learning rate", usable=False)
+
+    def _stop(self, step: int, why: str, *, usable: bool) -> None:
+        """Save that the run is over, and why. Weights that give no numbers are of no use: the model is then the one
+        last saved before them, or the first."""
+        if not usable:
             found = checkpoint.latest(self.directory / "checkpoints", before=step)
             if found is None:
                 for name, fresh in self.make().items():
@@ -256,19 +378,14 @@ class Run:
             why += f" (the model is that of step {self.state['step']})"
         self.state["stopped"] = why
         self.save(step)
-        return True
 
-    def price_kl(self, observed: float, episodes: int) -> None:
-        """The KL coefficient for the next step, where it is steered. observed: nats a token."""
-        kl = self.config.kl
-        if kl.target is not None:
-            self.state["kl_coef"] = adaptive_coefficient(
-                self.state["kl_coef"],
-                observed=observed,
-                target=kl.target,
-                episodes=episodes,
-                horizon=kl.horizon,
-            )
+
+def shown(row: dict[str, float]) -> str:
+    """A step in one line."""
+    return (
+        f"reward {row['reward']:+.3f}  kl {row['kl']:.3f}  entropy {row['entropy']:.2f}  "
+        f"length {row['length']:.0f}  eos {row['eos_rate']:.2f}  {row['tokens_per_second']:.0f} tok/s"
+    ) + "  every score is the same" * (row["reward_std"] == 0)
 
 
 def summary_of(run: Run, history: Sequence[dict[str, float]]) -> dict[str, Any]:

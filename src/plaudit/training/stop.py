@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 Row = Mapping[str, float]
 
@@ -15,7 +16,8 @@ def reason_to_stop(
 
     Rows hold reward, kl (nats a token against the reference), entropy (nats a token), length (tokens).
     max_kl, min_entropy in nats a token; max_length_growth: times the first step's mean length; patience: over how
-    many steps the reward may stay flat while the KL grows.
+    many steps the reward may stay flat while the KL grows, or all scores be one number. reward_std, where a row has
+    it: the deviation of its scores.
     """
     now = history[-1]
     for name in ("reward", "kl", "entropy", "length"):
@@ -33,6 +35,13 @@ def reason_to_stop(
             f"length {now['length']:.1f} is over {max_length_growth} times the start's: "
             "look at the reward's taste for length"
         )
+    last = history[-patience:]
+    constant = all(row.get("reward_std") == 0 and row["reward"] == now["reward"] for row in last)
+    if constant and len(last) == patience:
+        return (
+            f"every sample of {patience} steps scored {now['reward']:g}, so there is nothing to learn: "
+            "look at the reward"
+        )
     if len(history) > patience:
         then = history[-1 - patience]
         spread = max(row["reward"] for row in history) - min(row["reward"] for row in history)
@@ -43,3 +52,18 @@ def reason_to_stop(
                 f"{now['kl']:.3f}: refit the reward, or stop earlier"
             )
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The lowest held-out loss so far, after how many steps it was measured (0: before the first), and how many
+    measurements have not been lower since."""
+
+    step: int
+    loss: float
+    since: int = 0
+
+
+def measured(best: Best, step: int, loss: float) -> Best:
+    """What is best after one more measurement; an equal loss is no lower one."""
+    return Best(step, loss) if loss < best.loss else replace(best, since=best.since + 1)

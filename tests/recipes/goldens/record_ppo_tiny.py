@@ -15,7 +15,6 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from plaudit.models.adapter import save_adapter
-from plaudit.models.load import load_model, make_adapter
-from plaudit.randomness import rng, torch_seed
+from peer import Recorded, by_prompt, logprobs_of, peft_model, record_tokens, steered, take_step
+
+from plaudit.models.load import load_model
+from plaudit.randomness import rng
 from plaudit.recipes import ppo
-from plaudit.rollout.local import LocalEngine
-from plaudit.tensors import Sample
+from plaudit.tensors import Key, Sample
 from tiny_models import transformers_model
 
 HERE = Path(__file__).parent
@@ -68,60 +67,19 @@ NUMBERS = (
 )  # fmt: skip
 
 
-def record_tokens(config: ppo.Config, directory: Path) -> list[list[dict[str, Any]]]:
-    """The samples of each step. Log-probabilities are kept to 4 digits, so that no importance weight is quite 1."""
-    steps: list[list[dict[str, Any]]] = []
-    draw = LocalEngine.sample
-
-    def sample(self: LocalEngine, *args: Any) -> Iterator[Sample]:
-        found = [replace(s, logprobs=tuple(round(x, 4) for x in s.logprobs)) for s in draw(self, *args)]
-        steps.append(
-            [
-                {
-                    "prompt": s.prompt,
-                    "index": s.index,
-                    "prompt_ids": s.prompt_ids,
-                    "completion_ids": s.completion_ids,
-                    "logprobs": s.logprobs,
-                    "finish_reason": s.finish_reason,
-                }
-                for s in sorted(found, key=lambda s: (s.prompt, s.index))
-            ]
-        )
-        yield from found
-
-    LocalEngine.sample = sample  # type: ignore[method-assign, assignment]
-    try:
-        ppo.run(config, directory)
-    finally:
-        LocalEngine.sample = draw  # type: ignore[method-assign]
-    return steps
+def rounded(sample: Sample, _: Key) -> Sample:
+    """Log-probabilities are kept to 4 digits, so that no importance weight is quite 1."""
+    return replace(sample, logprobs=tuple(round(x, 4) for x in sample.logprobs))
 
 
 class Learner:
     """PPO written out, a sample at a time."""
 
     def __init__(self, config: ppo.Config, directory: Path) -> None:
-        import peft
-
-        model = load_model("tiny", torch.float64)
         self.config, self.coef = config, config.kl.coef
-        self.reference = transformers_model(model.directory, torch.float64)
-        made = []
-        for name, blocks in (("policy", config.adapter.blocks), ("value", config.adapter.value_blocks)):
-            adapter = make_adapter(
-                model.trunk, rank=config.adapter.rank, alpha=config.adapter.alpha, blocks=blocks,
-                seed=torch_seed(config.seed, f"{name} adapter"),
-            )  # fmt: skip
-            (directory / name).mkdir()
-            save_adapter(adapter, directory / name, base="tiny")
-            base = transformers_model(model.directory, torch.float64)
-            made.append(
-                peft.PeftModel.from_pretrained(
-                    base, str(directory / name), is_trainable=True, autocast_adapter_dtype=False
-                ).double()
-            )
-        self.policy, self.value = made
+        self.reference = transformers_model(load_model("tiny", torch.float64).directory, torch.float64)
+        self.policy = peft_model(config, "policy", config.adapter.blocks, directory)
+        self.value = peft_model(config, "value", config.adapter.value_blocks, directory)
         self.head = torch.nn.Linear(64, 1, dtype=torch.float64)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
@@ -129,20 +87,15 @@ class Learner:
         self.trained: list[torch.nn.Parameter] = trained
         self.optimizer = torch.optim.Adam(self.trained, lr=1.0, eps=1e-5)
 
-    def logprobs(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Of each completion token, and the entropy that it was drawn at."""
-        ids = [*sample["prompt_ids"], *sample["completion_ids"]]
-        logits = model(torch.tensor([ids])).logits[0] / self.config.temperature
-        everything = torch.log_softmax(logits[len(sample["prompt_ids"]) - 1 : -1], -1)
-        chosen = torch.stack([row[t] for row, t in zip(everything, sample["completion_ids"], strict=True)])
-        return chosen, -(everything.exp() * everything).sum(-1)
+    def logprobs(self, model: Any, sample: Recorded) -> tuple[Tensor, Tensor]:
+        return logprobs_of(model, sample, self.config.temperature)
 
-    def values(self, sample: dict[str, Any]) -> Tensor:
+    def values(self, sample: Recorded) -> Tensor:
         ids = [*sample["prompt_ids"], *sample["completion_ids"]]
         states = self.value.base_model.model.model(torch.tensor([ids])).last_hidden_state[0]
         return self.head(states[len(sample["prompt_ids"]) - 1 : -1])[:, 0]  # type: ignore[no-any-return]
 
-    def step(self, number: int, samples: list[dict[str, Any]]) -> dict[str, float]:
+    def step(self, number: int, samples: list[Recorded]) -> dict[str, float]:
         c = self.config
         with torch.no_grad():
             ref = [self.logprobs(self.reference, s)[0] for s in samples]
@@ -193,13 +146,7 @@ class Learner:
                 ("policy_loss", "value_loss", "value_error", "clip_fraction", "approx_kl", "importance_mean",
                  "sampler_difference"), 0.0,
             )  # fmt: skip
-            # A minibatch is made of whole prompts; one that came twice in a step is one.
-            groups: list[list[int]] = []
-            for i, sample in enumerate(samples):
-                if i and sample["prompt_ids"] == samples[i - 1]["prompt_ids"]:
-                    groups[-1].append(i)
-                else:
-                    groups.append([i])
+            groups = by_prompt(samples)
             for group in rng(c.seed, "epoch", number, epoch).permutation(len(groups)).tolist():
                 mine = groups[group]
                 count = sum(len(samples[i]["completion_ids"]) for i in mine)
@@ -235,22 +182,13 @@ class Learner:
                         sums["value_error"] += float(square.detach())
                 total = sums["policy_loss"] + c.value_coef * sums["value_loss"]
                 total = (total - c.entropy_coef * sums["entropy"]) / count
-                self.optimizer.zero_grad()
                 torch.autograd.backward(total)
-                found["grad_norm"] = math.sqrt(
-                    math.fsum(float(p.grad.square().sum()) for p in self.trained if p.grad is not None)
-                )
-                for parameter in self.trained:
-                    if parameter.grad is not None and found["grad_norm"] > c.max_grad_norm:
-                        parameter.grad.mul_(c.max_grad_norm / (found["grad_norm"] + 1e-6))
-                for group in self.optimizer.param_groups:
-                    group["lr"] = c.learning_rate * (c.steps - number) / c.steps
-                self.optimizer.step()
+                rate = c.learning_rate * (c.steps - number) / c.steps
+                found["grad_norm"] = take_step(self.optimizer, self.trained, rate, c.max_grad_norm)
                 for name in last:
                     last[name] += float(sums[name].detach()) / count / len(groups)
             found |= last
-        error = min(max(found["kl"] / float(c.kl.target or 1) - 1, -0.2), 0.2)
-        self.coef *= 1 + error * len(samples) / c.kl.horizon
+        self.coef = steered(self.coef, found["kl"], c, len(samples))
         return found
 
 
@@ -259,7 +197,7 @@ def main() -> None:
         place = Path(name)
         (place / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
         config = ppo.Config(prompts=str(place / "prompts.txt"), **SETTINGS)
-        steps = record_tokens(config, place / "run")
+        steps = [samples for _, samples in record_tokens(ppo, config, place / "run", rounded)]
         learner = Learner(config, place)
         rows = [learner.step(number, samples) for number, samples in enumerate(steps)]
         ours = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
