@@ -755,6 +755,8 @@ REINFORCE = _room(
      "tokens of unknown origin counted as the policy's"),
     ("weight * k3(", "k3(", "a KL as if the policy had drawn"),
     ('row["kl"] = kl_from_logged(seen, config)', "pass", "the KL of the sampler's tokens"),
+    ('if self.feedback and self.kl.place == "reward" and self.kl.coef > 0:', "if False:",
+     "the KL of what was not drawn in the reward"),
     ("fewest < 2", "fewest < 1", "a completion compared with none"),
     ("for place, p in enumerate(chosen) for s in logged[p].samples]",
      "for place, p in enumerate(sorted(chosen)) for s in logged[p].samples]", "scores of other prompts"),
