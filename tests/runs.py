@@ -166,7 +166,7 @@ KILLS: list[Kill] = [
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ONLINE = (
-    "ppo", "reinforce", "rloo", "reinforce_plus_plus", "grpo", "dr_grpo", "dapo", "gspo", "rejection",
+    "ppo", "reinforce", "rloo", "reinforce_plus_plus", "grpo", "dr_grpo", "dapo", "gspo", "rejection", "online_dpo",
 )  # fmt: skip
 """The shipped configs of recipes that learn from their own samples."""
 

@@ -45,7 +45,7 @@ from runs import (
 )
 from tiny_models import random_adapter
 
-RATIOS = ("ppo", "reinforce_plus_plus", "rloo, clipped", "grpo", "dr_grpo", "dapo", "gspo")
+RATIOS = ("ppo", "reinforce_plus_plus", "rloo, clipped", "grpo", "dr_grpo", "dapo", "gspo", "dapo, episodes")
 SMALL: dict[str, Any] = {
     "model": "tiny",
     "reward": "rules:fourths",
@@ -80,7 +80,7 @@ class Case:
         return rows(directory)
 
 
-@pytest.fixture(scope="module", params=[*ONLINE, "rloo, clipped", "reinforce, judged"])
+@pytest.fixture(scope="module", params=[*ONLINE, "rloo, clipped", "reinforce, judged", "dapo, episodes"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     place = tmp_path_factory.mktemp("laws")
     config, _, more = request.param.partition(", ")
@@ -92,6 +92,9 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if more == "judged":
         settings |= {"prompts": None, "reward": None, **judged(place)}
         settings["kl"] = SMALL["kl"] | {"place": "loss", "estimator": "k2"}
+    if more == "episodes":
+        settings |= {"prompts": None, "reward": None, "environment": "games:Halves", "turns": 2}
+        settings |= {"max_new_tokens": 4}
     recipe, parsed = shipped(config, **settings)
     recipe.run(parsed, place / "run")
     return Case(request.param, recipe, parsed, place / "run")
@@ -167,8 +170,8 @@ def test_the_order_in_which_samples_come_changes_nothing(
 ) -> None:
     sample = LocalEngine.sample
 
-    def backwards(self: LocalEngine, *args: Any) -> Any:
-        return reversed(list(sample(self, *args)))
+    def backwards(self: LocalEngine, *args: Any, **names: Any) -> Any:
+        return reversed(list(sample(self, *args, **names)))
 
     monkeypatch.setattr(LocalEngine, "sample", backwards)
     assert case.run(tmp_path / "run") == rows(case.directory)
@@ -224,7 +227,7 @@ def test_a_run_can_begin_from_an_adapter(case: Case, tmp_path: Path) -> None:
 def test_the_kl_controller_moves_the_price_by_its_formula(case: Case) -> None:
     """In nats a token against the target; a policy that has not moved makes moving cheaper."""
     logged = rows(case.directory)
-    if case.name == "rejection":
+    if case.name in ("rejection", "online_dpo"):
         assert "kl_coef" not in logged[0]
         return
     assert logged[0]["kl_coef"] == 0.1
@@ -242,7 +245,7 @@ def test_the_kl_controller_moves_the_price_by_its_formula(case: Case) -> None:
 
 
 def test_a_price_without_a_target_stays(case: Case, tmp_path: Path) -> None:
-    if case.name != "rejection":
+    if case.name not in ("rejection", "online_dpo"):
         logged = case.run(tmp_path / "run", kl={"coef": 0.07, "target": None}, steps=2)
         assert [row["kl_coef"] for row in logged] == [0.07, 0.07]
 
