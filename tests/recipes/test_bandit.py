@@ -229,6 +229,18 @@ def test_what_was_chosen_online_earns_more_and_can_be_learned_from_again(tmp_pat
     assert again["greedy"]["ips"][1] > 0
 
 
+def test_every_round_asks_about_other_texts_and_never_about_those_held_out(tmp_path: Path) -> None:
+    chosen = online(tmp_path)
+    bandit.run(chosen, tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rounds = [{row["context"] for row in log if row["policy_version"] == f"round-{r}"} for r in range(3)]
+    assert [len(texts) for texts in rounds] == [20, 20, 20]
+    assert rounds[0] != rounds[1] != rounds[2]
+    held = set(bandit.make_chooser(chosen, load_model("tiny", torch.float64)).heldout)
+    assert held
+    assert not held & set.union(*rounds)
+
+
 def test_unknown_propensities_leave_estimates_out_or_are_counted(tmp_path: Path) -> None:
     bare = [{k: v for k, v in row.items() if k != "propensity"} for row in logged(policy_version="coin")]
     data = write(tmp_path / "bare.jsonl", bare)
