@@ -175,7 +175,6 @@ POLICY = _algorithms(
     ("mean = sequence_mean if per_sequence else masked_mean", "mean = masked_mean if per_sequence else sequence_mean",
      "the means exchanged"),
     ("mean = sequence_mean if per_sequence else masked_mean", "mean = masked_mean", "GRPO's mean over tokens"),
-    ("- zero_masked(sampled_logprobs, mask)", "- sampled_logprobs", "the sampler's padding read"),
     ("torch.minimum(plain, clipped)", "torch.maximum(plain, clipped)", "max for min"),
     ("torch.minimum(plain, clipped)", "clipped", "only the clipped branch"),
     ("torch.minimum(plain, clipped)", "plain", "no clip"),
@@ -186,8 +185,6 @@ POLICY = _algorithms(
     ("LossOutput(-mean(surrogate,", "LossOutput(mean(surrogate,", "the sign of the loss"),
     ("LossOutput(-mean(surrogate, mask, total=total)", "LossOutput(-mean(surrogate, mask)",
      "the micro-batch's own mean"),
-    ("    logprobs, advantages = zero_masked(logprobs, mask), zero_masked(",
-     "    logprobs, advantages = logprobs, zero_masked(", "rubbish reaches the gradient"),
     ("(clipped < plain)", "(clipped <= plain)", "a clip counted where there is none"),
     ("mean(k3(old_logprobs, logprobs), mask, total=total),\n            \"ratio_mean\": mean(",
      "mean(k3(logprobs, old_logprobs), mask, total=total),\n            \"ratio_mean\": mean(", "the other KL"),
@@ -248,8 +245,6 @@ REINFORCE = _algorithms(
     ("surrogate = logprobs * zero_masked(", "surrogate = logprobs.exp() * zero_masked(", "p for log p"),
     ("zero_masked(advantages, mask).detach()\n    metrics", "zero_masked(advantages, mask)\n    metrics",
      "a gradient into REINFORCE's advantages"),
-    ("zero_masked(advantages, mask).detach()\n    metrics", "advantages.detach()\n    metrics",
-     "padding's advantages reach the gradient"),
     ("    logprobs = zero_masked(logprobs, mask)\n", "", "padding's weight reaches the gradient"),
     ("weight = apart.exp().clamp(max=importance_cap)", "weight = apart.exp()", "a logged token's weight without a cap"),
     ("weight = apart.exp().clamp", "weight = (-apart).exp().clamp", "a logged token's weight upside down"),
@@ -260,6 +255,12 @@ REINFORCE = _algorithms(
     ("masked_mean(apart.abs(), mask, total=total)", "masked_mean(apart.abs(), mask)", "a difference of a micro-batch"),
 )  # fmt: skip
 POLICY_PEER = (
+    *_algorithms(
+        "masking",
+        "loss_laws",
+        ("return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))", "return x * mask",
+         "rubbish reaches the gradients: 0 * nan is nan"),
+    ),
     *_algorithms(
         "policy_loss",
         "policy_beside_trl",

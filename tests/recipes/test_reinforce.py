@@ -270,7 +270,10 @@ def test_patience_is_not_asked_where_the_reward_cannot_rise(tmp_path: Path) -> N
         (["reward=rules:sleeps"], "rules:sleeps: took longer than 0.1 s; make it faster"),
         (["gold=rules:raises"], "rules:raises: failed"),
         (["samples=[a.jsonl]"], "samples are looked up for feedback, and none is named"),
-        (["feedback=[a.jsonl]"], "feedback holds prompts and scores; leave prompts, reward and environment out"),
+        (
+            ["feedback=[a.jsonl]"],
+            "feedback holds prompts and scores; leave prompts, reward and environment out",
+        ),
         (["importance_cap=0"], "importance_cap"),
         (["baseline=median"], "baseline"),
     ],
