@@ -208,6 +208,7 @@ def score(
     input: Annotated[Path, typer.Option(help='{"prompt", "completion", ...} a line.')],
     out: Annotated[Path, typer.Option(help='The JSONL to write: the same lines with "score".')],
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
+    criteria: Annotated[bool, typer.Option("--criteria", help="Write each criterion's number, too.")] = False,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -215,7 +216,7 @@ def score(
     device, dtype = _machine(precision, threads)
     from plaudit.reward.score import score
 
-    _print(score(scorer, input, out, model=model, dtype=dtype, device=device))
+    _print(score(scorer, input, out, model=model, criteria=criteria, dtype=dtype, device=device))
 
 
 @app.command()

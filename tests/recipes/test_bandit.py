@@ -312,3 +312,19 @@ def test_a_classifier_belongs_to_its_model(data: str, tmp_path: Path) -> None:
     about.write_text(about.read_text().replace('"trunk": "', '"trunk": "x'))
     with pytest.raises(UserError, match="was trained on another model; use"):
         classify(tmp_path / "run" / "model", texts, out)
+
+
+def test_the_command_line_trains_and_classifies(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from plaudit.cli import main
+
+    (tmp_path / "bandit.yaml").write_text(
+        "recipe: bandit\nmodel: tiny\nepochs: 1\nprecision: float32\nthreads: 1\n"
+    )
+    run, texts = str(tmp_path / "run"), write(tmp_path / "texts.jsonl", [{"prompt": t} for t in TEXTS[:4]])
+    assert main(["train", str(tmp_path / "bandit.yaml"), f"data=[{data}]", "--out", run]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == ["bad", "good"]
+    words = ["--input", texts, "--out", str(tmp_path / "out.jsonl"), "--policy", "softmax", "--threads", "1"]
+    assert main(["classify", f"{run}/model", "--precision", "float32", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 4

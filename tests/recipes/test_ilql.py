@@ -298,3 +298,23 @@ def test_demonstrations_with_a_stated_reward_are_learnt_from(tmp_path: Path) -> 
     data = write(tmp_path / "data.jsonl", [*RECORDS, shown])
     summary = ilql.run(config(data, demonstration_reward=1.0, epochs=1), tmp_path / "run")
     assert summary["episodes"] == 10
+
+
+def test_the_command_line_trains_and_steers(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from plaudit.cli import main
+
+    (tmp_path / "ilql.yaml").write_text(
+        "recipe: ilql\nmodel: tiny\nepochs: 2\nadapter: {rank: 4}\nprecision: float32\nthreads: 1\n"
+    )
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "how are you"}])
+    run, out = str(tmp_path / "run"), str(tmp_path / "out.jsonl")
+    assert main(["train", str(tmp_path / "ilql.yaml"), f"data=[{data}]", "--out", run]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    assert main(["resume", run]) == 0  # of a finished run, the summary
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    steered = ["--steer", run, "--steer-beta", "8", "--prompts", prompts, "--out", out, "--threads", "1"]
+    assert main(["generate", f"{run}/model", "--n", "3", "--precision", "float32", *steered]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 3
+    assert "steered by 8" in json.loads(Path(out).read_text().splitlines()[0])["policy_version"]

@@ -117,9 +117,10 @@ def test_mismatched_texts_are_the_next_other_prompts() -> None:
 
 
 def test_a_batch_of_one_prompt_borrows_from_its_order() -> None:
-    order = [sample("b", 1), sample("c", 2), sample("a", 3), sample("a", 4)]
-    assert kto.mismatched(order[2:], order, 2) == [((97,), (1,)), ((97,), (1,))]
-    assert kto.mismatched(order[:1], order, 0) == [((98,), (2,))]
+    """What follows it there, and from the end on what comes first."""
+    order = [sample("b", 1), sample("a", 2), sample("a", 3), sample("c", 4)]
+    assert kto.mismatched(order[1:3], order, 1) == [((97,), (4,)), ((97,), (4,))]
+    assert kto.mismatched(order[3:], order, 3) == [((99,), (1,))]
 
 
 def test_the_first_step_has_no_baseline_and_half_a_loss(data: str, tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         settings |= {"loss": "clipped"}
     if more == "judged":
         settings |= {"prompts": None, "reward": None, **judged(place)}
+        settings["kl"] = SMALL["kl"] | {"place": "loss", "estimator": "k2"}
     recipe, parsed = shipped(config, **settings)
     recipe.run(parsed, place / "run")
     return Case(request.param, recipe, parsed, place / "run")

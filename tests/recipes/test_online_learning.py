@@ -10,7 +10,7 @@ import pytest
 from runs import changed, judged, peaked_model, rows, shipped, write_prompts
 
 STEPS = 20
-RATES = {"reinforce_plus_plus": 5e-3, "dr_grpo": 1e-3, "dapo": 1e-3, "gspo": 1e-3}
+RATES = {"reinforce_plus_plus": 5e-3, "dr_grpo": 5e-4, "dapo": 5e-4, "gspo": 5e-4, "rejection": 4e-4}
 """Whitened over all tokens the slope is small; without a price of the KL a step is better short. Else 2e-3."""
 
 
@@ -27,7 +27,7 @@ def test_the_reward_rises_and_the_kl_stays_in_its_range(
         name, model=peaked_model(tmp_path), prompts=write_prompts(tmp_path), reward="rules:fourths", seed=seed,
         steps=STEPS, prompts_per_step=5, samples_per_prompt=12, max_new_tokens=8, missing_eos_penalty=None,
         overlong_buffer=0, epochs=2, learning_rate=RATES.get(name, 2e-3),
-        adapter={"rank": 8, "blocks": 0}, precision="float32", threads=1, stop={"max_kl": 2.0},
+        adapter={"rank": 8, "blocks": 0}, precision="float32", threads=1, stop={"max_kl": 3.0, "min_entropy": 0.01},
         checkpoint_every=STEPS, clip=0.05 if name == "gspo" else 0.2, clip_high=0.08 if name == "gspo" else None,
     )  # fmt: skip
     began = time.process_time()
@@ -44,7 +44,7 @@ def test_the_reward_rises_and_the_kl_stays_in_its_range(
     assert summary["stopped"] is None
     assert begin < 0.45
     assert end > 0.7
-    assert all(-0.05 < row["kl"] < 2.0 for row in logged)
+    assert all(-0.05 < row["kl"] < 2.5 for row in logged)
     assert logged[-1]["kl"] > 0.2
 
 
@@ -57,9 +57,8 @@ def test_people_s_scores_alone_make_the_policy_better(
     peaked = peaked_model(tmp_path)
     settings = judged(tmp_path, model=peaked, n=16, seed=seed)
     recipe, config = shipped(
-        "reinforce", model=peaked, prompts=None, reward=None, seed=seed, steps=30, prompts_per_step=5, baseline="batch",
-        learning_rate=2e-3, adapter={"rank": 8, "blocks": 0}, precision="float32", threads=1, stop={"max_kl": 3.0},
-        checkpoint_every=30, **settings,
+        "reinforce_feedback", model=peaked, seed=seed, steps=15, prompts_per_step=5, learning_rate=2e-3,
+        adapter={"rank": 8, "blocks": 0}, precision="float32", threads=1, checkpoint_every=15, **settings,
     )  # fmt: skip
     recipe.run(config, tmp_path / "run")
     logged = rows(tmp_path / "run")
@@ -77,5 +76,5 @@ def test_people_s_scores_alone_make_the_policy_better(
         print(
             f"\n  people's scores, seed {seed}: reward {rewards[0]:.3f} -> {rewards[1]:.3f}, kl {logged[-1]['kl']:.3f}"
         )
-    assert rewards[1] > rewards[0] + 0.15
-    assert 0 < logged[-1]["kl"] < 3.0
+    assert rewards[1] > rewards[0] + 0.1
+    assert 0 < logged[-1]["kl"] < 1.0

@@ -95,10 +95,9 @@ def test_a_price_in_the_loss_is_not_paid_in_the_reward_too(config: reinforce.Con
 def test_a_penalty_for_a_missing_end_is_not_laid_on_what_people_have_judged(config: reinforce.Config) -> None:
     found, _ = worth(changed(config, baseline="none", missing_eos_penalty=-7.0))
     assert [row[0] for row in found] == pytest.approx([0.8, -7.5, 2.9, 6.1])
-    people = changed(
-        config, baseline="none", missing_eos_penalty=-7.0, feedback=["a"], prompts=None, reward=None
-    )
-    assert worth(people)[0][1] == pytest.approx([1.5])
+    free = {"prompts": None, "reward": None, "kl": {"coef": 0.0}}
+    people = changed(config, baseline="none", missing_eos_penalty=-7.0, feedback=["a"], **free)
+    assert worth(people)[0][1] == pytest.approx([1.5]), "at the price that worth is told"
 
 
 def test_the_moving_baseline_is_the_decayed_mean_of_past_returns(
@@ -151,7 +150,7 @@ def test_a_step_takes_all_judged_completions_of_its_prompts(config: reinforce.Co
     files = judged(tmp_path)
     logged = read_logged(files["feedback"], files["samples"], tokenizer, context=256)
     assert [len(one.samples) for one in logged] == [4, 3, 3, 3, 3]
-    config = changed(config, prompts=None, reward=None, prompts_per_step=5, **files)
+    config = changed(config, prompts=None, reward=None, prompts_per_step=5, kl={"coef": 0.0}, **files)
     samples, scores = reinforce.judged_of_step(logged, 0, config)
     assert len(samples) == len(scores) == 16
     assert sorted({s.prompt for s in samples}) == [0, 1, 2, 3, 4]
@@ -195,9 +194,10 @@ def test_from_generate_by_way_of_ratings_to_a_better_model(
         )
     )
     assert len(found) == 4 * len(PROMPTS)
-    people = [f"feedback=[{ratings}]", f"samples=[{drawn}]", "prompts=null", "reward=null"]
+    people = [f"feedback=[{ratings}]", f"samples=[{drawn}]"]
     more = ["steps=10", "prompts_per_step=5", "learning_rate=3e-3", "kl.coef=0.01"]
-    status, said = told(capsys, "train", CONFIGS / "reinforce.yaml", *SMALL, *people, *more, "--out", run)
+    config = CONFIGS / "reinforce_feedback.yaml"
+    status, said = told(capsys, "train", config, *SMALL, *people, *more, "--out", run)
     assert status == 0, said
     logged = rows(run)
     assert [row["reward"] for row in logged] == pytest.approx([0.5] * 10)
@@ -327,8 +327,10 @@ def test_feedback_at_fault_is_named_in_one_line(
     lines = [{"prompt": p, "completion": c, "scores": {"overall": s}} for p, c, s in feedback]
     path = tmp_path / "ratings.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = [*SMALL, "prompts=null", "reward=null", f"feedback=[{path}]", "prompts_per_step=13", *settings]
-    status, told_ = told(capsys, "train", CONFIGS / "reinforce.yaml", *words, "--out", tmp_path / "run")
+    words = [*SMALL, f"feedback=[{path}]", "samples=[]", "prompts_per_step=13", *settings]
+    status, told_ = told(
+        capsys, "train", CONFIGS / "reinforce_feedback.yaml", *words, "--out", tmp_path / "run"
+    )
     assert status == 2
     assert said in told_
     assert len(told_.splitlines()) == 1
@@ -354,4 +356,12 @@ def test_equal_scores_are_said_to_teach_nothing_and_change_nothing(
 def test_a_setting_of_feedback_needs_no_prompts() -> None:
     with pytest.raises(UserError, match="prompts is not set"):
         configs.parse(reinforce.Config, {"reward": "a"}, "a.yaml")
-    assert configs.parse(reinforce.Config, {"feedback": ["a"]}, "a.yaml").prompts is None
+    tree = {"feedback": ["a"], "kl": {"place": "loss", "estimator": "k2"}}
+    assert configs.parse(reinforce.Config, tree, "a.yaml").prompts is None
+
+
+def test_the_kl_of_logged_completions_is_no_part_of_a_return() -> None:
+    """A token that the policy has left behind would be a prize, and the policy would leave them all."""
+    with pytest.raises(UserError, match=r"set kl\.place: loss and kl\.estimator: k2"):
+        configs.parse(reinforce.Config, {"feedback": ["a"]}, "a.yaml")
+    assert configs.parse(reinforce.Config, {"feedback": ["a"], "kl": {"coef": 0.0}}, "a.yaml").kl.coef == 0

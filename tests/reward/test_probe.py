@@ -11,7 +11,10 @@ import torch
 from plaudit.data.judged import Judged, Pair, Rated
 from plaudit.models.branch import ScalarHead
 from plaudit.randomness import rng
-from plaudit.reward.probe import FEW, PENALTIES, Examples, fit, fit_head
+from plaudit.reward.criteria import CriteriaHead
+from plaudit.reward.judgements import Reading
+from plaudit.reward.probe import FEW, PENALTIES, Examples, fit, fit_head, leave_out, standardised
+from plaudit.reward.raters import RaterEffects
 
 WIDTH = 5
 
@@ -40,9 +43,9 @@ def sigmoid(x: float) -> float:
 def test_nothing_is_left_of_the_gradient(rating_weight: float) -> None:
     """Of mean cross-entropies of both kinds and the penalty, which is not on the bias; so it is the minimum."""
     groups, states = judged(8, noise=1.0)
-    examples = Examples.of(groups, states)
+    examples = Examples.of(groups, states, Reading(rating_weight=rating_weight), RaterEffects())
     penalty = 0.3
-    weights = fit(examples, penalty, rating_weight).numpy()
+    weights = fit(examples, penalty).weights[0].numpy()
     x = np.concatenate([s.numpy() for s in states])
     score = x @ weights[:-1] + weights[-1]
     slope, at_bias, pairs, rated = np.zeros(WIDTH), 0.0, 0, 0
@@ -65,12 +68,11 @@ def test_the_head_says_what_was_fitted() -> None:
     """Its number of a raw state is the fit's of the standardised one."""
     groups, states = judged(12, noise=1.0)
     head = ScalarHead(WIDTH, dtype=torch.float64)
-    penalty = fit_head(head, groups, states, rating_weight=1.0, seed=0)
+    penalty = fit_head(head, groups, states, reading=Reading(), effects=RaterEffects(), seed=0)
     every = np.concatenate([s.numpy() for s in states])
     even = (every - every.mean(0)) / every.std(0)
-    weights = fit(
-        Examples.of(groups, [torch.from_numpy(e) for e in np.split(even, 12)]), penalty, 1.0
-    ).numpy()
+    there = [torch.from_numpy(e) for e in np.split(even, 12)]
+    weights = fit(Examples.of(groups, there, Reading(), RaterEffects()), penalty).weights[0].numpy()
     with torch.no_grad():
         found = head(torch.from_numpy(every)).numpy()
     assert found == pytest.approx(even @ weights[:-1] + weights[-1], abs=1e-9)
@@ -80,12 +82,12 @@ def test_the_penalty_is_the_one_that_does_best_on_left_out_prompts() -> None:
     """A clear taste wants little of it; judgements that follow no taste want all."""
     clear, states = judged(60, noise=0.1)
     head = ScalarHead(WIDTH, dtype=torch.float64)
-    assert fit_head(head, clear, states, rating_weight=1.0, seed=0) == PENALTIES[0]
+    assert fit_head(head, clear, states, reading=Reading(), effects=RaterEffects(), seed=0) == PENALTIES[0]
     wide = ScalarHead(80, dtype=torch.float64)
     chance = [torch.from_numpy(rng("probe", "chance", i).normal(size=(3, 80))) for i in range(60)]
-    assert fit_head(wide, clear, chance, rating_weight=1.0, seed=0) == PENALTIES[-1]
+    assert fit_head(wide, clear, chance, reading=Reading(), effects=RaterEffects(), seed=0) == PENALTIES[-1]
     few, their_states = judged(9, noise=0.1)
-    assert fit_head(head, few, their_states, rating_weight=1.0, seed=0) == FEW
+    assert fit_head(head, few, their_states, reading=Reading(), effects=RaterEffects(), seed=0) == FEW
 
 
 def test_a_dimension_that_never_moves_harms_nothing() -> None:
@@ -93,7 +95,49 @@ def test_a_dimension_that_never_moves_harms_nothing() -> None:
     for state in states:
         state[:, 4] = 7.0
     head = ScalarHead(WIDTH, dtype=torch.float64)
-    fit_head(head, groups, states, rating_weight=1.0, seed=0)
+    fit_head(head, groups, states, reading=Reading(), effects=RaterEffects(), seed=0)
     assert bool(torch.isfinite(head.weight).all())
     with torch.no_grad():
         assert bool(torch.isfinite(head(states[0])).all())
+
+
+def test_scores_of_left_out_prompts_never_saw_them() -> None:
+    """Turning one prompt's judgements round changes the fits of the other folds alone: its own scores stay."""
+    groups, states = judged(20, noise=0.5)
+    even, _, _ = standardised(states)
+    reading, effects = Reading(), RaterEffects()
+    before = leave_out(groups, even, reading, effects, (1.0,), 0, (1.0,))
+    turned = groups.copy()
+    pairs = [pair._replace(target=1 - pair.target) for pair in groups[7].pairs]
+    turned[7] = Judged(groups[7].key, [7], completions=groups[7].completions, pairs=pairs)
+    after = leave_out(turned, even, reading, effects, (1.0,), 0, (1.0,))
+    assert torch.equal(after.scores[21:24], before.scores[21:24])
+    assert not torch.equal(after.scores, before.scores)
+    few = leave_out(groups[:9], even[:9], reading, effects, (1.0,), 0)
+    assert few.penalty == FEW
+    assert not few.scores.any()
+
+
+def test_each_criterion_has_its_head_and_the_sum_is_one_head() -> None:
+    """Each criterion is learned from its own ratings; the merged head gives the same number as the weighted sum."""
+    draw = rng("probe", "criteria")
+    groups, states = [], []
+    for number in range(60):
+        x = draw.normal(size=(3, 4))
+        sure = 1 / (1 + np.exp(-4 * x))
+        ratings = [Rated(i, 0.5, {"style": float(sure[i, 0]), "truth": float(sure[i, 1])}) for i in range(3)]
+        groups.append(Judged(f"p{number}", [number], completions=[[0]] * 3, ratings=ratings))
+        states.append(torch.from_numpy(x))
+    head = CriteriaHead(4, {"style": 0.25, "truth": -2.0}, dtype=torch.float64)
+    reading = Reading(criteria=("style", "truth"))
+    assert fit_head(head, groups, states, reading=reading, effects=RaterEffects(), seed=0) == PENALTIES[0]
+    every = torch.cat(states)
+    with torch.no_grad():
+        each, whole = head.each(every), head(every)
+    assert torch.corrcoef(torch.stack([each[:, 0], every[:, 0]]))[0, 1] > 0.97
+    assert torch.corrcoef(torch.stack([each[:, 1], every[:, 1]]))[0, 1] > 0.97
+    head.gain.fill_(3.0)
+    head.shift.fill_(-1.0)
+    with torch.no_grad():
+        assert head.merged()(every).tolist() == pytest.approx((3 * whole - 1).tolist())
+    assert whole.tolist() == pytest.approx((0.25 * each[:, 0] - 2 * each[:, 1]).tolist())

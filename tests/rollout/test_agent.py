@@ -213,6 +213,21 @@ def test_tokens_are_an_environments_own_episode(agent: Agent, model: Model, turn
     assert float((seen.logprobs - seen.sampled_logprobs).abs().max()) < 1e-10
 
 
+def test_a_turn_is_paid_for_all_of_its_tokens(agent: Agent, model: Model) -> None:
+    class PaysEach(TextEnv):
+        def step(self, action: np.int64) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, reward + 100.0, *rest
+
+    env = PaysEach(
+        model.tokenizer, ["good morning"], Length(), turns=2, respond=louder, turn_tokens=6, context=80
+    )
+    (episode,) = episodes(agent, [env], 1, 1, key=(5,))
+    drawn = episode.sample.action_mask or ()
+    first = sum(drawn[: episode.ends[0] + 1])
+    assert episode.rewards == (first * 100.0, (sum(drawn) - first) * 100.0 + len(drawn))
+
+
 class Recording(Length):
     def __init__(self, seen: list[Sample]) -> None:
         self.seen = seen
@@ -260,6 +275,9 @@ def test_drawn_call_by_call_an_episode_is_its_key(agent: Agent) -> None:
 
     assert play(1) == play(1)
     assert play(1) != play(2)
+    agent.begin(1)
+    asked = {"ids": np.array([5, 6, 7]), "length": np.int64(3)}
+    assert len({agent.act(asked) for _ in range(8)}) > 4, "asked again, it draws again"
 
 
 def test_a_value_is_the_critics_number_before_the_next_token(model: Model) -> None:
@@ -297,6 +315,15 @@ def test_what_does_not_end_is_cut_and_marked(
         length = len(episode.sample.completion_ids)
         assert episode.ends[-1] == length - 1, "it ends with what was drawn last"
         assert len(episode.sample.prompt_ids) + length <= 256
+
+
+def test_an_episode_that_was_cut_is_not_finished_whatever_its_last_token(model: Model) -> None:
+    (hope,) = model.tokenizer.encode(" hope")
+    engine = Scripted(model, [hope, END], [hope, END])
+    (episode,) = episodes(Agent(engine, PARAMS), [games.NeverEnds()], 1, 1, key=(0,), turns=2)
+    assert episode.end == "turns"
+    assert episode.sample.completion_ids[-1] == END
+    assert episode.sample.finish_reason == "length"
 
 
 def test_a_truncation_is_the_environments_word(agent: Agent) -> None:

@@ -58,6 +58,11 @@ class Config(PolicyGradientConfig):
             raise ValueError("baseline leave_one_out wants samples_per_prompt of 2 or more")
         if self.feedback and not self.prompts is self.reward is self.environment is None:
             raise ValueError("feedback holds prompts and scores; leave prompts, reward and environment out")
+        if self.feedback and self.kl.place == "reward" and self.kl.coef > 0:
+            raise ValueError(
+                "the policy draws none of what feedback judges, so the KL is no part of what it earns; "
+                "set kl.place: loss and kl.estimator: k2"
+            )
         if self.samples and not self.feedback:
             raise ValueError("samples are looked up for feedback, and none is named")
         return self

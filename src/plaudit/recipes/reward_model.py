@@ -1,32 +1,38 @@
-"""Learn a reward from comparisons (Bradley-Terry), rankings and ratings (regression), on few trained blocks.
+"""Learn a reward from comparisons, rankings and ratings, on few trained blocks, and if asked know who judged.
 
-Stiennon et al. 2020, section 3.4, with ratings beside: read `run` from top to bottom.
+Stiennon et al. 2020, section 3.4, with ratings, criteria and raters beside: read `run` from top to bottom.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from plaudit import files
-from plaudit.algorithms.reward_loss import bradley_terry, rating_regression
 from plaudit.config import Config as Base
 from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
 from plaudit.data.sources import rows
 from plaudit.evaluation.reward import measure
-from plaudit.models.branch import Branch, Pool, ScalarHead, final_scores, pooled_states
+from plaudit.models.branch import Branch, Pool, ScalarHead, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
+from plaudit.reward.criteria import CriteriaHead
+from plaudit.reward.judgements import Judgements, Reading, begin
+from plaudit.reward.measure_raters import measure_raters
 from plaudit.reward.model import RewardModel
 from plaudit.reward.probe import fit_head
+from plaudit.reward.rater_figures import rater_figures
+from plaudit.reward.raters import GOLD_RATER, RaterEffects
 from plaudit.reward.score import ids_of
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
@@ -47,6 +53,7 @@ class Config(Base):
 
     model: str = "smollm2"
     data: list[str] = Field(min_length=1)
+    gold: list[str] = Field(default=[])
     samples: list[str] = Field(default=[])
     reference: list[str] = Field(default=[])
     seed: int = 0
@@ -58,12 +65,28 @@ class Config(Base):
     epochs: int = Field(default=1, ge=1)
     prompts_per_step: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=3e-4, ge=0)
+    comparison: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    margin: float = Field(default=0.0, ge=0)
+    rating: Literal["regression", "ordinal"] = "regression"
     rating_weight: float = Field(default=1.0, ge=0)
+    criteria: dict[str, float] = Field(default={})
+    raters: Literal["crowd", "aware"] = "crowd"
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=20, ge=1)
+
+    @field_validator("criteria")
+    @classmethod
+    def _weigh_something(cls, criteria: dict[str, float]) -> dict[str, float]:
+        if criteria and not (all(map(math.isfinite, criteria.values())) and any(criteria.values())):
+            raise ValueError("its weights are all 0 or no numbers")
+        return criteria
+
+
+RATERS_RATE = 0.02
+"""The learning rate of raters' habits and cut-points, in log-odds a step; like the reward's it falls to 0."""
 
 
 def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
@@ -71,11 +94,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. Judgements, grouped by prompt: all pairs of a prompt's completions stay in one batch element.
     device, dtype = machine.prepare(config.precision, config.threads)
     model = model or load_model(config.model, dtype, device)
-    ids = known_ids(config.samples, model.tokenizer.fingerprint)
-    records = [record for path in config.data for record in read_records(path)]
-    judged = group_by_prompt(records, model.tokenizer, ids, context=model.trunk.shape.context)
-    training, heldout = split_by_prompt(judged, config.heldout, config.seed)
+    training, heldout = split_by_prompt(read_judgements(config, model), config.heldout, config.seed)
     check(training, config.data)
+    reading, effects = begin(training, asked(config))
 
     # 2. A fresh adapter on the top blocks that the reward reads, and a head (normal, std 1/sqrt(d + 1)).
     trunk = model.trunk
@@ -88,13 +109,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         seed=torch_seed(config.seed, "reward adapter"),
         depth=leave,
     )
-    head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(device)
-    head.initialise(torch_seed(config.seed, "reward head"))
+    width, shares = trunk.shape.width, config.criteria
+    head = CriteriaHead(width, shares, dtype=trunk.wide) if shares else ScalarHead(width, dtype=trunk.wide)
+    head.to(device).initialise(torch_seed(config.seed, "reward head"))
     branch = Branch(trunk, adapter, head, exit=leave, pool=config.pool)
     reward = RewardModel(branch, model, budget=config.micro_batch_tokens)
     reference = [ids_of(row, where, reward) for path in config.reference for where, row in rows(path)]
     parameters = branch.parameters()
     optimizer = adam(parameters, learning_rate=config.learning_rate)
+    habits = list(effects.parameters()) if reading.aware or reading.rating == "ordinal" else []
+    habits_optimizer = adam(habits, learning_rate=RATERS_RATE) if habits else None
 
     # 3. Go on from the latest checkpoint.
     order = [
@@ -103,26 +127,51 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         for i in rng(config.seed, "reward order", epoch).permutation(len(training))
     ]
     batches = [order[i : i + config.prompts_per_step] for i in range(0, len(order), config.prompts_per_step)]
-    done = 0
+    done, raters = 0, {}
     if (found := checkpoint.latest(directory / "checkpoints")) is not None:
         tensors, state = found
-        done = int(state["step"])
+        done, raters = int(state["step"]), state["raters"]
         branch.load_state(checkpoint.unprefixed("reward", tensors))
+        effects.load_state_dict(checkpoint.unprefixed("raters", tensors))
         checkpoint.load_optimizer(optimizer, tensors)
+        if habits_optimizer is not None:
+            checkpoint.load_optimizer(habits_optimizer, checkpoint.unprefixed("habits", tensors))
 
-    # 4. The head alone, fitted to the trunk as it is; a convex fit, so a resumed run finds the same.
-    elif config.probe:
+    # 4. On the trunk as it is: what raters are like, and the head alone. Both are fits with one end, so a resumed run
+    # finds the same.
+    elif config.probe or reading.aware:
         states = states_of(branch, training, config.micro_batch_tokens)
-        fit_head(head, training, states, rating_weight=config.rating_weight, seed=config.seed)
+        if reading.aware:
+            seen = measure_raters(
+                training,
+                states,
+                reading=reading,
+                effects=effects,
+                seed=config.seed,
+                shares=[*shares.values()] or [1.0],
+            )
+            raters = rater_figures(training, seen, reading, effects)
+        if config.probe:
+            fit_head(head, training, states, reading=reading, effects=effects, seed=config.seed)
 
-    # 5. One step a batch of prompts; the learning rate goes to 0.
+    # 5. One step a batch of prompts, habits included; the learning rates go to 0.
+    judged = sum(len(group.pairs) + len(group.ratings) for group in training)
     with Metrics(directory, total=len(batches), done=done, title="reward") as metrics:
         for step in range(done, len(batches)):
-            row = _train_on([training[i] for i in batches[step]], branch, config)
-            rate = config.learning_rate * linear_to_zero(step, len(batches))
+            row = train_on([training[i] for i in batches[step]], branch, reading, effects, config)
+            falling = linear_to_zero(step, len(batches))
+            rate = config.learning_rate * falling
             row["grad_norm"] = take_step(
                 optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
             )
+            if habits_optimizer is not None:
+                torch.autograd.backward(effects.prior() / judged)
+                take_step(
+                    habits_optimizer,
+                    habits,
+                    learning_rate=RATERS_RATE * falling,
+                    max_grad_norm=config.max_grad_norm,
+                )
             row["learning_rate"] = rate
             shown = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
             metrics.log(step + 1, row, shown)  # before it is saved: what a kill cuts off between comes again
@@ -130,7 +179,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 tensors = checkpoint.prefixed("reward", branch.state()) | checkpoint.optimizer_tensors(
                     optimizer
                 )
-                checkpoint.save(directory / "checkpoints", step + 1, tensors, {})
+                tensors |= checkpoint.prefixed("raters", effects.state_dict())
+                if habits_optimizer is not None:
+                    tensors |= checkpoint.prefixed("habits", checkpoint.optimizer_tensors(habits_optimizer))
+                checkpoint.save(directory / "checkpoints", step + 1, tensors, {"raters": raters})
 
     # 6. Measure on prompts never trained on, beside a rule that knows the length alone.
     figures = measure(reward, training, heldout)
@@ -149,11 +201,35 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         head.gain.fill_(1 / spread)
         head.shift.fill_(-float(raw.mean()) / spread)
 
-    # 8. Save, and say how good it is.
+    # 8. Save, and say how good it is, and what the raters are like.
+    if isinstance(head, CriteriaHead):
+        branch.head, reward.criteria = head.merged(), head
     summary = {"prompts": len(training), "heldout_prompts": len(heldout), **figures}
+    if config.raters == "aware":
+        summary |= {"raters": raters or "crowd: fewer than two raters are named"}
     reward.save(directory / "model", {"seed": config.seed, "data": config.data, **figures})
     files.write_json(directory / "summary.json", summary)
     return summary
+
+
+def read_judgements(config: Config, model: Model) -> list[Judged]:
+    """All files' judgements by prompt; those of `gold` are the known answers'."""
+    ids = known_ids(config.samples, model.tokenizer.fingerprint)
+    records = [record for path in config.data for record in read_records(path)]
+    known = [replace(record, rater=GOLD_RATER) for path in config.gold for record in read_records(path)]
+    return group_by_prompt([*records, *known], model.tokenizer, ids, context=model.trunk.shape.context)
+
+
+def asked(config: Config) -> Reading:
+    """How the config wants judgements to be read."""
+    return Reading(
+        comparison=config.comparison,
+        rating=config.rating,
+        margin=config.margin,
+        rating_weight=config.rating_weight,
+        criteria=tuple(config.criteria),
+        aware=config.raters == "aware",
+    )
 
 
 def exit_depth(share: float, depth: int) -> int | None:
@@ -192,48 +268,37 @@ def check(training: list[Judged], data: list[str]) -> None:
         )
 
 
-def _train_on(groups: list[Judged], branch: Branch, config: Config) -> dict[str, float]:
+def train_on(
+    groups: list[Judged], branch: Branch, reading: Reading, effects: RaterEffects, config: Config
+) -> dict[str, float]:
     """Gradients of one batch, micro-batch after micro-batch; losses are means over the whole batch."""
     completions = [c for g in groups for c in g.completions]
     prompts = [g.prompt for g in groups for _ in g.completions]
     # One row a prompt, however long: all its pairs are in one micro-batch.
     packed = pack(prompts, completions, max_row=sys.maxsize, device=branch.trunk.device)
     first = [sum(len(g.completions) for g in groups[:i]) for i in range(len(groups))]
-    total_pairs = sum(len(g.pairs) for g in groups)
-    total_ratings = sum(len(g.ratings) for g in groups)
-    row = {"loss": 0.0, "accuracy": float("nan"), "rating_loss": 0.0}
-    right = decided = 0.0
+    totals = Judgements.of(groups, first, reading, effects).totals()
+    head = branch.head
+    assert head is not None
+    row = {"loss": 0.0, "correct": 0.0, "decided": 0.0, "rating_loss": 0.0}
     for micro in micro_batches(packed, config.micro_batch_tokens):
         part, index = packed.take(micro)
-        here = final_scores(branch, part)
+        hidden = pooled_states(branch, part)
         place = {int(sample): i for i, sample in enumerate(index)}
-        loss = here.sum() * 0
-        pairs = [
-            (place[first[g] + pair.a], place[first[g] + pair.b], pair.target)
-            for g, group in enumerate(groups)
-            for pair in group.pairs
-            if first[g] + pair.a in place
-        ]
-        if pairs:
-            a, b = (torch.tensor([pair[side] for pair in pairs], device=here.device) for side in (0, 1))
-            target = torch.tensor([pair[2] for pair in pairs], dtype=here.dtype, device=here.device)
-            out = bradley_terry(here[a], here[b], target, total=total_pairs)
-            loss = loss + out.loss
-            decided += int((target != 0.5).sum())
-            right += int((((here[a] > here[b]) == (target > 0.5)) & (target != 0.5)).sum())
-        ratings = [
-            (place[first[g] + rated.place], rated.rating)
-            for g, group in enumerate(groups)
-            for rated in group.ratings
-            if first[g] + rated.place in place
-        ]
-        if ratings and config.rating_weight > 0:
-            which = torch.tensor([c for c, _ in ratings], device=here.device)
-            wanted = torch.tensor([rating for _, rating in ratings], dtype=here.dtype, device=here.device)
-            out = rating_regression(here[which], wanted, total=total_ratings)
-            loss = loss + config.rating_weight * out.loss
-            row["rating_loss"] += float(out.loss.detach())
+        here = [g for g in range(len(groups)) if first[g] in place]
+        judgements = Judgements.of(
+            [groups[g] for g in here],
+            [place[first[g]] for g in here],
+            reading,
+            effects,
+            device=hidden.device,
+            dtype=branch.trunk.wide,
+        )
+        each = head.each(hidden) if isinstance(head, CriteriaHead) else None
+        loss, metrics = judgements.loss(head(hidden), each, reading, effects, totals)
         torch.autograd.backward(loss)
         row["loss"] += float(loss.detach())
-    row["accuracy"] = right / decided if decided else float("nan")
-    return row
+        for name, value in metrics.items():
+            row[name] += float(value)
+    right, decided = row.pop("correct"), row.pop("decided")
+    return {**row, "accuracy": right / decided if decided else float("nan")}

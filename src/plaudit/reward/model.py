@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from plaudit import files
 from plaudit.data.collate import micro_batches, pack
 from plaudit.models.adapter import load_adapter, save_adapter
-from plaudit.models.branch import Branch, ScalarHead, final_scores
+from plaudit.models.branch import Branch, ScalarHead, final_scores, pooled_states
 from plaudit.models.load import Model, linear_sizes
 from plaudit.models.weights import read_safetensors
+from plaudit.reward.criteria import CriteriaHead, load_criteria
 from plaudit.tensors import Sample
 from plaudit.types import UserError
 
@@ -23,9 +24,11 @@ from plaudit.types import UserError
 class RewardModel:
     """A Scorer: the head's number of a completion (branch.pool), normalised on reference samples."""
 
-    def __init__(self, branch: Branch, model: Model, *, budget: int = 4096) -> None:
-        """budget: columns a forward pass, padding counted."""
-        self.branch, self.model, self.budget = branch, model, budget
+    def __init__(
+        self, branch: Branch, model: Model, *, budget: int = 4096, criteria: CriteriaHead | None = None
+    ) -> None:
+        """budget: columns a forward pass, padding counted. criteria: the heads whose weighted sum the score is."""
+        self.branch, self.model, self.budget, self.criteria = branch, model, budget, criteria
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One number a sample. UserError for a score that is not a number, and for samples of another tokenizer:
@@ -41,6 +44,25 @@ class RewardModel:
         """Scores of completions given as ids; action_masks: see `pack`."""
         return scores_of([self], prompts, completions, action_masks)[0]
 
+    def criteria_ids(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[dict[str, float]]:
+        """Each criterion's number by name, in log-odds: the score is their weighted sum, normalised. UserError for a
+        reward model that was trained without criteria."""
+        if self.criteria is None:
+            raise UserError(
+                "was trained without criteria",
+                where="reward model",
+                fix="train it with `criteria`, or score without",
+            )
+        packed = pack(prompts, completions, device=self.model.trunk.device)
+        found = torch.zeros(len(prompts), len(self.criteria.names), dtype=torch.float64)
+        with torch.no_grad():
+            for rows in micro_batches(packed, self.budget):
+                part, index = packed.take(rows)
+                found[index.cpu()] = self.criteria.each(pooled_states(self.branch, part)).double().cpu()
+        return [dict(zip(self.criteria.names, row, strict=True)) for row in found.tolist()]
+
     def save(self, directory: Path, facts: dict[str, Any]) -> None:
         """Write adapter (peft's format), head and facts; facts say what it was trained on and how well."""
         assert self.branch.head is not None
@@ -51,13 +73,16 @@ class RewardModel:
                 {k: v.contiguous() for k, v in self.branch.head.state_dict().items()},
                 place / "head.safetensors",
             )
-            about = {
+            about: dict[str, Any] = {
                 "base_model": str(self.model.directory),
                 "tokenizer": self.model.tokenizer.fingerprint,
                 "trunk": self.model.trunk.fingerprint(),
                 "exit": self.branch.exit,
                 "pool": self.branch.pool,
             }
+            if self.criteria is not None:
+                self.criteria.save(place)
+                about["criteria"] = self.criteria.by_name()
             files.write_json(place / "reward_model.json", about | facts)
 
 
@@ -117,15 +142,18 @@ def load_reward_model(directory: Path, model: Model) -> RewardModel:
     depth = trunk.shape.depth if leave is None else leave
     adapter = load_adapter(directory, linear_sizes(trunk), depth, trunk.wide).to(trunk.device)
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
+    criteria = None
     try:
         head.load_state_dict(read_safetensors(directory / "head.safetensors"))
+        if shares := about.get("criteria"):
+            criteria = load_criteria(directory, shares, trunk.shape.width, trunk.wide).to(trunk.device)
     except RuntimeError as error:  # a tensor is missing, too many or misshapen
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"does not fit this model ({reason})", where=str(directory / "head.safetensors")
         ) from None
     branch = Branch(trunk, adapter.requires_grad_(False), head.requires_grad_(False), exit=leave, pool=pool)
-    return RewardModel(branch, model)
+    return RewardModel(branch, model, criteria=criteria)
 
 
 def describe(directory: Path) -> dict[str, Any]:

@@ -31,13 +31,15 @@ def score(
     out: Path,
     *,
     model: str | None = None,
+    criteria: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Write each row of `source` with its "score" (higher is better; the scorer's unit) as JSONL, all at once; beside
     it "uncertainty", the deviation over an ensemble's members.
 
-    scorer: as `reward` in a config. A row holds "prompt" and "completion"; its other keys are kept. model: the reward
+    scorer: as `reward` in a config. A row holds "prompt" and "completion"; its other keys are kept. criteria: write
+    "criteria" beside it, each one's number by name, in log-odds (of one reward model's directory). model: the reward
     models' base, where the directory that they were trained on has moved. Returns the counts, the scores' mean and
     deviation, the mean uncertainty, and a judge's counts. UserError for a scorer, its base or a row that cannot be
     read, for a row too long for the model, and for a place that cannot be written.
@@ -46,12 +48,19 @@ def score(
     found = list(rows(source))
     if not found:
         raise UserError("holds no rows", where=str(source), fix="check that it is the right file")
-    said = scored_in_parts(opened.scorer, samples_of(found, opened.base))
+    samples = samples_of(found, opened.base)
+    said = scored_in_parts(opened.scorer, samples)
     lines = [{**row, "score": number} for (_, row), number in zip(found, said.scores, strict=True)]
     summary = {"rows": len(lines), "mean": math.fsum(said.scores) / len(lines), "std": deviation(said.scores)}
     if (doubt := said.uncertainty) is not None:
         lines = [line | {"uncertainty": number} for line, number in zip(lines, doubt, strict=True)]
         summary["uncertainty"] = math.fsum(doubt) / len(doubt)
+    if criteria:
+        if not isinstance(opened.scorer, RewardModel):
+            raise UserError("has no criteria", where=str(scorer), fix="name one reward model's directory")
+        ids = [s.prompt_ids for s in samples], [s.completion_ids for s in samples]
+        each = opened.scorer.criteria_ids(*ids)
+        lines = [line | {"criteria": numbers} for line, numbers in zip(lines, each, strict=True)]
     files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return summary | dict(said.figures)
 

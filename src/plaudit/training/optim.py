@@ -86,8 +86,7 @@ class AdamTF(torch.optim.Optimizer):
                 parameter.addcdiv_(state["exp_avg"], below, value=-rate)
 
 
-Made = torch.optim.Optimizer
-OPTIMIZERS: dict[str, Callable[[Any, float, dict[str, float]], Made]] = {
+OPTIMIZERS: dict[str, Callable[[Any, float, dict[str, float]], torch.optim.Optimizer]] = {
     "adamw": lambda groups, rate, own: torch.optim.AdamW(
         groups, lr=rate, betas=(own["beta1"], own["beta2"]), eps=own["eps"], foreach=True
     ),

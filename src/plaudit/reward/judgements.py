@@ -1,0 +1,295 @@
+"""Judgements as tensors, and what they cost: where records meet the losses, for the probe and the recipe alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from plaudit.algorithms import LossOutput
+from plaudit.algorithms.rater_loss import rater_bradley_terry, rater_ordinal, rater_plackett_luce
+from plaudit.algorithms.reward_loss import bradley_terry, ordinal, plackett_luce, rating_regression
+from plaudit.data.judged import Judged, Pair
+from plaudit.reward.raters import GOLD_RATER, RaterEffects, copy_weights
+from plaudit.types import UserError
+
+OVERALL = -1
+"""The criterion that is the weighted sum of all."""
+MOST_LEVELS = 10
+"""Ratings of more values than this are taken to tenths of their distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How judgements are read.
+
+    margin: of the greatest strength, in log-odds; strength 1 has none and those between their share. levels: the
+    ratings' values in order, for "ordinal". aware: by each rater's habits.
+    """
+
+    comparison: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
+    rating: Literal["regression", "ordinal"] = "regression"
+    margin: float = 0.0
+    rating_weight: float = 1.0
+    criteria: tuple[str, ...] = ()
+    aware: bool = False
+    levels: tuple[float, ...] = (0.0, 1.0)
+
+
+class Totals(NamedTuple):
+    """What a batch's losses are divided by: its comparisons (and rankings), and its ratings."""
+
+    comparisons: float
+    ratings: float
+
+
+class Ratings(NamedTuple):
+    """Each one's place, level, criterion and rater."""
+
+    place: Tensor
+    level: Tensor
+    criterion: Tensor
+    rater: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """All that was said of some completions, by their place in a list of scores.
+
+    Comparisons, [P]: first, second (places), target, margin, shown (+1: the first stood first on the screen, -1: the
+    second, 0: not known), rater (a place in `RaterEffects`), weight. Rankings, [N, K]: ranked (places, best first) and
+    mask; [N]: ranker, ranking_weight. Ratings: `Ratings`.
+    """
+
+    first: Tensor
+    second: Tensor
+    target: Tensor
+    margin: Tensor
+    shown: Tensor
+    rater: Tensor
+    weight: Tensor
+    ranked: Tensor
+    mask: Tensor
+    ranker: Tensor
+    ranking_weight: Tensor
+    ratings: Ratings
+
+    @classmethod
+    def of(
+        cls,
+        groups: Sequence[Judged],
+        starts: Sequence[int],
+        reading: Reading,
+        effects: RaterEffects,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> Judgements:
+        """starts: the place of each group's first completion among the scores."""
+        listwise = reading.comparison == "plackett_luce"
+        pairs, units, rankings, ranking_units, ratings = [], [], [], [], []
+        for start, group in zip(starts, groups, strict=True):
+            for pair in group.pairs:
+                if listwise and pair.ranking is not None:
+                    continue
+                who = effects.index(pair.rater)
+                margin = reading.margin * strength_share(pair)
+                pairs.append((start + pair.a, start + pair.b, pair.target, margin, shown(pair), who))
+                units.append(((group.key, frozenset((pair.a, pair.b))), who))
+            for one in group.rankings if listwise else ():
+                who, places = effects.index(one.rater), list(dict.fromkeys(one.places))
+                if len(places) > 1:  # a text that was ranked twice counts at its better place
+                    rankings.append(([start + place for place in places], who))
+                    ranking_units.append(((group.key, frozenset(places)), who))
+            for rated in group.ratings:
+                ratings += [
+                    (start + rated.place, level, criterion, effects.index(rated.rater))
+                    for criterion, level in said(rated.rating, rated.scores, reading)
+                ]
+
+        def column(rows: Sequence[Sequence[float]], at: int, kind: torch.dtype) -> Tensor:
+            return torch.tensor([row[at] for row in rows], dtype=kind, device=device)
+
+        longest = max((len(places) for places, _ in rankings), default=1)
+        padded = [places + [0] * (longest - len(places)) for places, _ in rankings]
+        counted = [[k < len(places) for k in range(longest)] for places, _ in rankings]
+        return cls(
+            first=column(pairs, 0, torch.long),
+            second=column(pairs, 1, torch.long),
+            target=column(pairs, 2, dtype),
+            margin=column(pairs, 3, dtype),
+            shown=column(pairs, 4, dtype),
+            rater=column(pairs, 5, torch.long),
+            weight=torch.tensor(copy_weights(effects, units), dtype=dtype, device=device),
+            ranked=torch.tensor(padded, dtype=torch.long, device=device).reshape(-1, longest),
+            mask=torch.tensor(counted, dtype=torch.bool, device=device).reshape(-1, longest),
+            ranker=torch.tensor([who for _, who in rankings], dtype=torch.long, device=device),
+            ranking_weight=torch.tensor(copy_weights(effects, ranking_units), dtype=dtype, device=device),
+            ratings=Ratings(
+                column(ratings, 0, torch.long),
+                column(ratings, 1, dtype),
+                column(ratings, 2, torch.long),
+                column(ratings, 3, torch.long),
+            ),
+        )
+
+    def totals(self) -> Totals:
+        """Of a whole batch; never 0, so that a batch of one kind can be divided by both."""
+        compared = float(self.weight.sum() + self.ranking_weight.sum())
+        return Totals(compared or 1.0, float(len(self.ratings.place)) or 1.0)
+
+    def loss(
+        self, scores: Tensor, each: Tensor | None, reading: Reading, effects: RaterEffects, totals: Totals
+    ) -> LossOutput:
+        """Comparisons and rankings plus rating_weight times ratings, each over its total. scores: of all completions;
+        each: [completions, criteria], None without criteria. metrics sum over micro-batches: `correct`, `decided`,
+        `rating_loss`. Habits are learned where they are not frozen."""
+        loss = scores.sum() * 0
+        metrics = {name: loss.detach() for name in ("correct", "decided", "rating_loss")}
+        for out in self._comparisons(scores, reading, effects, totals.comparisons):
+            loss = loss + out.loss
+            for name in ("correct", "decided"):
+                metrics[name] = metrics[name] + out.metrics[name]
+        if len(self.ratings.place) and reading.rating_weight > 0:
+            rated = self._ratings(scores, each, reading, effects, totals.ratings)
+            loss = loss + reading.rating_weight * rated
+            metrics["rating_loss"] = rated.detach()
+        return LossOutput(loss, metrics)
+
+    def _comparisons(
+        self, scores: Tensor, reading: Reading, effects: RaterEffects, total: float
+    ) -> list[LossOutput]:
+        found = []
+        a, b = scores[self.first], scores[self.second]
+        if len(a) and reading.aware:
+            who = effects.of(self.rater, scores.dtype)
+            found.append(
+                rater_bradley_terry(
+                    a, b, self.target, who.careless, who.scale, who.side * self.shown, self.weight,
+                    total=total, margin=self.margin,
+                )
+            )  # fmt: skip
+        elif len(a):
+            found.append(bradley_terry(a, b, self.target, self.weight, total=total, margin=self.margin))
+        if len(self.ranker):
+            ranked = scores[self.ranked]
+            who = effects.of(self.ranker, scores.dtype)
+            found.append(
+                rater_plackett_luce(
+                    ranked, self.mask, who.careless, who.scale, self.ranking_weight, total=total
+                )
+                if reading.aware
+                else plackett_luce(ranked, self.mask, self.ranking_weight, total=total)
+            )
+        return found
+
+    def _ratings(
+        self, scores: Tensor, each: Tensor | None, reading: Reading, effects: RaterEffects, total: float
+    ) -> Tensor:
+        place, level, criterion, rater = self.ratings
+        own = scores[place]
+        if each is not None:
+            own = torch.where(criterion == OVERALL, own, each[place, criterion.clamp(min=0)])
+        cuts = effects.cuts().to(scores)
+        if not reading.aware:
+            plain = rating_regression if reading.rating == "regression" else None
+            return (plain(own, level, total=total) if plain else ordinal(own, level, cuts, total=total)).loss
+        who = effects.of(rater, scores.dtype)
+        # A soft target says nothing of carelessness; it would read every middling rating as a guess.
+        careless = who.careless if reading.rating == "ordinal" else torch.zeros_like(who.careless)
+        guess = effects.guess.to(scores)
+        return rater_ordinal(own, level, cuts, careless, who.scale, who.severity, guess, total=total).loss
+
+
+def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEffects]:
+    """The reading with the levels that ratings take, and the raters with no habits yet. By the crowd where fewer than
+    two raters are named. UserError for a criterion that nobody scored, and for ratings without levels."""
+    check_criteria(training, asked)
+    named: set[str] = set()
+    rated: set[str] = set()
+    for group in training:
+        rated |= {one.rater for one in group.ratings if one.rater is not None}
+        named |= {pair.rater for pair in group.pairs if pair.rater is not None}
+    names = sorted((named | rated) - {GOLD_RATER})
+    names = names if asked.aware and len(names) > 1 else []
+    reading = replace(asked, aware=bool(names))
+    values = [
+        level
+        for group in training
+        for one in group.ratings
+        for _, level in said(one.rating, one.scores, replace(reading, rating="regression"))
+    ]
+    if reading.rating == "regression" or not values:
+        return replace(reading, rating="regression"), RaterEffects(names, sorted(rated))
+    reading = replace(reading, levels=levels_of(values))
+    if len(reading.levels) < 2:
+        raise UserError(
+            f"all ratings are {reading.levels[0]:g}, which makes no levels",
+            where="reward_model",
+            fix="set rating=regression, or collect more varied ratings",
+        )
+    effects = RaterEffects(names, sorted(rated), levels=len(reading.levels))
+    levels = torch.tensor([int(level_of(value, reading)) for value in values])
+    effects.frequencies(torch.bincount(levels, minlength=len(reading.levels)))
+    return reading, effects
+
+
+def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
+    """UserError for a criterion that no rating has, and for criteria where there are no ratings."""
+    scored = {name for group in training for one in group.ratings for name in one.scores}
+    missing = [name for name in reading.criteria if name not in scored]
+    if missing:
+        known = f"scored are {', '.join(sorted(scored))}" if scored else "there are no ratings"
+        raise UserError(
+            f"nobody scored {missing[0]!r}",
+            where="criteria",
+            fix=f"{known}; take it out, or collect ratings of it",
+        )
+
+
+def strength_share(pair: Pair) -> float:
+    """0 for the least strength (1) or none asked or a tie, 1 for the greatest (4)."""
+    return 0.0 if pair.strength is None or pair.target == 0.5 else (pair.strength - 1) / 3
+
+
+def shown(pair: Pair) -> float:
+    return 0.0 if pair.shown_first is None else 1.0 if pair.shown_first == pair.a else -1.0
+
+
+def said(rating: float, scores: dict[str, float], reading: Reading) -> list[tuple[int, float]]:
+    """(criterion, level) of a rating: the overall one (or the mean of what was scored) without criteria; with them
+    each that was scored, and the overall one where it was. Criteria that the config does not name are not read."""
+    if not reading.criteria:
+        return [(OVERALL, level_of(rating, reading))]
+    found = [(i, scores[name]) for i, name in enumerate(reading.criteria) if name in scores]
+    if "overall" in scores and "overall" not in reading.criteria:
+        found.append((OVERALL, scores["overall"]))
+    return [(criterion, level_of(score, reading)) for criterion, score in found]
+
+
+def level_of(rating: float, reading: Reading) -> float:
+    """The rating as a level: itself for regression (between levels 0 and 1), else that of the nearest value."""
+    if reading.rating == "regression":
+        return rating
+    return float(min(range(len(reading.levels)), key=lambda k: abs(reading.levels[k] - rating)))
+
+
+def levels_of(ratings: Sequence[float]) -> tuple[float, ...]:
+    """The values that ratings take, at most `MOST_LEVELS`: all of them, else the middles of tenths of them."""
+    ratings = sorted(ratings)
+    values = sorted({round(rating, 4) for rating in ratings})
+    if len(values) <= MOST_LEVELS:
+        return tuple(values)
+    middles = [ratings[int((k + 0.5) / MOST_LEVELS * len(ratings))] for k in range(MOST_LEVELS)]
+    return tuple(sorted(set(middles)))
+
+
+def starts_of(groups: Sequence[Judged]) -> list[int]:
+    """The place of each group's first completion where all stand in one list."""
+    places = [0]
+    for group in groups:
+        places.append(places[-1] + len(group.completions))
+    return places[:-1]

@@ -1,0 +1,130 @@
+"""Records as tensors: who is where, what a margin is worth, which levels ratings take, what is said by criterion."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from plaudit.data.judged import Judged, Pair, Ranked, Rated
+from plaudit.reward.judgements import (
+    OVERALL,
+    Judgements,
+    Reading,
+    begin,
+    level_of,
+    levels_of,
+    said,
+    strength_share,
+)
+from plaudit.reward.raters import CROWD, GOLD, GOLD_RATER, RaterEffects, copy_weights
+from plaudit.types import UserError
+
+
+def group(*pairs: Pair, key: str = "p", **more: object) -> Judged:
+    return Judged(key, [1], [[0]] * 4, list("abcd"), list(pairs), **more)  # type: ignore[arg-type]
+
+
+def test_a_table_by_hand() -> None:
+    groups = [
+        group(Pair(0, 1, 1.0, 4, "ada", 1), Pair(2, 0, 0.5, 3, None, 2), Pair(1, 3, 0.0, rater="nobody")),
+        group(Pair(3, 2, 0.0, 2, GOLD_RATER), key="q"),
+    ]
+    effects = RaterEffects(["ada", "bo"])
+    found = Judgements.of(groups, [0, 10], Reading(margin=3.0), effects)
+    assert found.first.tolist() == [0, 2, 1, 13]
+    assert found.second.tolist() == [1, 0, 3, 12]
+    assert found.target.tolist() == [1.0, 0.5, 0.0, 0.0]
+    assert found.margin.tolist() == pytest.approx([3.0, 0.0, 0.0, 1.0])  # Llama 2's: a third for each step
+    assert found.shown.tolist() == [-1.0, 1.0, 0.0, 0.0]
+    assert found.rater.tolist() == [0, CROWD, CROWD, GOLD]
+    assert found.totals() == (4.0, 1.0)
+    assert [strength_share(Pair(0, 1, 1.0, s)) for s in (1, 2, 3, 4)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_rankings_are_pairs_or_rankings() -> None:
+    pairs = [Pair(a, b, 1.0, ranking=0) for a, b in ((2, 0), (2, 1), (0, 1))]
+    ranked = group(*pairs, Pair(0, 3, 1.0), rankings=[Ranked((2, 0, 1, 2), "ada"), Ranked((3, 3))])
+    effects = RaterEffects(["ada", "bo"])
+    as_pairs = Judgements.of([ranked], [0], Reading(), effects)
+    assert (len(as_pairs.first), len(as_pairs.ranker)) == (4, 0)
+    whole = Judgements.of([ranked], [5], Reading(comparison="plackett_luce"), effects)
+    assert whole.first.tolist() == [5]
+    assert whole.ranked.tolist() == [
+        [7, 5, 6]
+    ]  # a text that stands in it twice, at its better place; one alone, not
+    assert whole.ranker.tolist() == [0]
+    assert whole.totals().comparisons == 2
+    scores = torch.tensor([0.0] * 5 + [math.log(2), 0.0, math.log(4), 0.0], dtype=torch.float64)
+    reading = Reading(comparison="plackett_luce")
+    loss = whole.loss(scores, None, reading, effects, whole.totals())
+    # the pair: 2/3; the ranking: 4/7 and then 2/3
+    assert loss.loss.item() == pytest.approx(-math.log(2 / 3 * 4 / 7 * 2 / 3) / 2)
+    assert loss.metrics["correct"].item() == pytest.approx(4 / 2)
+
+
+def test_ratings_by_criterion() -> None:
+    scores = {"overall": 0.9, "style": 0.2, "length": 0.4}
+    assert said(0.9, scores, Reading()) == [(OVERALL, 0.9)]
+    assert said(0.9, scores, Reading(criteria=("truth", "style"))) == [(1, 0.2), (OVERALL, 0.9)]
+    assert said(0.9, scores, Reading(criteria=("overall", "style"))) == [(0, 0.9), (1, 0.2)]
+    assert said(0.5, {"length": 0.5}, Reading(criteria=("style",))) == []
+
+
+def test_levels_are_the_values_that_are_taken_or_tenths() -> None:
+    assert levels_of([0.5, 0.0, 1.0, 0.5]) == (0.0, 0.5, 1.0)
+    many = levels_of([i / 999 for i in range(1000)])
+    assert len(many) == 10
+    assert many[0] == pytest.approx(0.05, abs=0.002)
+    assert many[-1] == pytest.approx(0.95, abs=0.002)
+    reading = Reading(rating="ordinal", levels=(0.0, 0.5, 1.0))
+    assert [level_of(x, reading) for x in (0.1, 0.4, 0.76, 1.0)] == [0, 1, 2, 2]
+    assert level_of(0.37, Reading()) == 0.37
+
+
+def test_raters_are_those_who_are_named_and_the_crowd_needs_two() -> None:
+    asked = Reading(aware=True, rating="ordinal")
+    two = [
+        group(Pair(0, 1, 1.0, rater="zoe"), Pair(0, 1, 1.0), Pair(0, 1, 1.0, rater=GOLD_RATER)),
+        group(
+            ratings=[Rated(0, 0.25, {}, "ada"), Rated(1, 0.75, {}, "ada"), Rated(2, 0.75, {}, None)], key="q"
+        ),
+    ]
+    reading, effects = begin(two, asked)
+    assert reading.aware
+    assert effects.names == ("ada", "zoe")
+    assert effects.rated.tolist() == [True, False]
+    assert reading.levels == (0.25, 0.75)
+    assert effects.guess.tolist() == pytest.approx([1.5 / 4, 2.5 / 4])
+    one, nobody = begin(two[1:], asked)
+    assert not one.aware
+    assert nobody.names == ()
+    assert begin(two[:1], asked)[0].rating == "regression"  # no ratings, no levels
+    flat = [group(Pair(0, 1, 1.0), ratings=[Rated(0, 0.5), Rated(1, 0.5)])]
+    with pytest.raises(
+        UserError, match=r"all ratings are 0\.5, which makes no levels; set rating=regression"
+    ):
+        begin(flat, asked)
+
+
+def test_a_criterion_that_nobody_scored_is_named() -> None:
+    rated = [group(ratings=[Rated(0, 0.5, {"style": 0.5}), Rated(1, 0.2, {"truth": 0.2})])]
+    begin(rated, Reading(criteria=("style", "truth")))
+    with pytest.raises(
+        UserError, match="criteria: nobody scored 'flow'; scored are style, truth; take it out"
+    ):
+        begin(rated, Reading(criteria=("style", "flow")))
+    with pytest.raises(UserError, match="nobody scored 'style'; there are no ratings"):
+        begin([group(Pair(0, 1, 1.0))], Reading(criteria=("style",)))
+
+
+def test_copies_count_as_one() -> None:
+    effects = RaterEffects(["a", "b", "c", "d"])
+    units = [("x", 0), ("x", 1), ("x", 2), ("x", 3), ("x", CROWD), ("y", 0), ("y", 3), ("z", 1), ("z", 1)]
+    assert copy_weights(effects, units) == [1.0] * 9
+    for r, s in ((0, 1), (0, 2), (1, 2)):
+        effects.copied[r, s] = effects.copied[s, r] = 1.0
+    assert copy_weights(effects, units) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 1, 1, 1, 1, 1])
+    effects.copied[0, 1] = effects.copied[1, 0] = 0.5
+    assert copy_weights(effects, units)[0] == pytest.approx(1 / 2.5)
