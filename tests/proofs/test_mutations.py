@@ -236,7 +236,7 @@ WHOLE_COMPLETIONS = _algorithms(
     ("(weights >= importance_cap)", "(weights <= importance_cap)", "the completions under the cap counted"),
     ("sequence_mean(gap.abs(), mask", "sequence_mean(gap, mask", "differences that cancel"),
 )  # fmt: skip
-REINFORCE = _algorithms(
+REINFORCE_LOSS = _algorithms(
     "policy_loss",
     "policy_loss loss_laws",
     ("LossOutput(-masked_mean(surrogate", "LossOutput(masked_mean(surrogate", "REINFORCE downhill"),
@@ -1339,7 +1339,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *RATERS, *RATER_LOSS, *RANKINGS, *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *REWARD_LOSS, *NLL,
     *LOGPROBS, *COLLATE, *TOKENIZER, *LLAMA, *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE,
     *REWARD, *PROBE, *PERCEPTION, *DIAGNOSIS, *FEEDBACK, *TRAINING, *OPTIM, *MIXTURE, *DROPOUT, *SFT,
-    *WHOLE_COMPLETIONS, *REINFORCE, *POLICY_PEER, *TRANSCRIPT, *ENVIRONMENT, *AGENT, *PREFERENCE_LOSS,
+    *WHOLE_COMPLETIONS, *REINFORCE_LOSS, *REINFORCE, *POLICY_PEER, *TRANSCRIPT, *ENVIRONMENT, *AGENT, *PREFERENCE_LOSS,
     *PREFERENCE, *Q_LOSS, *OFF_POLICY, *ILQL, *BANDIT, *SCORERS, *JUDGE, *ONLINE_RUN, *LOGGED, *GRPO,
     *REJECTION,
 )  # fmt: skip
@@ -1460,6 +1460,15 @@ def test_every_mutation_still_has_its_place() -> None:
         for test in mutation.tests:
             assert (REPO / "tests" / test).is_file(), test
     assert len(set(map(names, MUTATIONS))) == len(MUTATIONS)
+
+
+def test_no_room_hides_another() -> None:
+    """A second tuple of the same name would take the first one's mutations away, and nothing would fail."""
+    rooms = re.findall(r"^([A-Z_]+) = (?:_algorithms|_room|\()", Path(__file__).read_text(), re.MULTILINE)
+    assert len(rooms) > 30
+    assert len(set(rooms)) == len(rooms)
+    listed = set(re.findall(r"\*([A-Z_]+)\b", Path(__file__).read_text().split("MUTATIONS: tuple", 1)[1]))
+    assert set(rooms) <= listed
 
 
 def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
