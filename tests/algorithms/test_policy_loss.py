@@ -129,12 +129,12 @@ def test_an_enormous_ratio_with_a_good_advantage_is_clipped_not_infinite() -> No
 
 
 def test_clip_higher_raises_the_upper_clip_alone() -> None:
-    # ratio 1.5, A 2: min(3, 1.4 * 2 = 2.8); ratio 0.5, A -2: min(-1, 0.8 * -2 = -1.6); sum 1.2 over 2
+    # ratio 1.5, A 2: min(3, 1.4 * 2 = 2.8); ratio 0.5, A -3: min(-1.5, 0.8 * -3 = -2.4); sum 0.4 over 2
     old = row(-1.0, -1.0)
     loss, metrics = ppo_policy_loss(
-        old + row(LN15, -LN2), old, row(2.0, -2.0), every(old), total=2, clip=0.2, clip_high=0.4
+        old + row(LN15, -LN2), old, row(2.0, -3.0), every(old), total=2, clip=0.2, clip_high=0.4
     )
-    assert loss.item() == pytest.approx(-0.6, abs=1e-14)
+    assert loss.item() == pytest.approx(-0.2, abs=1e-14)
     assert metrics["clip_fraction"].item() == 1.0
 
 
@@ -237,17 +237,17 @@ def test_reinforce_by_hand() -> None:
 
 
 def test_reinforce_weighted_by_hand() -> None:
-    # p / q = 0.5, 3 -> 2 (cap): w A = 1, -6; slope -w A / 2 completions: the weight has none of its own
-    new = row(-1.0, -2.0).requires_grad_()
-    sampled = row(-1.0 + LN2, -2.0 - LN3)
+    # p / q = 0.5, 3 -> 2 (cap), 1: w A = 1, -6, 0; slope -w A / 2 completions: the weight has none of its own
+    new = row(-1.0, -2.0, -1.5).requires_grad_()
+    sampled = row(-1.0 + LN2, -2.0 - LN3, -1.5)
     loss, metrics = reinforce_loss(
-        new, row(2.0, -3.0), every(new), total=2, sampled_logprobs=sampled, importance_cap=2.0
+        new, row(2.0, -3.0, 0.0), every(new), total=2, sampled_logprobs=sampled, importance_cap=2.0
     )
     loss.backward()
     assert loss.item() == pytest.approx(-(-1.0 + 12.0) / 2, abs=1e-14)
     assert new.grad is not None
-    assert new.grad[0].tolist() == pytest.approx([-0.5, 3.0], abs=1e-14)
-    assert metrics["importance_mean"].item() == pytest.approx(2.5 / 2, abs=1e-14)
+    assert new.grad[0].tolist() == pytest.approx([-0.5, 3.0, 0.0], abs=1e-14)
+    assert metrics["importance_mean"].item() == pytest.approx(3.5 / 2, abs=1e-14)
     assert metrics["importance_capped"].item() == 0.5
     assert metrics["sampler_difference"].item() == pytest.approx((LN2 + LN3) / 2, abs=1e-14)
 

@@ -175,7 +175,6 @@ POLICY = _algorithms(
     ("mean = sequence_mean if per_sequence else masked_mean", "mean = masked_mean if per_sequence else sequence_mean",
      "the means exchanged"),
     ("mean = sequence_mean if per_sequence else masked_mean", "mean = masked_mean", "GRPO's mean over tokens"),
-    ("- zero_masked(sampled_logprobs, mask)", "- sampled_logprobs", "the sampler's padding read"),
     ("torch.minimum(plain, clipped)", "torch.maximum(plain, clipped)", "max for min"),
     ("torch.minimum(plain, clipped)", "clipped", "only the clipped branch"),
     ("torch.minimum(plain, clipped)", "plain", "no clip"),
@@ -186,8 +185,6 @@ POLICY = _algorithms(
     ("LossOutput(-mean(surrogate,", "LossOutput(mean(surrogate,", "the sign of the loss"),
     ("LossOutput(-mean(surrogate, mask, total=total)", "LossOutput(-mean(surrogate, mask)",
      "the micro-batch's own mean"),
-    ("    logprobs, advantages = zero_masked(logprobs, mask), zero_masked(",
-     "    logprobs, advantages = logprobs, zero_masked(", "rubbish reaches the gradient"),
     ("(clipped < plain)", "(clipped <= plain)", "a clip counted where there is none"),
     ("mean(k3(old_logprobs, logprobs), mask, total=total),\n            \"ratio_mean\": mean(",
      "mean(k3(logprobs, old_logprobs), mask, total=total),\n            \"ratio_mean\": mean(", "the other KL"),
@@ -239,7 +236,7 @@ WHOLE_COMPLETIONS = _algorithms(
     ("(weights >= importance_cap)", "(weights <= importance_cap)", "the completions under the cap counted"),
     ("sequence_mean(gap.abs(), mask", "sequence_mean(gap, mask", "differences that cancel"),
 )  # fmt: skip
-REINFORCE = _algorithms(
+REINFORCE_LOSS = _algorithms(
     "policy_loss",
     "policy_loss loss_laws",
     ("LossOutput(-masked_mean(surrogate", "LossOutput(masked_mean(surrogate", "REINFORCE downhill"),
@@ -248,8 +245,6 @@ REINFORCE = _algorithms(
     ("surrogate = logprobs * zero_masked(", "surrogate = logprobs.exp() * zero_masked(", "p for log p"),
     ("zero_masked(advantages, mask).detach()\n    metrics", "zero_masked(advantages, mask)\n    metrics",
      "a gradient into REINFORCE's advantages"),
-    ("zero_masked(advantages, mask).detach()\n    metrics", "advantages.detach()\n    metrics",
-     "padding's advantages reach the gradient"),
     ("    logprobs = zero_masked(logprobs, mask)\n", "", "padding's weight reaches the gradient"),
     ("weight = apart.exp().clamp(max=importance_cap)", "weight = apart.exp()", "a logged token's weight without a cap"),
     ("weight = apart.exp().clamp", "weight = (-apart).exp().clamp", "a logged token's weight upside down"),
@@ -260,6 +255,12 @@ REINFORCE = _algorithms(
     ("masked_mean(apart.abs(), mask, total=total)", "masked_mean(apart.abs(), mask)", "a difference of a micro-batch"),
 )  # fmt: skip
 POLICY_PEER = (
+    *_algorithms(
+        "masking",
+        "loss_laws",
+        ("return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))", "return x * mask",
+         "rubbish reaches the gradients: 0 * nan is nan"),
+    ),
     *_algorithms(
         "policy_loss",
         "policy_beside_trl",
@@ -1338,7 +1339,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *RATERS, *RATER_LOSS, *RANKINGS, *MASKING, *KL, *ADVANTAGES, *POLICY, *VALUE, *REWARD_LOSS, *NLL,
     *LOGPROBS, *COLLATE, *TOKENIZER, *LLAMA, *ADAPTER, *LOAD, *BRANCH, *LOCAL, *COLLECT, *PPO, *ONLINE,
     *REWARD, *PROBE, *PERCEPTION, *DIAGNOSIS, *FEEDBACK, *TRAINING, *OPTIM, *MIXTURE, *DROPOUT, *SFT,
-    *WHOLE_COMPLETIONS, *REINFORCE, *POLICY_PEER, *TRANSCRIPT, *ENVIRONMENT, *AGENT, *PREFERENCE_LOSS,
+    *WHOLE_COMPLETIONS, *REINFORCE_LOSS, *REINFORCE, *POLICY_PEER, *TRANSCRIPT, *ENVIRONMENT, *AGENT, *PREFERENCE_LOSS,
     *PREFERENCE, *Q_LOSS, *OFF_POLICY, *ILQL, *BANDIT, *SCORERS, *JUDGE, *ONLINE_RUN, *LOGGED, *GRPO,
     *REJECTION,
 )  # fmt: skip
@@ -1459,6 +1460,15 @@ def test_every_mutation_still_has_its_place() -> None:
         for test in mutation.tests:
             assert (REPO / "tests" / test).is_file(), test
     assert len(set(map(names, MUTATIONS))) == len(MUTATIONS)
+
+
+def test_no_room_hides_another() -> None:
+    """A second tuple of the same name would take the first one's mutations away, and nothing would fail."""
+    rooms = re.findall(r"^([A-Z_]+) = (?:_algorithms|_room|\()", Path(__file__).read_text(), re.MULTILINE)
+    assert len(rooms) > 30
+    assert len(set(rooms)) == len(rooms)
+    listed = set(re.findall(r"\*([A-Z_]+)\b", Path(__file__).read_text().split("MUTATIONS: tuple", 1)[1]))
+    assert set(rooms) <= listed
 
 
 def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
