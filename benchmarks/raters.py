@@ -5,7 +5,8 @@
 
 Simulated: an item is two answers, each 32 features; gold is a linear taste of them, and a careful rater prefers the
 first with probability sigmoid(gold gap). Ten raters, three an item. Some of them are careless (toss a coin), inverted
-(say the opposite), colluding (toss one coin together), copying (say what a careful one said) or of a taste of their own.
+(say the opposite), colluding (toss one coin together), copying (say what a careful one said) or of a taste of their
+own.
 Learners, each with its penalty chosen on left-out items: plain Bradley-Terry; the same on Dawid and Skene's truth, of
 raters whom they find better than chance; rater-aware; and an oracle, who is plain and knows whom to leave out (or, of
 inverted ones, to turn round; of copies, to keep one). Figures are accuracies on 4,000 new pairs, by gold; the share won
@@ -14,8 +15,8 @@ back is (aware - plain) / (oracle - plain) of the means over seeds, its interval
 People: five folds by prompt; the head is fitted to frozen states of smollm2 (half-way up, mean of tokens) as the
 reward_model recipe's probe does. Nothing is tuned on the folds that are measured.
 
-Both write what they find to benchmarks/raters.json, row by row, and go on from there when they are stopped; then they draw
-the chart, one self-contained page, and print the tables of benchmarks/README.md (`table` does that alone).
+Both write what they find to benchmarks/raters.json, row by row, and go on from there when they are stopped; then they
+draw the chart, one self-contained page, and print the tables of benchmarks/README.md (`table` does that alone).
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ def by_oracle(here: World) -> list[Judged]:
 
     def known(pairs: list[Pair]) -> list[Pair]:
         copies = [pair for pair in pairs if kind(pair) == "copying"]
-        kept = [pair for pair in pairs if kind(pair) not in ("careless", "colluding") and pair not in copies[1:]]
+        kept = [
+            pair for pair in pairs if kind(pair) not in ("careless", "colluding") and pair not in copies[1:]
+        ]
         return [pair._replace(target=1 - pair.target) if kind(pair) == "inverted" else pair for pair in kept]
 
     return [replace(group, pairs=known(group.pairs)) for group in here.groups]
@@ -223,17 +226,24 @@ def told(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 HEAD = (
-    "| raters | labels | plain | Dawid-Skene | rater-aware | oracle | won back (95 %) | Dawid-Skene's |\n" + "|---" * 8 + "|"
+    "| raters | labels | plain | Dawid-Skene | rater-aware | oracle | won back (95 %) | Dawid-Skene's |\n"
+    + "|---" * 8
+    + "|"
 )
 
 
 def row_of(row: dict[str, Any]) -> str:
     def shown(won: dict[str, Any]) -> str:
-        return "" if won["share"] is None else f"{won['share']:.2f} ({won['interval'][0]:.2f} to {won['interval'][1]:.2f})"
+        return (
+            ""
+            if won["share"] is None
+            else f"{won['share']:.2f} ({won['interval'][0]:.2f} to {won['interval'][1]:.2f})"
+        )
 
     cells = [f"{row['accuracy'][name][0]:.3f} ± {row['accuracy'][name][1]:.3f}" for name in LEARNERS]
     who = row["kind"] if not KINDS[row["kind"]] else f"{KINDS[row['kind']]} of 10 {row['kind']}"
-    return f"| {who} | {row['labels']} | {' | '.join(cells)} | {shown(row['aware_won_back'])} | {shown(row['dawid_skene_won_back'])} |"
+    shares = [shown(row["aware_won_back"]), shown(row["dawid_skene_won_back"])]
+    return f"| {' | '.join([who, str(row['labels']), *cells, *shares])} |"
 
 
 def main() -> None:

@@ -80,7 +80,9 @@ def states(name: str, groups: Sequence[Judged], model: Model, cache: Path) -> li
     return list(torch.split(load_file(path)["states"], sizes))
 
 
-def learned(groups: list[Judged], there: list[torch.Tensor], asked: Reading) -> tuple[torch.Tensor, dict[str, Any]]:
+def learned(
+    groups: list[Judged], there: list[torch.Tensor], asked: Reading
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """The weights on raw states, as the recipe's probe fits them, and what was told of each rater."""
     reading, effects = begin(groups, asked)
     told: dict[str, Any] = {}
@@ -99,10 +101,7 @@ def majority(group: Judged) -> dict[tuple[int, int], float]:
     for pair in group.pairs:
         votes.setdefault((pair.a, pair.b), []).append(pair.target)
     return {
-        key: side
-        for key, cast in votes.items()
-        for side in (0.0, 1.0)
-        if cast.count(side) * 2 > len(cast)
+        key: side for key, cast in votes.items() for side in (0.0, 1.0) if cast.count(side) * 2 > len(cast)
     }
 
 
@@ -144,8 +143,8 @@ READINGS = {
 def cross_validated(
     name: str, whole: list[Judged], there: list[torch.Tensor], kind: str, judged: list[Judged] | None = None
 ) -> dict[str, Any]:
-    """By reading, the figure on each fold by prompt and its difference from plain's; judged: what is learned from, where
-    that is less than what is measured with."""
+    """By reading, the figure on each fold by prompt and its difference from plain's; judged: what is learned from,
+    where that is less than what is measured with."""
     begun = time.process_time()
     judged = judged or whole
     fold = [int(rng("raters study", name, group.key).integers(FOLDS)) for group in whole]
@@ -233,15 +232,20 @@ def figure(rows: Sequence[dict[str, Any]]) -> str:
     ]
     layout = {
         "title": {"text": "Three of ten raters toss a coin: accuracy on new pairs"},
-        "xaxis": {"type": "log", "title": {"text": "labels"}, "tickvals": [row["labels"] for row in careless]},
+        "xaxis": {
+            "type": "log",
+            "title": {"text": "labels"},
+            "tickvals": [row["labels"] for row in careless],
+        },
         "yaxis": {"title": {"text": "agrees with gold"}, "tickformat": ".0%"},
         "plot_bgcolor": "rgba(0,0,0,0)",
         "width": 720,
         "height": 440,
     }
     drawn = json.dumps({"data": data, "layout": layout})
+    script: str = plotly.offline.get_plotlyjs()
     return (
         "<!doctype html><meta charset=utf-8><title>Raters</title><script>"
-        + plotly.offline.get_plotlyjs()
+        + script
         + f"</script><div id=chart></div><script>Plotly.newPlot('chart', {drawn})</script>\n"
     )

@@ -188,9 +188,7 @@ def score(
     device, dtype = _machine(precision, threads)
     from plaudit.reward.score import score
 
-    _print(
-        score(reward_model, input, out, model=model, criteria=criteria, dtype=dtype, device=device)
-    )
+    _print(score(reward_model, input, out, model=model, criteria=criteria, dtype=dtype, device=device))
 
 
 @feedback.command("import")

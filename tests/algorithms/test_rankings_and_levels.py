@@ -88,7 +88,9 @@ def test_a_ranking_of_three_by_hand() -> None:
 def test_all_rankings_together_are_certain(count: int) -> None:
     draw = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64) * 3
     rows = torch.stack([draw[list(order)] for order in permutations(range(count))])
-    assert ranking_logprobs(rows, torch.ones_like(rows, dtype=torch.bool)).exp().sum().item() == pytest.approx(1)
+    assert ranking_logprobs(
+        rows, torch.ones_like(rows, dtype=torch.bool)
+    ).exp().sum().item() == pytest.approx(1)
 
 
 def test_a_ranking_of_two_is_bradley_terry() -> None:
@@ -143,7 +145,10 @@ def test_padding_and_holes_are_not_read(rubbish: float) -> None:
     assert dirty[0] == clean[0]
     assert torch.equal(dirty[1], clean[1])
     assert torch.count_nonzero(dirty[1][~counted]) == 0
-    alone = [plackett_luce(scores[i : i + 1][:, mask[i]], mask[i : i + 1][:, mask[i]], total=1).loss for i in range(3)]
+    alone = [
+        plackett_luce(scores[i : i + 1][:, mask[i]], mask[i : i + 1][:, mask[i]], total=1).loss
+        for i in range(3)
+    ]
     assert clean[0] == pytest.approx(float(alone[0] + 2 * alone[1] + 3 * alone[2]) / 6, rel=1e-13)
     assert alone[2].item() == 0  # a ranking of one
 
@@ -159,7 +164,8 @@ def test_rankings_split_and_differentiate() -> None:
     x = scores.clone().requires_grad_()
     (slope,) = torch.autograd.grad(plackett_luce(x, mask, total=6).loss, x)
     assert slope.tolist() == [
-        pytest.approx(row, abs=1e-8) for row in numeric(lambda s: plackett_luce(s, mask, total=6).loss, scores).tolist()
+        pytest.approx(row, abs=1e-8)
+        for row in numeric(lambda s: plackett_luce(s, mask, total=6).loss, scores).tolist()
     ]
     with pytest.raises(ValueError, match="shapes differ"):
         plackett_luce(scores, mask[:, :3], total=6)
@@ -201,7 +207,10 @@ def test_it_is_statsmodels_likelihood_and_stationary_at_its_maximum() -> None:
     scores = features @ vec(*golden["coefficients"])
     found = level_logprobs(scores, vec(*golden["cuts"])).gather(1, levels[:, None])[:, 0]
     assert found.tolist() == pytest.approx(golden["log_likelihood"], rel=1e-10)
-    best, cuts = vec(*golden["best_coefficients"]).requires_grad_(), vec(*golden["best_cuts"]).requires_grad_()
+    best, cuts = (
+        vec(*golden["best_coefficients"]).requires_grad_(),
+        vec(*golden["best_cuts"]).requires_grad_(),
+    )
     loss = ordinal(features @ best, levels.double(), cuts, total=1).loss
     assert loss.item() == pytest.approx(-golden["best_log_likelihood"], rel=1e-12)
     slopes = torch.autograd.grad(loss, [best, cuts])
@@ -232,6 +241,7 @@ def test_ordinal_laws() -> None:
     assert bad.loss.item() == whole.loss.item()
     assert slope[2].item() == 0
     for of, other in ((scores, cuts), (cuts, scores)):
+
         def loss(x: Tensor, of: Tensor = of, other: Tensor = other) -> Tensor:
             pair = (x, other) if of is scores else (other, x)
             return ordinal(pair[0], levels, pair[1], weight, total=9.5).loss

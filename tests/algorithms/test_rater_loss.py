@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call, call-arg, misc"  # tensors in a list are arguments here
 """What a rater's habits do to a judgement's likelihood: by hand, by certainty over all outcomes, and without habits."""
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def test_a_tie_says_nothing_of_who_said_it() -> None:
     gap = vec(0.8).requires_grad_()
     loss = rater_bradley_terry(gap, vec(0.0), vec(0.5), *habits, total=1).loss
     slopes = torch.autograd.grad(loss, [gap, *habits])
-    assert loss.item() == pytest.approx(bradley_terry(gap, vec(0.0), vec(0.5), total=1).loss.item(), abs=1e-15)
+    assert loss.item() == pytest.approx(
+        bradley_terry(gap, vec(0.0), vec(0.5), total=1).loss.item(), abs=1e-15
+    )
     assert [slope.item() for slope in slopes[1:]] == [0, 0, 0]
     assert slopes[0].item() > 0
 
@@ -100,7 +102,8 @@ def test_a_careless_ranking_is_any() -> None:
 
     def chances(careless: float, scale: float) -> Tensor:
         each = [
-            rater_plackett_luce(rows[i : i + 1], mask[:1], vec(careless), vec(scale), total=1).loss for i in range(24)
+            rater_plackett_luce(rows[i : i + 1], mask[:1], vec(careless), vec(scale), total=1).loss
+            for i in range(24)
         ]
         return torch.stack(each).neg().exp()
 
@@ -157,7 +160,9 @@ def test_gradients_by_differences() -> None:
          [first, cuts, careless, scale, side]),
     ]  # fmt: skip
     for loss, inputs in losses:
-        assert torch.autograd.gradcheck(loss, [x.clone().requires_grad_() for x in inputs], eps=1e-6, atol=1e-7)
+        assert torch.autograd.gradcheck(
+            loss, [x.clone().requires_grad_() for x in inputs], eps=1e-6, atol=1e-7
+        )
 
 
 def test_what_has_no_weight_is_not_read() -> None:
@@ -166,10 +171,14 @@ def test_what_has_no_weight_is_not_read() -> None:
     holes = [vec(x, nan).requires_grad_() for x in (0.4, 0.1, 0.2, 1.3, 0.5)]
     loss = rater_bradley_terry(holes[0], holes[1], vec(1.0, nan), *holes[2:], weight, total=1).loss
     slopes = torch.autograd.grad(loss, holes)
-    clean = rater_bradley_terry(*(h[:1] for h in holes[:2]), good[:1], *(h[:1] for h in holes[2:]), total=1).loss
+    clean = rater_bradley_terry(
+        *(h[:1] for h in holes[:2]), good[:1], *(h[:1] for h in holes[2:]), total=1
+    ).loss
     assert loss.item() == clean.item()
     assert all(slope[1].item() == 0 for slope in slopes)
-    rated = rater_ordinal(holes[0], vec(1.0, nan), vec(-1.0, 1.0), *holes[2:], vec(0.3, 0.3, 0.4), weight, total=1)
+    rated = rater_ordinal(
+        holes[0], vec(1.0, nan), vec(-1.0, 1.0), *holes[2:], vec(0.3, 0.3, 0.4), weight, total=1
+    )
     assert math.isfinite(rated.loss.item())
     mask = torch.ones(2, 2, dtype=torch.bool)
     ranked = rater_plackett_luce(torch.stack(holes[:2], 1), mask, *holes[2:4], weight, total=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def by_hand(found: Estimate, answers: list[tuple[int, int, int]]) -> float:
 def test_the_likelihood_is_the_sum_over_classes_and_never_falls() -> None:
     answers = anaesthetists()
     rows = [dawid_skene(answers, most_steps=steps, tolerance=0.0) for steps in (1, 2, 5, 20)]
-    assert all(a.log_likelihood < b.log_likelihood + 1e-9 for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a.log_likelihood < b.log_likelihood + 1e-9 for a, b in pairwise(rows))
     assert rows[2].log_likelihood == pytest.approx(by_hand(rows[2], answers), rel=1e-12)
     assert [row.steps for row in rows] == [1, 2, 5, 20]
 

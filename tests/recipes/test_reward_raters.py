@@ -57,11 +57,13 @@ def ratings(prompts: int) -> list[Record]:
 
 
 def rankings(prompts: int) -> list[Record]:
-    return [
-        Ranking(f"say {p}", tuple(text(200 + 4 * p + i, i == p % 4) for i in range(4)), (p % 4, *sorted({0, 1, 2, 3} - {p % 4})), rater)
-        for p in range(prompts)
-        for rater in RATERS[:2]
-    ]  # fmt: skip
+    found: list[Record] = []
+    for prompt in range(prompts):
+        best = prompt % 4
+        texts = tuple(text(200 + 4 * prompt + i, i == best) for i in range(4))
+        ranking = (best, *sorted({0, 1, 2, 3} - {best}))
+        found += [Ranking(f"say {prompt}", texts, ranking, rater) for rater in RATERS[:2]]
+    return found
 
 
 def write(path: Path, records: list[Record]) -> str:
@@ -146,19 +148,32 @@ def test_the_careless_one_is_told_and_the_reward_learns_from_the_others(
     config: reward_model.Config, tmp_path: Path
 ) -> None:
     data = [write(tmp_path / "pairs.jsonl", comparisons(60))]
-    plain = {"comparison": "bradley_terry", "criteria": {}, "rating": "regression", "margin": 0.0, "precision": "float32"}
+    plain = {
+        "comparison": "bradley_terry",
+        "criteria": {},
+        "rating": "regression",
+        "margin": 0.0,
+        "precision": "float32",
+    }
     config = changed(config, data=data, heldout=0.3, probe=True, pool="mean", **plain)
     summary = reward_model.run(config, tmp_path / "run")
     told = summary["raters"]
     assert told["careless"]["careless"] > 0.5 > max(told[name]["careless"] for name in ("ada", "bo"))
     assert told["careless"]["label"] == "careless"
-    assert {told[name]["label"] for name in ("ada", "bo")} <= {"like the crowd", "copies"}  # they never differ
+    assert {told[name]["label"] for name in ("ada", "bo")} <= {
+        "like the crowd",
+        "copies",
+    }  # they never differ
 
 
 def test_criteria_are_written_and_add_up_to_the_score(config: reward_model.Config, tmp_path: Path) -> None:
     reward_model.run(changed(config, probe=True, raters="crowd"), tmp_path / "run")
     source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps({"prompt": f"say {i}", "completion": text(i, i % 2 == 0)}) + "\n" for i in range(6)))
+    source.write_text(
+        "".join(
+            json.dumps({"prompt": f"say {i}", "completion": text(i, i % 2 == 0)}) + "\n" for i in range(6)
+        )
+    )
     score(tmp_path / "run" / "model", source, tmp_path / "out.jsonl", criteria=True, dtype=torch.float64)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert set(lines[0]["criteria"]) == {"joy", "flow"}
@@ -187,9 +202,15 @@ def test_fewer_than_two_raters_are_the_crowd_and_it_is_said(
     """And the result is the plain one, to the bit."""
     name = "ada" if who == "one" else None
     records: list[Record] = [
-        Preference(r.prompt, r.completions, r.choice, rater=name) for r in comparisons(10) if isinstance(r, Preference)
+        Preference(r.prompt, r.completions, r.choice, rater=name)
+        for r in comparisons(10)
+        if isinstance(r, Preference)
     ]
-    settings = {"data": [write(tmp_path / "alone.jsonl", records)], "criteria": {}, "comparison": "bradley_terry"}
+    settings = {
+        "data": [write(tmp_path / "alone.jsonl", records)],
+        "criteria": {},
+        "comparison": "bradley_terry",
+    }
     summary = reward_model.run(changed(config, **settings), tmp_path / "aware")
     assert summary["raters"] == "crowd: fewer than two raters are named"
     reward_model.run(changed(config, **settings, raters="crowd"), tmp_path / "crowd")
@@ -204,7 +225,9 @@ def test_gold_items_are_learned_from_and_raters_held_against_them(
         for r in comparisons(6)
         if isinstance(r, Preference) and r.rater == "ada"
     ]
-    summary = reward_model.run(changed(config, gold=[write(tmp_path / "gold.jsonl", known)]), tmp_path / "run")
+    summary = reward_model.run(
+        changed(config, gold=[write(tmp_path / "gold.jsonl", known)]), tmp_path / "run"
+    )
     told = summary["raters"]
     assert (told["ada"]["gold"], told["ada"]["gold_right"]) == (6, 6)
     assert told["careless"]["gold"] == 6
@@ -214,17 +237,26 @@ def test_gold_items_are_learned_from_and_raters_held_against_them(
 @pytest.mark.parametrize(
     ("lines", "settings", "said"),
     [
-        ([{"prompt": "a", "completion": "x", "scores": {"joy": 1.2}, "rater": "r"}], {}, "score of 'joy' is 1.2, not within 0 to 1"),
-        ([{"prompt": "a", "completions": ["x", "y", "z"], "ranking": [0, 2]}], {}, "does not name each of 3 completions once"),
-        ([{"prompt": "a", "completions": ["x", "y"], "choice": "tie", "rater": r} for r in "ab"], {"criteria": {}}, "all 2 comparisons are ties"),
-        ([{"prompt": "a", "completions": ["x", "y"], "choice": 0, "rater": r} for r in "ab"], {}, "criteria: nobody scored 'joy'; there are no ratings"),
-        ([{"prompt": p, "completion": "x", "scores": {"joy": 0.5}} for p in "ab"] + [{"prompt": "a", "completions": ["x", "y"], "choice": 0}],
+        ([{"prompt": "a", "completion": "x", "scores": {"joy": 1.2}, "rater": "r"}], {},
+         "score of 'joy' is 1.2, not within 0 to 1"),
+        ([{"prompt": "a", "completions": ["x", "y", "z"], "ranking": [0, 2]}], {},
+         "does not name each of 3 completions once"),
+        ([{"prompt": "a", "completions": ["x", "y"], "choice": "tie", "rater": r} for r in "ab"], {"criteria": {}},
+         "all 2 comparisons are ties"),
+        ([{"prompt": "a", "completions": ["x", "y"], "choice": 0, "rater": r} for r in "ab"], {},
+         "criteria: nobody scored 'joy'; there are no ratings"),
+        ([*({"prompt": p, "completion": "x", "scores": {"joy": 0.5}} for p in "ab"),
+          {"prompt": "a", "completions": ["x", "y"], "choice": 0}],
          {"criteria": {"joy": 1.0}}, "all ratings are 0.5, which makes no levels"),
     ],
     ids=["rating out of range", "a missing place", "all ties", "a criterion nobody scored", "one level"],
 )  # fmt: skip
 def test_bad_input_is_one_line(
-    config: reward_model.Config, tmp_path: Path, lines: list[dict[str, Any]], settings: dict[str, Any], said: str
+    config: reward_model.Config,
+    tmp_path: Path,
+    lines: list[dict[str, Any]],
+    settings: dict[str, Any],
+    said: str,
 ) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -236,7 +268,8 @@ def test_bad_input_is_one_line(
 
 @pytest.mark.parametrize(
     "settings",
-    [{"criteria": {"joy": 0.0}}, {"criteria": {"joy": float("inf")}}, {"raters": "all"}, {"margin": -1.0}, {"rating": "stars"}],
+    [{"criteria": {"joy": 0.0}}, {"criteria": {"joy": float("inf")}}, {"raters": "all"}, {"margin": -1.0},
+     {"rating": "stars"}],
     ids=str,
 )  # fmt: skip
 def test_a_setting_without_meaning_is_refused(config: reward_model.Config, settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Records as tensors: who is where, what a margin is worth, which levels ratings take, and what is said by criterion."""
+"""Records as tensors: who is where, what a margin is worth, which levels ratings take, what is said by criterion."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_rankings_are_pairs_or_rankings() -> None:
     assert (len(as_pairs.first), len(as_pairs.ranker)) == (4, 0)
     whole = Judgements.of([ranked], [5], Reading(comparison="plackett_luce"), effects)
     assert whole.first.tolist() == [5]
-    assert whole.ranked.tolist() == [[7, 5, 6]]  # a text that stands in it twice, at its better place; one alone, not
+    assert whole.ranked.tolist() == [
+        [7, 5, 6]
+    ]  # a text that stands in it twice, at its better place; one alone, not
     assert whole.ranker.tolist() == [0]
     assert whole.totals().comparisons == 2
     scores = torch.tensor([0.0] * 5 + [math.log(2), 0.0, math.log(4), 0.0], dtype=torch.float64)
@@ -85,7 +87,9 @@ def test_raters_are_those_who_are_named_and_the_crowd_needs_two() -> None:
     asked = Reading(aware=True, rating="ordinal")
     two = [
         group(Pair(0, 1, 1.0, rater="zoe"), Pair(0, 1, 1.0), Pair(0, 1, 1.0, rater=GOLD_RATER)),
-        group(ratings=[Rated(0, 0.25, {}, "ada"), Rated(1, 0.75, {}, "ada"), Rated(2, 0.75, {}, None)], key="q"),
+        group(
+            ratings=[Rated(0, 0.25, {}, "ada"), Rated(1, 0.75, {}, "ada"), Rated(2, 0.75, {}, None)], key="q"
+        ),
     ]
     reading, effects = begin(two, asked)
     assert reading.aware
@@ -98,14 +102,18 @@ def test_raters_are_those_who_are_named_and_the_crowd_needs_two() -> None:
     assert nobody.names == ()
     assert begin(two[:1], asked)[0].rating == "regression"  # no ratings, no levels
     flat = [group(Pair(0, 1, 1.0), ratings=[Rated(0, 0.5), Rated(1, 0.5)])]
-    with pytest.raises(UserError, match="all ratings are 0.5, which makes no levels; set rating=regression"):
+    with pytest.raises(
+        UserError, match=r"all ratings are 0\.5, which makes no levels; set rating=regression"
+    ):
         begin(flat, asked)
 
 
 def test_a_criterion_that_nobody_scored_is_named() -> None:
     rated = [group(ratings=[Rated(0, 0.5, {"style": 0.5}), Rated(1, 0.2, {"truth": 0.2})])]
     begin(rated, Reading(criteria=("style", "truth")))
-    with pytest.raises(UserError, match="criteria: nobody scored 'flow'; scored are style, truth; take it out"):
+    with pytest.raises(
+        UserError, match="criteria: nobody scored 'flow'; scored are style, truth; take it out"
+    ):
         begin(rated, Reading(criteria=("style", "flow")))
     with pytest.raises(UserError, match="nobody scored 'style'; there are no ratings"):
         begin([group(Pair(0, 1, 1.0))], Reading(criteria=("style",)))

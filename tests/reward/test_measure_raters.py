@@ -92,13 +92,13 @@ def test_known_habits_are_recovered() -> None:
     assert told["careless"]["judgements"] == sum(p.rater == "careless" for g in groups for p in g.pairs)
     assert told["inverted"]["agreement"] < 0.4 < 0.6 < told["usual 1"]["agreement"]
     # what the features' gaps are worth: 1.8 / (0.3 * 1.8) before scaling to 1, so K is about 1.8
-    assert float(seen.hidden.sharpness["comparison"].exp()) == pytest.approx(1.8, abs=0.6)
+    assert float(seen.hidden.sharpness["comparison"].detach().exp()) == pytest.approx(1.8, abs=0.6)
 
 
 def test_effects_sum_to_zero_over_raters() -> None:
     groups, scores = world()
     effects, _ = measured(groups, scores, NAMES)
-    log_scale, severity = effects.centred()
+    log_scale, severity = (x.detach() for x in effects.centred())
     assert abs(float(log_scale.sum())) < 1e-12
     assert float(severity.abs().sum()) == 0  # nobody rated
     rated = RaterEffects(["a", "b", "c"], ["a", "c"])
@@ -111,7 +111,13 @@ def test_names_and_order_change_nothing() -> None:
     groups, scores = world(60)
     effects, _ = measured(groups, scores, NAMES)
     renamed = [
-        Judged(g.key, g.prompt, g.completions, g.texts, [p._replace(rater=f"x{NAMES.index(p.rater or '')}") for p in g.pairs])
+        Judged(
+            g.key,
+            g.prompt,
+            g.completions,
+            g.texts,
+            [p._replace(rater=f"x{NAMES.index(p.rater or '')}") for p in g.pairs],
+        )
         for g in groups
     ]
     order = [3, 9, 1, 0, 2, 8, 4, 7, 6, 5]
@@ -121,27 +127,42 @@ def test_names_and_order_change_nothing() -> None:
 
 
 def test_few_judgements_are_the_crowds_and_a_stranger_is_the_crowd() -> None:
-    """A rater whose three answers all go against everybody moves less than one who has thirty such, and one with one least."""
+    """Three answers against everybody move a rater less than thirty do; one, on an open question, hardly."""
     groups, scores = world()
     few = [Judged(g.key, g.prompt, g.completions, g.texts, list(g.pairs)) for g in groups]
+    open_question = int(scores[:120:2].abs().argmin())
     for number, group in enumerate(few[:60]):
         wrong = 0.0 if scores[2 * number] > 0 else 1.0
-        who = "three" if number % 20 == 0 else "one" if number == 2 else "thirty" if number % 2 else None
+        who = (
+            "one"
+            if number == open_question
+            else "three"
+            if number % 20 == 0
+            else "thirty"
+            if number % 2
+            else None
+        )
         if who:
             group.pairs.append(Pair(0, 1, wrong, None, who))
     effects, seen = measured(few, scores, [*NAMES, "one", "three", "thirty"])
     assert habits(effects, "never seen") == pytest.approx((CROWD_CARELESS, 1.0, 0.0, 0.0))
-    trust = {name: math.copysign(1 - habits(effects, name)[0], habits(effects, name)[1]) for name in effects.names}
-    assert trust["thirty"] < -0.6 < trust["three"] < 0.5 < trust["one"] < 1 - CROWD_CARELESS
+    trust = {
+        name: math.copysign(1 - habits(effects, name)[0], habits(effects, name)[1]) for name in effects.names
+    }
+    assert trust["thirty"] < -0.6 < trust["three"] < 0.5 < 0.75 < trust["one"] < 1 - CROWD_CARELESS
     told = rater_figures(few, seen, Reading(aware=True), effects)
-    wide = {name: told[name]["careless_90"][1] - told[name]["careless_90"][0] for name in ("three", "usual 0")}
+    wide = {
+        name: told[name]["careless_90"][1] - told[name]["careless_90"][0] for name in ("three", "usual 0")
+    }
     assert wide["three"] > 2 * wide["usual 0"]
     assert told["three"]["label"] == "unsure"
 
 
 def test_nothing_known_is_the_prior() -> None:
     """Without a judgement every habit is exactly the crowd's."""
-    effects, _ = measured([Judged("p", [1], [[0], [1]], ["a", "b"], [Pair(0, 1, 1.0)])], torch.zeros(2).double(), ["a"])
+    effects, _ = measured(
+        [Judged("p", [1], [[0], [1]], ["a", "b"], [Pair(0, 1, 1.0)])], torch.zeros(2).double(), ["a"]
+    )
     assert habits(effects, "a") == pytest.approx((CROWD_CARELESS, 1.0, 0.0, 0.0), abs=1e-6)
 
 
@@ -151,7 +172,11 @@ def asked_twice(kind: str) -> list[Judged]:
     groups = []
     for item in range(80):
         gap, own = draw.normal(0, 2.0, 2)
-        pairs = [Pair(0, 1, float(draw.random() < sigmoid(gap)), None, f"usual {i}") for i in range(8) if i % 2 == item % 2]
+        pairs = [
+            Pair(0, 1, float(draw.random() < sigmoid(gap)), None, f"usual {i}")
+            for i in range(8)
+            if i % 2 == item % 2
+        ]
         mine = own if kind == "taste" else 0.0
         for _ in range(2 if item % 2 else 1):
             pairs.append(Pair(0, 1, float(draw.random() < sigmoid(3 * mine)), None, "other"))
@@ -213,7 +238,9 @@ def test_contradictory_duplicates_are_kept_as_two_answers() -> None:
 def test_a_ranking_of_k_is_k_minus_one_comparisons() -> None:
     pairs = [Pair(a, b, 1.0, None, "a", ranking=0) for a, b in ((0, 1), (0, 2), (1, 2))]
     group = Judged("p", [1], [[0]] * 3, list("xyz"), pairs, rankings=[Ranked((0, 1, 2), "a")])
-    table = tables([group], torch.zeros(3).double(), torch.zeros(3, 1), Reading(), RaterEffects(["a"]), {})["comparison"]
+    table = tables([group], torch.zeros(3).double(), torch.zeros(3, 1), Reading(), RaterEffects(["a"]), {})[
+        "comparison"
+    ]
     assert float(table.weight.sum()) == pytest.approx(2.0)
 
 
@@ -241,8 +268,9 @@ def test_severity_and_scale_of_those_who_rate() -> None:
     assert abs(found["usual 0"][3]) < 0.45
     assert sum(one[3] for one in found.values()) == pytest.approx(0, abs=1e-9)
     assert found["flat"][1] == min(one[1] for one in found.values()) < 0.85
-    assert effects.cuts().detach().diff().min() > 0.4
-    assert float(effects.cuts().mean()) == pytest.approx(0, abs=1e-12)
+    cuts = effects.cuts().detach()
+    assert cuts.diff().min() > 0.4
+    assert float(cuts.mean()) == pytest.approx(0, abs=1e-12)
 
 
 def copying(share: float) -> tuple[list[Judged], torch.Tensor]:
@@ -284,7 +312,7 @@ def test_what_is_the_crowds_is_no_own_taste() -> None:
 
 
 def test_the_quadrature_is_the_integral() -> None:
-    """Of one answer at K m = 0 and tau = 1, by symmetry a half; of two alike, more than a quarter, by numpy's own sum."""
+    """Of one answer at K m = 0 and tau = 1, by symmetry a half; of two alike, more than a quarter, by numpy's sum."""
     effects = RaterEffects(["a", "b"])
     both = Judged("p", [1], [[0], [1]], ["x", "y"], [Pair(0, 1, 1.0, None, "a"), Pair(0, 1, 1.0, None, "b")])
     table = tables([both], torch.zeros(2).double(), torch.zeros(2, 1), Reading(), effects, {})["comparison"]
@@ -293,7 +321,9 @@ def test_the_quadrature_is_the_integral() -> None:
     density = np.exp(-d * d / 2) / np.sqrt(2 * np.pi)
     chance = CROWD_CARELESS / 2 + (1 - CROWD_CARELESS) / (1 + np.exp(-d))
     wanted = float(np.sum(density * chance**2) * (d[1] - d[0]))
-    assert float(torch.logsumexp(item_logprobs(table, units), -1).exp()) == pytest.approx(wanted, rel=1e-6)
+    assert float(torch.logsumexp(item_logprobs(table, units), -1).detach().exp()) == pytest.approx(
+        wanted, rel=1e-6
+    )
     assert torch.allclose(units.exp(), first)
 
 
@@ -318,5 +348,8 @@ def test_the_whole_measurement_from_states() -> None:
     assert habits(effects, "careless")[0] > 0.5 > max(habits(effects, name)[0] for name in "abc")
     again = RaterEffects(names)
     measure_raters(groups, states, reading=reading, effects=again, seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(effects.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(effects.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     assert isinstance(seen.tables["comparison"], Table)

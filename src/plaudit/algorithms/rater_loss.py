@@ -158,9 +158,7 @@ def rater_ordinal(
     )
 
 
-def rating_logprobs(
-    scores: Tensor, levels: Tensor, cuts: Tensor, careless: Tensor, guess: Tensor
-) -> Tensor:
+def rating_logprobs(scores: Tensor, levels: Tensor, cuts: Tensor, careless: Tensor, guess: Tensor) -> Tensor:
     """log(careless * guess_level + (1 - careless) * P(level | score)); scores (the rater's own), levels and careless:
     shapes that broadcast. Raises ValueError as `rater_ordinal`. Source: as there."""
     if not bool(((careless >= 0) & (careless <= 1)).all()):

@@ -23,7 +23,7 @@ class Estimate:
     """items, raters, classes: in order of first appearance, classes sorted; the arrays follow these orders.
 
     posterior [I, K]: the probability of each item's class. prior [K]: how frequent the classes are. confusion
-    [R, K, K]: a row sums to 1. log_likelihood: in nats, at the end (with smoothing, of the answers alone). steps: of EM.
+    [R, K, K]: a row sums to 1. log_likelihood: in nats, at the end (of the answers alone). steps: of EM.
     """
 
     items: tuple[Any, ...]
@@ -71,12 +71,14 @@ def dawid_skene(
         counts[tuple(where[name] for where, name in zip(place, answer, strict=True))] += 1
 
     posterior = counts.sum(1) / counts.sum((1, 2))[:, None]
-    for step in range(1, most_steps + 1):
+    steps = 0
+    while steps < most_steps:
+        steps += 1
         prior, confusion = maximise(counts, posterior, smoothing)
         before, (posterior, log_likelihood) = posterior, expect(counts, prior, confusion)
         if np.abs(posterior - before).max() < tolerance:
             break
-    return Estimate(items, raters, classes, posterior, prior, confusion, log_likelihood, step)
+    return Estimate(items, raters, classes, posterior, prior, confusion, log_likelihood, steps)
 
 
 def maximise(counts: Floats, posterior: Floats, smoothing: float) -> tuple[Floats, Floats]:

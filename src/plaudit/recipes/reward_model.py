@@ -1,4 +1,4 @@
-"""Learn a reward from comparisons, rankings and ratings, on few trained blocks; with `raters: aware`, knowing who judged.
+"""Learn a reward from comparisons, rankings and ratings, on few trained blocks, and if asked know who judged.
 
 Stiennon et al. 2020, section 3.4, with ratings, criteria and raters beside: read `run` from top to bottom.
 """
@@ -143,7 +143,12 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         states = states_of(branch, training, config.micro_batch_tokens)
         if reading.aware:
             seen = measure_raters(
-                training, states, reading=reading, effects=effects, seed=config.seed, shares=[*shares.values()] or [1.0]
+                training,
+                states,
+                reading=reading,
+                effects=effects,
+                seed=config.seed,
+                shares=[*shares.values()] or [1.0],
             )
             raters = rater_figures(training, seen, reading, effects)
         if config.probe:
@@ -162,13 +167,18 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             if habits_optimizer is not None:
                 torch.autograd.backward(effects.prior() / judged)
                 take_step(
-                    habits_optimizer, habits, learning_rate=RATERS_RATE * falling, max_grad_norm=config.max_grad_norm
+                    habits_optimizer,
+                    habits,
+                    learning_rate=RATERS_RATE * falling,
+                    max_grad_norm=config.max_grad_norm,
                 )
             row["learning_rate"] = rate
             shown = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
             metrics.log(step + 1, row, shown)  # before it is saved: what a kill cuts off between comes again
             if (step + 1) % config.checkpoint_every == 0:
-                tensors = checkpoint.prefixed("reward", branch.state()) | checkpoint.optimizer_tensors(optimizer)
+                tensors = checkpoint.prefixed("reward", branch.state()) | checkpoint.optimizer_tensors(
+                    optimizer
+                )
                 tensors |= checkpoint.prefixed("raters", effects.state_dict())
                 if habits_optimizer is not None:
                     tensors |= checkpoint.prefixed("habits", checkpoint.optimizer_tensors(habits_optimizer))

@@ -72,7 +72,9 @@ class CriteriaHead(ScalarHead):
         )
 
 
-def load_criteria(directory: Path, shares: Mapping[str, float], width: int, dtype: torch.dtype) -> CriteriaHead:
+def load_criteria(
+    directory: Path, shares: Mapping[str, float], width: int, dtype: torch.dtype
+) -> CriteriaHead:
     """What `save` wrote; shares by name, as the reward model's facts give them."""
     head = CriteriaHead(width, shares, dtype=dtype)
     head.load_state_dict(read_safetensors(directory / FILE))

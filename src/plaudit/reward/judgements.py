@@ -1,4 +1,4 @@
-"""Judgements as tensors, and what they cost: the one place where records meet the losses, for probe and recipe alike."""
+"""Judgements as tensors, and what they cost: where records meet the losses, for the probe and the recipe alike."""
 
 from __future__ import annotations
 
@@ -178,7 +178,9 @@ class Judgements:
             ranked = scores[self.ranked]
             who = effects.of(self.ranker, scores.dtype)
             found.append(
-                rater_plackett_luce(ranked, self.mask, who.careless, who.scale, self.ranking_weight, total=total)
+                rater_plackett_luce(
+                    ranked, self.mask, who.careless, who.scale, self.ranking_weight, total=total
+                )
                 if reading.aware
                 else plackett_luce(ranked, self.mask, self.ranking_weight, total=total)
             )
@@ -199,23 +201,20 @@ class Judgements:
         # A soft target says nothing of carelessness; it would read every middling rating as a guess.
         careless = who.careless if reading.rating == "ordinal" else torch.zeros_like(who.careless)
         guess = effects.guess.to(scores)
-        return rater_ordinal(
-            own, level, cuts, careless, who.scale, who.severity, guess, total=total
-        ).loss
+        return rater_ordinal(own, level, cuts, careless, who.scale, who.severity, guess, total=total).loss
 
 
 def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEffects]:
     """The reading with the levels that ratings take, and the raters with no habits yet. By the crowd where fewer than
     two raters are named. UserError for a criterion that nobody scored, and for ratings without levels."""
     check_criteria(training, asked)
-    counts: dict[str, int] = {}
+    named: set[str] = set()
     rated: set[str] = set()
     for group in training:
-        for one in (*group.pairs, *group.ratings):
-            if one.rater is not None and one.rater != GOLD_RATER:
-                counts[one.rater] = counts.get(one.rater, 0) + 1
         rated |= {one.rater for one in group.ratings if one.rater is not None}
-    names = sorted(counts) if asked.aware and len(counts) > 1 else []
+        named |= {pair.rater for pair in group.pairs if pair.rater is not None}
+    names = sorted((named | rated) - {GOLD_RATER})
+    names = names if asked.aware and len(names) > 1 else []
     reading = replace(asked, aware=bool(names))
     values = [
         level
@@ -245,7 +244,9 @@ def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
     if missing:
         known = f"scored are {', '.join(sorted(scored))}" if scored else "there are no ratings"
         raise UserError(
-            f"nobody scored {missing[0]!r}", where="criteria", fix=f"{known}; take it out, or collect ratings of it"
+            f"nobody scored {missing[0]!r}",
+            where="criteria",
+            fix=f"{known}; take it out, or collect ratings of it",
         )
 
 

@@ -22,9 +22,10 @@ judgements keep their full weight in the reward, which is the mean of tastes. Wi
 fewer than `ENOUGH` judgements own_r is: a rater who differs from features and colleagues alike is then taken for
 careless, and can be right all the same. Ask some things twice.
 
-Copies: two raters who agree more often than their habits and everybody else's answers explain, by more than one standard
-error, are counted as fewer (`copy_weights`); beyond what chance could do they are named. Two who share a sharp taste of their own agree as much and cannot be told from them; both ways,
-their common answers are no two independent witnesses of the crowd's opinion.
+Copies: two raters who agree more often than their habits and everybody else's answers explain, by more than one
+standard error, are counted as fewer (`copy_weights`); beyond what chance could do they are named. Two who share a sharp
+taste of their own agree as much and cannot be told from them; both ways, their common answers are no two independent
+witnesses of the crowd's opinion.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ DOUBT = 0.01
 
 class Hidden(torch.nn.Module):
     """What is estimated beside the habits: of each kind how sharp the features are (log K, of priors scaled to 1), what
-    they do not see (log tau) and the level; of each rater the own taste (its logarithm), and its share that features see
-    (a logit), and how sharp that is for all."""
+    they do not see (log tau) and the level; of each rater the own taste (its logarithm), and its share that features
+    see (a logit), and how sharp that is for all."""
 
     def __init__(self, kinds: Sequence[str], raters: int) -> None:
         super().__init__()
@@ -79,7 +80,9 @@ class Hidden(torch.nn.Module):
         self.sharpness = torch.nn.ParameterDict({kind: torch.nn.Parameter(zero.clone()) for kind in kinds})
         self.unseen = torch.nn.ParameterDict({kind: torch.nn.Parameter(zero.clone()) for kind in kinds})
         self.level = torch.nn.Parameter(zero.clone())
-        self.taste = torch.nn.Parameter(torch.full((raters,), float(np.log(USUAL_TASTE)), dtype=torch.float64))
+        self.taste = torch.nn.Parameter(
+            torch.full((raters,), float(np.log(USUAL_TASTE)), dtype=torch.float64)
+        )
         self.own = torch.nn.Parameter(torch.full((raters,), OWN_LOGIT, dtype=torch.float64))
         self.own_sharpness = torch.nn.Parameter(zero.clone())
 
@@ -87,7 +90,9 @@ class Hidden(torch.nn.Module):
         """In nats, as `RaterEffects.prior`."""
         taste = (self.taste - float(np.log(USUAL_TASTE))) / TASTE_LOG_SD
         parts = [*self.sharpness.values(), *self.unseen.values(), self.own_sharpness, self.level / 3, taste]
-        return sum((x.square().sum() / 2 for x in parts), ((self.own - OWN_LOGIT) / OWN_SD).square().sum() / 2)
+        return sum(
+            (x.square().sum() / 2 for x in parts), ((self.own - OWN_LOGIT) / OWN_SD).square().sum() / 2
+        )
 
 
 def _quadrature(count: int) -> tuple[Tensor, Tensor]:
@@ -190,15 +195,19 @@ def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: Rater
     units, first = unit_logprobs("comparison", table, hidden, reading, effects)
     items = item_logprobs(table, units)
     often = torch.bincount(table.unit, minlength=len(table.unit_item)).clamp(min=1)
-    answer = torch.zeros(len(table.unit_item), dtype=torch.float64).index_add(0, table.unit, table.value) / often
+    answer = (
+        torch.zeros(len(table.unit_item), dtype=torch.float64).index_add(0, table.unit, table.value) / often
+    )
     by_item: dict[int, list[int]] = defaultdict(list)
-    for unit, (item, rater) in enumerate(zip(table.unit_item.tolist(), table.unit_rater.tolist(), strict=True)):
+    for unit, (item, rater) in enumerate(
+        zip(table.unit_item.tolist(), table.unit_rater.tolist(), strict=True)
+    ):
         if rater >= 0 and abs(float(answer[unit])) == 1 and not float(table.gold[item]):
             by_item[item].append(unit)
     both: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for there in by_item.values():
-        for a, b in combinations(there, 2):
-            both[int(table.unit_rater[a]), int(table.unit_rater[b])].append((a, b))
+        for one, two in combinations(there, 2):
+            both[int(table.unit_rater[one]), int(table.unit_rater[two])].append((one, two))
     both = {pair: shared for pair, shared in both.items() if len(shared) >= SHARED}
     copied = torch.zeros(raters, raters, dtype=torch.float64)
     sure = torch.zeros(raters, raters, dtype=torch.bool)
@@ -206,7 +215,7 @@ def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: Rater
         return Copied(copied, sure)
     limit = NormalDist().inv_cdf(1 - DOUBT / len(both))
     for (r, s), shared in both.items():
-        a, b = (torch.tensor(side) for side in zip(*shared, strict=True))
+        a, b = torch.tensor(shared).unbind(1)
         others = torch.softmax(items[table.unit_item[a]] - units[a] - units[b], -1)
         alike = (others * (first[a] * first[b] + (1 - first[a]) * (1 - first[b]))).sum(-1)
         seen = (answer[a] == answer[b]).double()
@@ -228,7 +237,8 @@ def own_scores(
     for who, name in enumerate(effects.names):
         chosen = [i for i, group in enumerate(groups) if any(pair.rater == name for pair in group.pairs)]
         alone = [
-            replace(groups[i], pairs=[p for p in groups[i].pairs if p.rater == name], ratings=[]) for i in chosen
+            replace(groups[i], pairs=[p for p in groups[i].pairs if p.rater == name], ratings=[])
+            for i in chosen
         ]
         if sum(pair.target != 0.5 for group in alone for pair in group.pairs) < ENOUGH or len(alone) < 10:
             continue
@@ -263,7 +273,7 @@ def measure_raters(
     states: [completions, width] of each group, of the frozen trunk.
     """
     even, _, _ = standardised(states)
-    penalties = PENALTIES
+    penalties: tuple[float, ...] = PENALTIES
     copying = torch.zeros(len(effects.names), len(effects.names), dtype=torch.bool)
     own = own_scores(groups, even, effects, seed)
     for turn in range(ROUNDS):

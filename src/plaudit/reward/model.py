@@ -88,7 +88,7 @@ class RewardModel:
                 {k: v.contiguous() for k, v in self.branch.head.state_dict().items()},
                 place / "head.safetensors",
             )
-            about = {
+            about: dict[str, Any] = {
                 "base_model": str(self.model.directory),
                 "tokenizer": self.model.tokenizer.fingerprint,
                 "trunk": self.model.trunk.fingerprint(),

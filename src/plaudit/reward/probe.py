@@ -99,7 +99,7 @@ def fit(examples: Examples, penalty: float) -> Fit:
 
 
 class LeftOut(NamedTuple):
-    """The penalty that does best on left-out prompts, and each group's scores by fits that never saw it: [n], [n, C]."""
+    """The penalty that does best on left-out prompts, and all scores, [n] and [n, C], by fits that never saw them."""
 
     penalty: float
     scores: Tensor
@@ -119,9 +119,7 @@ def leave_out(
     are 0: nothing could be said of prompts left out."""
     count = sum(len(group.completions) for group in groups)
     if len(groups) < 2 * FOLDS:
-        return LeftOut(
-            FEW, torch.zeros(count).double(), torch.zeros(count, len(shares), dtype=torch.float64)
-        )
+        return LeftOut(FEW, torch.zeros(count).double(), torch.zeros(count, len(shares), dtype=torch.float64))
     fold = [int(rng(seed, "fold", group.key).integers(FOLDS)) for group in groups]
     starts = starts_of(groups)
     losses = dict.fromkeys(penalties, 0.0)

@@ -93,9 +93,7 @@ def taste_nats(measured: Measured, reading: Reading, effects: RaterEffects) -> T
     without.taste.fill_(NONE)
     without.own.fill_(NONE)
     others = given_others(measured, reading, effects)
-    with_it, without_it = (
-        evidence(measured, these, reading, effects, others) for these in (hidden, without)
-    )
+    with_it, without_it = (evidence(measured, these, reading, effects, others) for these in (hidden, without))
     return with_it - without_it
 
 

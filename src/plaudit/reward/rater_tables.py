@@ -30,10 +30,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Judgements of one kind. [J]: item, rater, value (+1 or -1 and 0 for a tie, or a level), shown, own (what the rater
-    alone would say beside what the crowd does, by `own_scores`, of mean square 1; 0 where that is not known), weight, and the unit that they are of: all that one
-    rater said of one item. [U]: the units' item and rater. [I]: the items' prior (the left-out score), and which way a
-    gold item points (0: it is none)."""
+    """Judgements of one kind.
+
+    [J]: item, rater, value (+1 or -1 and 0 for a tie, or a level), shown, own (what the rater alone would say beside
+    what the crowd does, of mean square 1; 0 where that is not known), weight, and the unit that they are of: all that
+    one rater said of one item. [U]: the units' item and rater. [I]: the items' prior (the left-out score), and which
+    way a gold item points (0: it is none).
+    """
 
     item: Tensor
     rater: Tensor

@@ -1,4 +1,4 @@
-"""Raters' habits beside the crowd's reward: how reliable, how sharp, how severe, and which side of the screen they like.
+"""Raters' habits beside the crowd's reward: how reliable, how sharp, how severe, and the side of the screen they like.
 
     reliability  q_r      1 - careless_r = |tanh(q_r / 2)|, and a negative q_r turns the scale round (an inverted rater)
     log-scale    l_r      scale_r = sign(q_r) exp(l_r), in the crowd's log-odds; sums to zero over raters
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 CROWD, GOLD = -1, -2
-"""Places that are no rater's: an anonymous or unknown one's, who is the crowd, and that of an answer known to be right."""
+"""Places that are no rater's: an anonymous or unknown one's, who is the crowd, and the known answers'."""
 GOLD_RATER = "<gold>"
 """The rater of records from files of gold items."""
 CROWD_CARELESS = 0.1
@@ -112,7 +112,10 @@ class RaterEffects(nn.Module):
         parts = (
             (self.reliability, RELIABILITY_SD),
             (log_scale, LOG_SCALE_SD),
-            (self.log_scale.mean() if len(self.names) else self.log_scale.sum(), 1.0),  # else nothing holds it
+            (
+                self.log_scale.mean() if len(self.names) else self.log_scale.sum(),
+                1.0,
+            ),  # else nothing holds it
             (self.side, SIDE_SD),
             (severity, SEVERITY_SD),
             (self.severity - severity, SEVERITY_SD),
@@ -141,6 +144,8 @@ def copy_weights(effects: RaterEffects, units: Sequence[tuple[object, int]]) -> 
         there.setdefault(of, set()).add(who)
     copied = effects.copied.tolist()
     return [
-        1.0 / (1.0 + sum(copied[who][other] for other in there[of] if other >= 0 and other != who)) if who >= 0 else 1.0
+        1.0 / (1.0 + sum(copied[who][other] for other in there[of] if other >= 0 and other != who))
+        if who >= 0
+        else 1.0
         for of, who in units
     ]
