@@ -268,9 +268,10 @@ def main() -> None:
         simulated(partial(keep, "simulated"), found["simulated"])
     elif given.study == "people":
         raters_people.people(given.data, given.cache, partial(keep, "people"), found["people"])
+    rows = sorted(found["simulated"], key=lambda row: (list(KINDS).index(row["kind"]), row["labels"]))
     given.figure.parent.mkdir(parents=True, exist_ok=True)
-    given.figure.write_text(raters_people.figure(found["simulated"]), encoding="utf-8")
-    print("\n".join([HEAD, *map(row_of, found["simulated"])]), end="\n\n")
+    given.figure.write_text(raters_people.figure(rows), encoding="utf-8")
+    print("\n".join([HEAD, *map(row_of, rows)]), end="\n\n")
     print(raters_people.table(found["people"]))
 
 

@@ -1,10 +1,11 @@
-# mypy: disable-error-code="no-untyped-call, call-arg, misc"  # tensors in a list are arguments here
+# mypy: disable-error-code="no-untyped-call"
 """What a rater's habits do to a judgement's likelihood: by hand, by certainty over all outcomes, and without habits."""
 
 from __future__ import annotations
 
 import math
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from plaudit.algorithms.rater_loss import (
     rating_logprobs,
 )
 from plaudit.algorithms.reward_loss import bradley_terry, ordinal, plackett_luce
+
+COMPARED: Any = rater_bradley_terry
+RANKED: Any = rater_plackett_luce
+RATED: Any = rater_ordinal
+"""The same, where arguments come in lists."""
 
 
 def vec(*values: float) -> Tensor:
@@ -91,7 +97,7 @@ def test_both_choices_together_are_certain_and_finite(odds: float) -> None:
         for way in ways:
             (slope,) = torch.autograd.grad(way.sum(), c)
             assert bool(torch.isfinite(slope).all())
-    assert choice_logprobs(vec(-700.0), vec(0.0), vec(0.0)).item() == pytest.approx(-700.0)
+    assert choice_logprobs(vec(-5000.0), vec(0.0), vec(0.0)).item() == -5000.0
 
 
 def test_a_careless_ranking_is_any() -> None:
@@ -117,6 +123,14 @@ def test_a_careless_ranking_is_any() -> None:
     assert aware.metrics["correct"].item() == pytest.approx(plain.metrics["correct"].item())
 
 
+def test_a_sharp_ranking_by_hand() -> None:
+    """Strengths 4, 2, 2 at scale 2 are 16, 4, 4: 16/24, then 4/8; at scale -1 they are 1/4, 1/2, 1/2."""
+    scores, mask = vec(math.log(4), math.log(2), math.log(2))[None], torch.ones(1, 3, dtype=torch.bool)
+    for scale, chance in ((2.0, 16 / 24 / 2), (-1.0, 0.25 / 1.25 / 2)):
+        loss = rater_plackett_luce(scores, mask, vec(0.0), vec(scale), total=1).loss
+        assert math.exp(-loss.item()) == pytest.approx(chance, abs=1e-14)
+
+
 def test_a_padded_ranking_guesses_among_its_own() -> None:
     scores, mask = vec(1.0, 2.0, math.nan)[None], torch.tensor([[True, True, False]])
     loss = rater_plackett_luce(scores, mask, vec(1.0), vec(1.0), total=1).loss
@@ -135,6 +149,7 @@ def test_a_severe_rater_by_hand() -> None:
     assert [chance(k, 1.0, 1.0, LN3) for k in (0, 1, 2)] == pytest.approx([0.2, 0.2, 0.6])
     assert chance(2, 0.5, 1.0, LN3) == pytest.approx(0.5 * 0.6 + 0.5 * 0.25)
     assert chance(2, 0.0, 2.0, 0.0) == pytest.approx(0.75)  # sigmoid(2 ln 3 - ln 3)
+    assert [chance(k, 0.0, 2.0, LN3) for k in (0, 1, 2)] == pytest.approx([0.25, 0.5, 0.25])
     assert chance(0, 0.0, 2.0, 0.0) == pytest.approx(1 / 28)  # sigmoid(-ln 27)
     scores, levels, none = vec(0.3, -1.0), vec(1.5, 0.0), vec(0.0, 0.0)
     aware = rater_ordinal(scores, levels, cuts, none, none + 1, none, guess, total=2)
@@ -169,19 +184,15 @@ def test_what_has_no_weight_is_not_read() -> None:
     nan, good = math.nan, vec(1.0, 0.0)
     weight = vec(1.0, 0.0)
     holes = [vec(x, nan).requires_grad_() for x in (0.4, 0.1, 0.2, 1.3, 0.5)]
-    loss = rater_bradley_terry(holes[0], holes[1], vec(1.0, nan), *holes[2:], weight, total=1).loss
+    loss = COMPARED(holes[0], holes[1], vec(1.0, nan), *holes[2:], weight, total=1).loss
     slopes = torch.autograd.grad(loss, holes)
-    clean = rater_bradley_terry(
-        *(h[:1] for h in holes[:2]), good[:1], *(h[:1] for h in holes[2:]), total=1
-    ).loss
+    clean = COMPARED(*(h[:1] for h in holes[:2]), good[:1], *(h[:1] for h in holes[2:]), total=1).loss
     assert loss.item() == clean.item()
     assert all(slope[1].item() == 0 for slope in slopes)
-    rated = rater_ordinal(
-        holes[0], vec(1.0, nan), vec(-1.0, 1.0), *holes[2:], vec(0.3, 0.3, 0.4), weight, total=1
-    )
+    rated = RATED(holes[0], vec(1.0, nan), vec(-1.0, 1.0), *holes[2:], vec(0.3, 0.3, 0.4), weight, total=1)
     assert math.isfinite(rated.loss.item())
     mask = torch.ones(2, 2, dtype=torch.bool)
-    ranked = rater_plackett_luce(torch.stack(holes[:2], 1), mask, *holes[2:4], weight, total=1)
+    ranked = RANKED(torch.stack(holes[:2], 1), mask, *holes[2:4], weight, total=1)
     assert math.isfinite(ranked.loss.item())
 
 
@@ -190,21 +201,21 @@ def test_micro_batches_sum_and_odd_input_is_refused() -> None:
     x = torch.rand(6, 8, generator=generator, dtype=torch.float64)
 
     def part(rows: slice) -> tuple[float, ...]:
-        out = rater_bradley_terry(*(row[rows] for row in x[:6]), x[0, rows], total=3.0)
+        out = COMPARED(*(row[rows] for row in x[:6]), x[0, rows], total=3.0)
         return out.loss.item(), *(value.item() for value in out.metrics.values())
 
     halves = zip(part(slice(0, 3)), part(slice(3, 8)), strict=True)
     assert [a + b for a, b in halves] == pytest.approx(part(slice(0, 8)), rel=1e-13)
     one = vec(1.0)
     with pytest.raises(ValueError, match="careless is outside"):
-        rater_bradley_terry(one, one, one, vec(1.1), one, one, total=1)
+        COMPARED(one, one, one, vec(1.1), one, one, total=1)
     with pytest.raises(ValueError, match="careless is outside"):
-        rater_plackett_luce(one[None], torch.ones(1, 1, dtype=torch.bool), vec(math.nan), one, total=1)
+        RANKED(one[None], torch.ones(1, 1, dtype=torch.bool), vec(math.nan), one, total=1)
     with pytest.raises(ValueError, match="careless is outside"):
-        rater_ordinal(one, one, vec(0.0), vec(-0.1), one, one, vec(0.5, 0.5), total=1)
+        RATED(one, one, vec(0.0), vec(-0.1), one, one, vec(0.5, 0.5), total=1)
     with pytest.raises(ValueError, match="target is outside"):
-        rater_bradley_terry(one, one, vec(1.2), one, one, one, total=1)
+        COMPARED(one, one, vec(1.2), one, one, one, total=1)
     with pytest.raises(ValueError, match="margin is below 0"):
-        rater_bradley_terry(one, one, one, one, one, one, total=1, margin=vec(-1.0))
+        COMPARED(one, one, one, one, one, one, total=1, margin=vec(-1.0))
     with pytest.raises(ValueError, match="shapes differ"):
-        rater_bradley_terry(one, one, one, one, vec(1.0, 2.0), one, total=1)
+        COMPARED(one, one, one, one, vec(1.0, 2.0), one, total=1)

@@ -91,8 +91,8 @@ def test_known_habits_are_recovered() -> None:
     assert low < told["careless"]["careless"] < high
     assert told["careless"]["judgements"] == sum(p.rater == "careless" for g in groups for p in g.pairs)
     assert told["inverted"]["agreement"] < 0.4 < 0.6 < told["usual 1"]["agreement"]
-    # what the features' gaps are worth: 1.8 / (0.3 * 1.8) before scaling to 1, so K is about 1.8
-    assert float(seen.hidden.sharpness["comparison"].detach().exp()) == pytest.approx(1.8, abs=0.6)
+    # The features' gaps deviate by 1.8 log-odds; the crowd's 0.1 of carelessness, where there is none, makes it more.
+    assert 1.4 < float(seen.hidden.sharpness["comparison"].detach().exp()) < 3.2
 
 
 def test_effects_sum_to_zero_over_raters() -> None:
