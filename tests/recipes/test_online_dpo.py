@@ -79,9 +79,9 @@ def test_a_step_moves_best_and_worst_apart_and_the_next_loss_is_theirs(
     drawn.sort(key=lambda s: (s.prompt, s.index))
     scores = [sum(i % 4 == 0 for i in s.completion_ids) / len(s.completion_ids) for s in drawn]
     groups = [sorted(range(at, at + 4), key=lambda i: (scores[i], i)) for at in range(0, 20, 4)]
-    pairs = [(g, max(g, key=lambda i: (scores[i], -i)), g[0]) for g in groups if scores[g[0]] < scores[g[-1]]]
+    pairs = [(max(g, key=lambda i: (scores[i], -i)), g[0]) for g in groups if scores[g[0]] < scores[g[-1]]]
     assert row["pairs"] == len(pairs) >= 3
-    best, worst = ([drawn[pair[side]] for pair in pairs] for side in (1, 2))
+    best, worst = ([drawn[pair[side]] for pair in pairs] for side in (0, 1))
     before, after = (load_model(n, torch.float64) for n in ("tiny", str(tmp_path / "one" / "model")))
     moved = [sums(after, side) - sums(before, side) for side in (best, worst)]
     assert bool((moved[0] > moved[1]).all())

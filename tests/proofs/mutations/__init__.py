@@ -1,0 +1,15 @@
+"""Every mutation: each tuple of them that a module here holds.
+
+To add one: a `Mutation` in your room's tuple. `old` must stand exactly once in the file, so that this list cannot rot.
+"""
+
+from mutations import judgements, models, numbers, recipes, scorers
+from mutations.kinds import Mutation
+
+MUTATIONS: tuple[Mutation, ...] = tuple(
+    mutation
+    for module in (numbers, judgements, models, recipes, scorers)
+    for name, found in vars(module).items()
+    if name.isupper()
+    for mutation in found
+)
