@@ -209,6 +209,9 @@ def score(
     out: Annotated[Path, typer.Option(help='The JSONL to write: the same lines with "score".')],
     model: Annotated[str | None, typer.Option(help="The base model, where it has moved.")] = None,
     criteria: Annotated[bool, typer.Option("--criteria", help="Write each criterion's number, too.")] = False,
+    best: Annotated[
+        int | None, typer.Option(min=1, help="Write the so many best of each prompt alone.")
+    ] = None,
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -216,7 +219,7 @@ def score(
     device, dtype = _machine(precision, threads)
     from plaudit.reward.score import score
 
-    _print(score(scorer, input, out, model=model, criteria=criteria, dtype=dtype, device=device))
+    _print(score(scorer, input, out, model=model, criteria=criteria, best=best, dtype=dtype, device=device))
 
 
 @app.command()

@@ -109,3 +109,16 @@ def test_a_base_that_has_moved_can_be_named(reward: RewardModel, tmp_path: Path)
     score(tmp_path / "reward", source, tmp_path / "out.jsonl", model=base)
     with pytest.raises(UserError, match="holds no reward model"):
         score(tmp_path, source, tmp_path / "out.jsonl")
+
+
+def test_the_best_of_each_prompt_are_written_in_their_order(tmp_path: Path) -> None:
+    """By their length here; of equals the first, wherever a prompt's samples stand."""
+    said = [("a", " x"), ("b", " xxx"), ("a", " xxx"), ("b", " x"), ("a", " yyy"), ("b", " xx")]
+    rows = [{"prompt": prompt, "completion": text, "note": i} for i, (prompt, text) in enumerate(said)]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    for best, wanted in ((1, [1, 2]), (2, [1, 2, 4, 5]), (9, [0, 1, 2, 3, 4, 5])):
+        found = score("plaudit.reward.rules:length", source, out, best=best)
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["note"] for line in lines] == wanted
+        assert (found["rows"], found["kept"]) == (6, len(wanted))
+        assert found["kept_mean"] == pytest.approx(sum(line["score"] for line in lines) / len(lines))

@@ -32,6 +32,7 @@ def score(
     *,
     model: str | None = None,
     criteria: bool = False,
+    best: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
@@ -39,7 +40,8 @@ def score(
     it "uncertainty", the deviation over an ensemble's members.
 
     scorer: as `reward` in a config. A row holds "prompt" and "completion"; its other keys are kept. criteria: write
-    "criteria" beside it, each one's number by name, in log-odds (of one reward model's directory). model: the reward
+    "criteria" beside it, each one's number by name, in log-odds (of one reward model's directory). best: write the so
+    many best of each prompt alone, the first of equals. model: the reward
     models' base, where the directory that they were trained on has moved. Returns the counts, the scores' mean and
     deviation, the mean uncertainty, and a judge's counts. UserError for a scorer, its base or a row that cannot be
     read, for a row too long for the model, and for a place that cannot be written.
@@ -61,8 +63,20 @@ def score(
         ids = [s.prompt_ids for s in samples], [s.completion_ids for s in samples]
         each = opened.scorer.criteria_ids(*ids)
         lines = [line | {"criteria": numbers} for line, numbers in zip(lines, each, strict=True)]
+    if best is not None:
+        lines = best_of(lines, best)
+        summary |= {"kept": len(lines), "kept_mean": math.fsum(line["score"] for line in lines) / len(lines)}
     files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return summary | dict(said.figures)
+
+
+def best_of(lines: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The `count` best rows of each prompt by "score", in their order; of equals the first (best-of-n sampling)."""
+    places: dict[str, list[int]] = {}
+    for place, line in enumerate(lines):
+        places.setdefault(json.dumps(line["prompt"], sort_keys=True), []).append(place)
+    kept = [sorted(group, key=lambda i: -lines[i]["score"])[:count] for group in places.values()]
+    return [lines[i] for i in sorted(i for group in kept for i in group)]
 
 
 def scored_in_parts(scorer: Scorer, samples: Sequence[Sample]) -> Scores:
