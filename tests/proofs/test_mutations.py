@@ -23,6 +23,9 @@ from mutations import MUTATIONS
 from mutations.kinds import Mutation
 
 REPO = Path(__file__).parents[2]
+HINTS = Path(__file__).parent / "hints.json"
+"""By a mutation's name, the test that caught it last: it is asked first, and the others where it does not fail. With
+PLAUDIT_HINTS=record the file is written anew."""
 PACKAGE = REPO / "src" / "plaudit"
 AT_ONCE = 2
 SECONDS = 300
@@ -103,6 +106,8 @@ NONSENSE = "NameError|UnboundLocalError|AttributeError|TypeError|SyntaxError|Imp
 """What a typing slip raises. A test that meets one of these has not judged the change."""
 
 Outcome = Callable[[Mutation], Result]
+CAUGHT: dict[str, str] = {}
+"""By a mutation's name, the test that caught it in this session."""
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +119,16 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for _ in range(at_once):
         stems.put(Stem())
 
+    hints: dict[str, str] = json.loads(HINTS.read_text())
+
     def one(mutation: Mutation) -> Result:
-        stem = stems.get()
+        stem, room = stems.get(), rooms / str(MUTATIONS.index(mutation))
         try:
-            return stem.run(mutation.tests, rooms / str(MUTATIONS.index(mutation)), mutation)
+            if (hint := hints.get(names(mutation))) is not None:
+                quick = stem.run((hint,), room, mutation)
+                if quick.status == 1:
+                    return quick
+            return stem.run(mutation.tests, room, mutation)
         finally:
             stems.put(stem)
 
@@ -130,6 +141,9 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     pool.shutdown(cancel_futures=True)
     while not stems.empty():
         stems.get().close()
+    if os.environ.get("PLAUDIT_HINTS") == "record":
+        found = {name: hint for name, hint in (hints | CAUGHT).items() if name in set(map(names, MUTATIONS))}
+        HINTS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
 
 
 def names(mutation: Mutation) -> str:
@@ -181,5 +195,7 @@ def test_mutation_is_caught(mutation: Mutation, outcome: Outcome, capsys: pytest
     assert not re.match(NONSENSE, caught.group(2) or ""), (
         f"not a change that anyone could make: {caught.group(2)}"
     )
+    file, _, test = caught.group(1).partition("::")
+    CAUGHT[names(mutation)] = next(path for path in mutation.tests if path.endswith(file)) + "::" + test
     with capsys.disabled():
         print(f"\n  {names(mutation)}: caught by {caught.group(1)}", end="")

@@ -177,3 +177,9 @@ def test_a_step_of_equal_scores_is_said_to_teach_nothing() -> None:
     row = FINE | {"eos_rate": 1.0, "tokens_per_second": 9.0}
     assert "same" not in online.shown(row)
     assert online.shown(row | {"reward_std": 0.0}).endswith("every score is the same")
+
+
+def test_a_target_without_a_price_to_steer_is_refused() -> None:
+    with pytest.raises(ValueError, match="target steers coef by a factor, and 0 stays 0"):
+        online.KLConfig(coef=0.0, target=0.1)
+    assert online.KLConfig(coef=0.0).target is None

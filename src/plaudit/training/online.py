@@ -56,6 +56,8 @@ class KLConfig(Base):
             raise ValueError(
                 "k1's slope is 0 on average, so in the loss it holds nothing; take k2 or k3 there"
             )
+        if self.target is not None and self.coef == 0:
+            raise ValueError("target steers coef by a factor, and 0 stays 0; set kl.coef")
         return self
 
 
