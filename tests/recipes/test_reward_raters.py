@@ -111,8 +111,11 @@ class Killed(BaseException):
 def test_a_killed_run_that_knows_its_raters_ends_with_the_same_bits(
     config: reward_model.Config, tmp_path: Path
 ) -> None:
-    """With every kind of judgement, criteria, cut-points and habits in the checkpoint."""
+    """With every kind of judgement, criteria, cut-points and habits in the checkpoint; habits learn slowly, so that it
+    takes some steps until their moments tell."""
+    config = changed(config, epochs=4)
     summary = reward_model.run(config, tmp_path / "unbroken")
+    assert len(rows(tmp_path / "unbroken")) >= 8
     log = Metrics.log
 
     def killed(self: Metrics, step: int, *args: Any) -> None:

@@ -353,3 +353,55 @@ def test_the_whole_measurement_from_states() -> None:
         for a, b in zip(effects.state_dict().values(), again.state_dict().values(), strict=True)
     )
     assert isinstance(seen.tables["comparison"], Table)
+
+
+def test_no_taste_is_read_in_a_gold_item() -> None:
+    """What one says of an item whose answer is known is as likely whatever taste they have; of others it is not."""
+    names = ["other", *(f"usual {i}" for i in range(8))]
+    groups = asked_twice("taste")
+    answers = [
+        Pair(0, 1, 1.0, None, GOLD_RATER),
+        Pair(0, 1, 0.0, None, "other"),
+        Pair(0, 1, 0.0, None, "other"),
+    ]
+    groups.append(Judged("gold", [80], [[0], [1]], ["a", "b"], answers))
+    reading, effects = Reading(aware=True), RaterEffects(names)
+    scores = torch.zeros(2 * len(groups), dtype=torch.float64)
+    table = tables(groups, scores, scores[:, None], reading, effects, {})["comparison"]
+    found = []
+    for taste in (-3.0, 2.0):
+        hidden = Hidden(["comparison"], len(names))
+        with torch.no_grad():
+            hidden.taste.fill_(taste)
+            found.append(unit_logprobs("comparison", table, hidden, reading, effects)[0])
+    known = table.gold[table.unit_item] != 0
+    assert bool(known.any())
+    assert torch.equal(found[0][known], found[1][known])
+    assert not torch.allclose(found[0][~known], found[1][~known])
+
+
+def test_two_raters_are_no_witnesses_of_each_other() -> None:
+    """Two who say the same of items that nobody else judged, nothing being known of these: by chance they would agree
+    as two independent raters of an unknown gap do, which is the prior's figure and not one sharpened by themselves."""
+    draw = rng("two alone")
+    groups = []
+    for item in range(60):
+        answer = float(draw.random() < 0.5)
+        pairs = [Pair(0, 1, answer, None, "r0"), Pair(0, 1, answer, None, "r1")]
+        groups.append(Judged(f"p{item}", [item], [[0], [1]], ["a", "b"], pairs))
+    reading, effects = Reading(aware=True), RaterEffects(["r0", "r1"])
+    scores = torch.zeros(120, dtype=torch.float64)
+    found = tables(groups, scores, scores[:, None], reading, effects, {})
+    hidden = Hidden(["comparison"], 2)
+    with torch.no_grad():
+        copied = copied_shares(found["comparison"], hidden, reading, effects)
+        careless = habits(effects, "r0")[0]
+    # d is normal with deviation e^0; each answers by sigmoid(d), or blindly: the chance to agree, by plain summation.
+    d = np.linspace(-8, 8, 4001)
+    weight = np.exp(-d * d / 2) / np.exp(-d * d / 2).sum()
+    first = careless / 2 + (1 - careless) / (1 + np.exp(-d))
+    alike = float((weight * (first**2 + (1 - first) ** 2)).sum())
+    error = math.sqrt(60 * alike * (1 - alike))
+    assert float(copied.share[0, 1]) == pytest.approx(
+        (60 * (1 - alike) - error) / (60 * (1 - alike)), abs=2e-3
+    )

@@ -191,7 +191,6 @@ DIAGNOSIS = of_room(
     ("at = gold.steps[peak - 1]", "at = gold.steps[-1]", "the wrong step named"),
     ("window = self.values[max(0, end - self.width) : end]", "window = self.values[:end]", "levels over the whole run"),
     ("(2 * len(steps))) * math.sqrt(2 / self.width)", "(2 * len(steps)))", "a mean as noisy as a step"),
-    ("if _finite(row.get(name))", "if name in row", "holes read as numbers"),
     ("entropy.last < 0.4 * entropy.first", "entropy.last > 0.4 * entropy.first", "entropy that holds called collapse"),
     ("and explained.last < 0", "and explained.last > 0", "a good critic called bad"),
 )  # fmt: skip
