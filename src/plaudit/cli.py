@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import importlib
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,8 +333,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or os.environ.get("PLAUDIT_DEBUG", "0") not in ("", "0")
     command = typer.main.get_command(app)
+    words = [word for word in argv if word != "--debug"]
     try:
-        with command.make_context("plaudit", [word for word in argv if word != "--debug"]) as context:
+        with _no_interrupt_is_lost(), command.make_context("plaudit", words) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as done:
@@ -393,6 +396,30 @@ def _mend(number: int | None) -> str:
     return (
         "free some space" if number in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
     )
+
+
+@contextlib.contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """Python drops what is raised in a destructor or a weak reference's callback, an interrupt too. One that is dropped
+    so comes again a moment later."""
+    before, main = sys.unraisablehook, threading.current_thread() is threading.main_thread()
+
+    def dropped(what: Any) -> None:
+        if what.exc_type is not KeyboardInterrupt:
+            before(what)
+            return
+        again = threading.Timer(0.01, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
+    if not main:
+        yield
+        return
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager
