@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plaudit import doctor
+from plaudit import cli, doctor
 from plaudit.cli import main
 from plaudit.models import load
 
@@ -122,6 +122,7 @@ def reward(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_loads_nothing_heavy() -> None:
     code = """
 import sys
+import weakref
 from plaudit.cli import main
 def loaded(*names):
     return sorted(set(names) & set(sys.modules))
@@ -549,3 +550,21 @@ def test_quickstart_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> Non
         "threads": 0,
         "overrides": ["a=1"],
     }
+
+
+def test_an_interrupt_that_a_callback_swallows_comes_again() -> None:
+    """As when the signal arrives while objects are collected."""
+
+    class Thing:
+        pass
+
+    def swallowed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), cli._no_interrupt_is_lost():
+        thing = Thing()
+        watch = weakref.ref(thing, swallowed)
+        del thing
+        assert watch() is None
+        time.sleep(5)
+        pytest.fail("nobody was interrupted")
