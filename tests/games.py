@@ -55,6 +55,17 @@ class Halves(gymnasium.Env[str, str]):
         return "and now the other way round", reward, self.turn == 2, False, {}
 
 
+class Forgets(Guess):
+    """Begins as it likes, whatever it is seeded with."""
+
+    times = 0
+
+    def reset(self, **words: Any) -> tuple[str, dict[str, Any]]:
+        Forgets.times += 1
+        said, info = super().reset(**words)
+        return f"{said} {'now ' * Forgets.times}", info
+
+
 class Faulty(Guess):
     """A guess that goes wrong in its second turn, each in its own way."""
 

@@ -227,3 +227,15 @@ def test_in_ci_a_skipped_test_is_a_failure(tmp_path: Path, ci: str, status: int,
     for name in ("test_absent", "test_later", "test_nothing", "test_two.py"):
         assert bool(re.search(rf"{name}\S* was skipped in CI", done.stdout)) == bool(ci), done.stdout
     assert not re.search(r"test_(elsewhere|fine)\S* was skipped in CI", done.stdout)
+
+
+def test_in_ci_a_difference_is_told_shortly(tmp_path: Path) -> None:
+    """pytest itself would write out what differs of two models' bytes, for hours."""
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_one.py").write_text("def test_one():\n    assert bytes(2000) == bytes(1999) + b'1'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "CI": "true"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Use -v to get more diff" in done.stdout

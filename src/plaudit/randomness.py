@@ -24,6 +24,13 @@ def torch_seed(*key: int | str) -> int:
     return int(rng(*key, "torch").integers(0, 2**63 - 1))
 
 
+def batches_of(count: int, size: int, epochs: int, *key: int | str) -> list[list[int]]:
+    """Each step's members, of so many: an epoch takes each once, in an order of its own by (*key, epoch), and its last
+    batch holds what is left."""
+    orders = [rng(*key, epoch).permutation(count) for epoch in range(epochs)]
+    return [[int(i) for i in order[at : at + size]] for order in orders for at in range(0, count, size)]
+
+
 def _word(part: int | str) -> str:
     """Which part of a key this is, unmistakably: 1 is not "1", numpy's 1 is 1, and no text forges a border."""
     if isinstance(part, str):

@@ -144,6 +144,11 @@ class Rating:
     scores: dict[str, float] = field(default_factory=dict)
     rater: str | None = None
 
+    @property
+    def overall(self) -> float:
+        """The overall score, or the mean of the criteria where none was asked."""
+        return self.scores.get("overall", sum(self.scores.values()) / len(self.scores))
+
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         if not isinstance(self.completion, str):

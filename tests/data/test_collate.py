@@ -377,3 +377,10 @@ def test_nothing_is_refused(prompts: list[list[int]], completions: list[list[int
 def test_another_count_of_prompts_than_of_completions_is_refused() -> None:
     with pytest.raises(ValueError):
         pack([[1]], [[1], [2]])
+
+
+def test_what_is_not_together_does_not_share_a_row() -> None:
+    prompts, completions = [[1, 2]] * 4, [[3], [4, 5], [6], [7]]
+    assert pack(prompts, completions).row.tolist() == [0, 0, 0, 0]
+    assert pack(prompts, completions, together=[5, 5, 0, 0]).row.tolist() == [0, 0, 1, 1]
+    assert pack([[1], [1], [2], [2]], completions, together=[0] * 4).row.tolist() == [0, 0, 1, 1]

@@ -59,13 +59,13 @@ def test_ratings_are_averaged_and_go_before_comparisons(tmp_path: Path, tokenize
 
 
 def test_a_share_of_comparisons_is_a_score(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """a wins twice and ties once, b wins once, ties once, loses once, c loses twice; "both bad" is a tie."""
+    """a wins twice and ties once, b wins once, ties once, loses twice, c loses twice."""
     found = read(
         tmp_path,
         tokenizer,
         [
             compared("hello", " a", " b", 0),
-            compared("hello", " b", " a", "both_bad"),
+            compared("hello", " b", " a", "tie"),
             {"prompt": "hello", "completions": [" b", " c", " a"], "ranking": [2, 0, 1]},
         ],
     )
@@ -84,6 +84,12 @@ def sample_row(tokenizer: Tokenizer, prompt: str, completion: str, ids: list[int
         "tokenizer": tokenizer.fingerprint,
         "policy_version": "runs/one",
     }
+
+
+def test_where_both_were_called_bad_neither_won(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    said = [compared("hello", " good", " bad", choice) for choice in ("both_bad", "tie", 0, 0)]
+    (found,) = read(tmp_path, tokenizer, said)
+    assert found.scores == (2.5 / 4, 0.5 / 4)
 
 
 def test_tokens_and_their_probabilities_are_those_of_the_samples(

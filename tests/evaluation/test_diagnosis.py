@@ -127,6 +127,17 @@ def test_a_run_that_stopped_says_so_first() -> None:
     assert first.what == "The run stopped by itself: KL 1.2 nats a token is over 1.0."
 
 
+def test_of_logged_samples_only_what_the_policy_did_is_said() -> None:
+    """Their rewards, lengths and ends are not the policy's; its distance and its steps are."""
+    odd = rows(
+        gold=None, reward=lambda t: -2 * t, length=lambda t: 80 - 60 * t, eos_rate=lambda t: 0.9 - 0.6 * t
+    )
+    assert diagnose(odd, logged=True) == []
+    assert len(diagnose(odd)) == 4
+    (far,) = diagnose(rows(kl=lambda t: 0.8 * t), logged=True)
+    assert "nats a token from its start" in far.what
+
+
 def test_short_and_empty_runs_and_holes_are_no_trouble() -> None:
     assert diagnose([]) == []
     assert diagnose([], stopped="x")[0].level == "alarm"

@@ -122,3 +122,18 @@ def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
         section, _, last = name.rpartition(".")
         if name not in ("prompts", "reward"):  # the examples have some
             assert ((tree[section] if section else tree)[last]) == default, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_section_of_which_one_setting_is_given_keeps_the_others_defaults(recipe: str) -> None:
+    cls = importlib.import_module(RECIPES[recipe]).Config
+    whole = configs.read_yaml(CONFIGS / f"{recipe}.yaml")
+    needed = {
+        name: whole[name] for name, field in cls.model_fields.items() if name in ("prompts", "reward")
+        or field.default is PydanticUndefined
+    }  # fmt: skip
+    plain = configs.parse(cls, needed, recipe)
+    for section, field in cls.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            for name, value in getattr(plain, section).model_dump().items():
+                assert configs.parse(cls, needed | {section: {name: value}}, recipe) == plain, (section, name)

@@ -89,8 +89,8 @@ def test_groups_are_equal_by_what_they_earn_and_not_by_rounding(config: grpo.Con
     three = changed(config, samples_per_prompt=3)
     samples = as_samples([[4]] * 6, [[5, 1], [6, 1], [7, 8], [5, 1], [6, 1], [7, 1]])
     scores = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.2], dtype=torch.float64)
-    assert grpo.equal_groups(scores, samples, three) == 0.5
-    assert grpo.equal_groups(scores, samples, changed(three, missing_eos_penalty=-1.0)) == 0.0
+    assert grpo.equal_groups((samples, scores), three) == 0.5
+    assert grpo.equal_groups((samples, scores), changed(three, missing_eos_penalty=-1.0)) == 0.0
 
 
 # -- the loss ------------------------------------------------------------------------------------------------------
@@ -244,7 +244,9 @@ def test_the_reward_logged_is_that_of_all_that_was_drawn(
     assert everything[:8] == first
     assert chosen[0]["reward"] == chosen[0]["gold"] == pytest.approx(sum(everything) / (8 * draws))
     assert chosen[0]["reward"] != 0.5
-    assert {row["equal_groups"] for row in chosen} == {0.0}
+    alike = [a == b for a, b in zip(everything[::2], everything[1::2], strict=True)]
+    assert chosen[0]["equal_groups"] == pytest.approx(sum(alike) / len(alike))
+    assert sum(alike) > 0
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

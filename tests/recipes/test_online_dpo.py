@@ -17,8 +17,10 @@ from plaudit.data.collate import pack
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
 from plaudit.recipes import online_dpo
+from plaudit.reward.scores import Scores
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
+from plaudit.training import online
 from plaudit.types import UserError
 from runs import ONLINE, changed, peaked_model, rows, shipped, write_prompts
 from tiny_models import as_samples
@@ -138,6 +140,60 @@ def test_every_recipe_plays_episodes_of_a_text_environment(tmp_path: Path, name:
     assert 0 < first["reward"] < 2
     assert first["length"] <= 8, "of the policy's own tokens"
     assert second["kl"] != 0.0
+
+
+def test_what_an_environment_gives_stays_however_an_episode_ends(tmp_path: Path) -> None:
+    """With the penalty for a missing end as without, for it is the environment that knows how its episodes end."""
+    found = []
+    for penalty in (-1.0, None):
+        recipe, config = shipped(
+            "ppo", model="tiny", prompts=None, reward=None, environment="games:Halves", turns=2, steps=2,
+            prompts_per_step=3, samples_per_prompt=2, max_new_tokens=4, missing_eos_penalty=penalty,
+            precision="float64", adapter={"rank": 4, "alpha": 8.0, "blocks": 3}, threads=1,
+        )  # fmt: skip
+        recipe.run(config, tmp_path / str(penalty))
+        found.append(rows(tmp_path / str(penalty)))
+    assert found[0] == found[1]
+    assert found[0][0]["eos_rate"] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("dapo", {"overlong_buffer": 4}, "overlong_buffer is of one completion"),
+        ("ppo", {"dense_reward": True}, "an environment rewards turns"),
+        ("ppo", {"reference": "start"}, "reference start wants a start"),
+    ],
+)
+def test_settings_that_an_environment_has_no_use_for_are_refused(
+    name: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        shipped(name, prompts=None, reward=None, environment="games:Halves", **settings)
+
+
+def test_pairs_with_one_prompt_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    """Every episode of this game begins alike; as many minibatches as pairs can be had, and each has one."""
+    recipe, config = shipped(
+        "online_dpo", model="tiny", prompts=None, reward=None, environment="games:Guess", turns=2, steps=1,
+        prompts_per_step=6, samples_per_prompt=4, max_new_tokens=6, missing_eos_penalty=None, precision="float64",
+        adapter={"rank": 4, "alpha": 8.0, "blocks": 3}, threads=1, minibatches=50,
+    )  # fmt: skip
+    taken = []
+    update = online.Run.update
+
+    def counted(self: online.Run, rate: float) -> Any:
+        taken.append(rate)
+        return update(self, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online.Run, "update", counted)
+        patch.setattr(
+            online, "judge", lambda _, samples: Scores([s.completion_ids[0] / 700 for s in samples])
+        )
+        recipe.run(config, tmp_path / "run")
+    (row,) = rows(tmp_path / "run")
+    assert len(taken) == row["pairs"] > 3
 
 
 def test_an_environment_at_fault_is_named(config: online_dpo.Config, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         settings["kl"] = SMALL["kl"] | {"place": "loss", "estimator": "k2"}
     if more == "episodes":
         settings |= {"prompts": None, "reward": None, "environment": "games:Halves", "turns": 2}
-        settings |= {"max_new_tokens": 4}
+        settings |= {"max_new_tokens": 4, "overlong_buffer": 0}
     recipe, parsed = shipped(config, **settings)
     recipe.run(parsed, place / "run")
     return Case(request.param, recipe, parsed, place / "run")
@@ -219,6 +219,9 @@ def test_a_run_can_begin_from_an_adapter(case: Case, tmp_path: Path) -> None:
     case.run(tmp_path / "moved", **start)
     moved = load_file(tmp_path / "moved" / "adapter" / "adapter_model.safetensors")
     assert all(not torch.equal(moved[name], begun[name]) for name in begun)
+    beside = case.run(tmp_path / "beside", **start, reference="start")
+    assert beside[0]["kl"] == 0.0, "the start is its own reference where that is asked for"
+    assert beside[1]["kl"] != 0.0
 
 
 # -- the price of moving away ------------------------------------------------------------------------------------

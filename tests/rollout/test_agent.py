@@ -414,3 +414,9 @@ def test_an_agent_is_not_changed_by_a_batch(agent: Agent) -> None:
     assert agent._transcript is not None
     assert before is not None
     assert agent._transcript.ids == before.ids
+
+
+def test_an_environment_that_begins_in_two_ways_with_one_seed_is_named(agent: Agent) -> None:
+    with pytest.raises(UserError, match=r"Forgets, start 0: begins in two ways with the seed \d+; draw with"):
+        episodes(agent, [games.Forgets() for _ in range(2)], 1, 2, key=(0,), turns=1)
+    episodes(agent, [games.Forgets()], 2, 1, key=(0,), turns=1)

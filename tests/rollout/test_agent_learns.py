@@ -85,7 +85,7 @@ def test_our_components_learn_in_a_text_environment_of_two_turns(seed: int) -> N
     agent = Agent.of(model, SamplingParams(max_new_tokens=6))
     rooms = [games.Halves() for _ in range(32)]
     returns = []
-    for step in range(24):
+    for step in range(30):
         agent.engine.load(policy.adapter, f"step-{step}")
         played = episodes(agent, rooms, 4, 8, key=(seed, "learn", step))
         returns.append(sum(episode.score for episode in played) / len(played))
@@ -109,6 +109,6 @@ def test_our_components_learn_in_a_text_environment_of_two_turns(seed: int) -> N
                 token_values(value, seen.packed), seen.values, targets, mask, total=total
             )
             torch.autograd.backward(actor.loss + 0.1 * critic.loss)
-            take_step(optimizer, parameters, learning_rate=5e-3, max_grad_norm=1.0)
+            take_step(optimizer, parameters, learning_rate=5e-3 * (1 - step / 30), max_grad_norm=1.0)
     assert sum(returns[:2]) / 2 < 1.2
-    assert sum(returns[-3:]) / 3 > 1.7
+    assert sum(returns[-3:]) / 3 > 1.8

@@ -13,8 +13,8 @@ import torch
 from plaudit.models.load import Model, load_model
 from plaudit.tensors import Key, Sample, SamplingParams
 from plaudit.training import checkpoint, online
-from plaudit.training.online import KLConfig, Meter, OnlineConfig, Run, StopConfig
-from plaudit.training.policy import AdapterConfig, make_policy
+from plaudit.training.online import KLConfig, Meter, OnlineAdapter, OnlineConfig, Run, StopConfig
+from plaudit.training.policy import make_policy
 from tiny_models import as_samples
 
 FINE = {"reward": 0.5, "reward_std": 0.1, "kl": 0.1, "entropy": 2.0, "length": 5.0}
@@ -27,7 +27,7 @@ def model() -> Model:
 
 
 def run_of(directory: Path, model: Model, **settings: Any) -> Run:
-    config = OnlineConfig(prompts="", reward="", adapter=AdapterConfig(rank=2), steps=9, **settings)
+    config = OnlineConfig(prompts="", reward="", adapter=OnlineAdapter(rank=2), steps=9, **settings)
     return Run(
         directory, lambda: {"policy": make_policy(model, config.adapter, seed=0)}, config, {"price": 1.0}
     )
@@ -150,7 +150,7 @@ def test_a_further_draw_is_of_prompts_of_its_own(model: Model) -> None:
         model, ["ask"] * 40, prompts, None, None, cast(Any, engine), SamplingParams(max_new_tokens=2)
     )
     config = OnlineConfig(
-        prompts="", reward="", prompts_per_step=4, samples_per_prompt=2, adapter=AdapterConfig(rank=1)
+        prompts="", reward="", prompts_per_step=4, samples_per_prompt=2, adapter=OnlineAdapter(rank=1)
     )
     policy = make_policy(model, config.adapter, seed=0)
     for step, again in ((0, 0), (1, 0), (1, 1), (1, 2), (1, 2), (2, 1)):

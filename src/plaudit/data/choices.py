@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from plaudit.data.judged import prompt_key
 from plaudit.data.shapes import filled, read_prompt
 from plaudit.data.sources import rows
-from plaudit.data.tokenizer import Tokenizer
+from plaudit.data.tokenizer import Tokenizer, check_room
 from plaudit.types import Prompt, UserError
 
 Propensities = Literal["logged", "frequency"]
@@ -74,10 +74,7 @@ def read_choices(
 def text_ids(prompt: Prompt, tokenizer: Tokenizer, context: int) -> list[int]:
     """A text's ids. UserError where it is too long for the model, which reads one more token."""
     ids = tokenizer.render(prompt)
-    if len(ids) >= context:
-        raise UserError(
-            f"has {len(ids)} tokens, the model takes {context - 1}", fix="shorten it or leave it out"
-        )
+    check_room(len(ids), context - 1, "")
     return ids
 
 

@@ -9,11 +9,13 @@ stand in the row and are attended to, and the mask is False there: no loss, mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from plaudit.randomness import rng
 
 PADDING = -1
 
@@ -59,6 +61,13 @@ class Packed:
         place = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
         return place == (self.mask * place).amax(1, keepdim=True)
 
+    def minibatches(self, count: int, *key: int | str) -> Iterator[tuple[Tensor, int, int]]:
+        """Rows of at most `count` minibatches in a keyed order, each with its count of tokens and of samples."""
+        order = torch.from_numpy(rng(*key).permutation(self.rows)).to(self.ids.device)
+        for rows in order.tensor_split(min(count, self.rows)):
+            mine = torch.isin(self.row, rows)
+            yield rows, int(self.mask[mine].sum()), int(mine.sum())
+
     def take(self, rows: Tensor) -> tuple[Packed, Tensor]:
         """These rows alone, cut to their longest, and the samples [b] that stand in them."""
         width, old = self.ids.shape[1], self.row
@@ -93,13 +102,15 @@ def pack(
     completions: Sequence[Sequence[int]],
     *,
     action_masks: Sequence[Sequence[bool] | None] | None = None,
+    together: Sequence[int] | None = None,
     max_row: int = 1024,
     device: torch.device | str = "cpu",
 ) -> Packed:
     """Pack samples; neighbours with the same prompt share a row while it has room for max_row tokens.
 
     prompts, completions: one of each a sample; neither may be empty. action_masks: one a sample, False at the tokens
-    of its completion that the policy did not draw (observations); None: all were drawn. Samples keep their order.
+    of its completion that the policy did not draw (observations); None: all were drawn. together: a number a sample; a
+    row holds samples of one number alone (None: whichever share a prompt). Samples keep their order.
     Raises ValueError for what is empty, and for an action mask of another length or without a drawn token.
     """
     action_masks = [None] * len(completions) if action_masks is None else action_masks
@@ -118,6 +129,8 @@ def pack(
                 f"{sum(drawn[sample])} of them drawn"
             )
         shared = rows and list(prompts[rows[-1][0]]) == list(prompt)
+        if shared and together is not None:
+            shared = together[rows[-1][0]] == together[sample]
         if shared and used + len(completion) <= max_row:
             rows[-1].append(sample)
             used += len(completion)

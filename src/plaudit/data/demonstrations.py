@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.data.formats import read_records
-from plaudit.data.judged import prompt_key
+from plaudit.data.judged import is_held_out, prompt_key
 from plaudit.data.sources import ending, read_text
-from plaudit.data.tokenizer import Tokenizer
-from plaudit.randomness import rng
+from plaudit.data.tokenizer import Tokenizer, check_room
 from plaudit.types import Demonstration, UserError
 
 
@@ -42,12 +41,7 @@ def read_demonstrations(
                     fix='write {"prompt": ..., "completion": ...}, or train a reward model on it',
                 )
             prompt, completion = tokenizer.render(record.prompt), tokenizer.complete(record.completion)
-            if (length := len(prompt) + len(completion)) > context:
-                raise UserError(
-                    f"has {length} tokens, the model takes {context}",
-                    where=where,
-                    fix="shorten it or leave it out",
-                )
+            check_room(len(prompt) + len(completion), context, where)
             shown.append(Shown(prompt_key(record.prompt), prompt, completion))
     return shown
 
@@ -69,5 +63,5 @@ def plain_text(path: str, tokenizer: Tokenizer, window: int) -> list[Shown]:
 def split(shown: Sequence[Shown], heldout: float, seed: int) -> tuple[list[Shown], list[Shown]]:
     """Training and held-out demonstrations. Which side a prompt is on, with all its demonstrations, depends on the
     seed and the prompt alone."""
-    held = {s.key for s in shown if rng(seed, "heldout", s.key).random() < heldout}
+    held = {s.key for s in shown if is_held_out(s.key, heldout, seed)}
     return [s for s in shown if s.key not in held], [s for s in shown if s.key in held]

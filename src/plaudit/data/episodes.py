@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from plaudit.data.formats import read_records
 from plaudit.data.judged import KnownIds, prompt_key
-from plaudit.data.tokenizer import Tokenizer
+from plaudit.data.tokenizer import Tokenizer, check_room
 from plaudit.types import Demonstration, Preference, Ranking, Rating, Record, UserError
 
 
@@ -49,12 +49,7 @@ def read_episodes(
             key, prompt = prompt_key(record.prompt), tokenizer.render(record.prompt)
             for text, reward in rewards_of(record, centre, scale, demonstration or 0.0):
                 tokens = ids.get((key, text)) or tokenizer.complete(text)
-                if (length := len(prompt) + len(tokens)) > context:
-                    raise UserError(
-                        f"has {length} tokens, the model takes {context}",
-                        where=where,
-                        fix="shorten it or leave it out",
-                    )
+                check_room(len(prompt) + len(tokens), context, where)
                 episodes.append(Episode(key, prompt, tokens, reward))
     return episodes
 
@@ -69,8 +64,7 @@ def rewards_of(
     of K: evenly from 1 for the best to -1 for the worst.
     """
     if isinstance(record, Rating):
-        score = record.scores.get("overall", sum(record.scores.values()) / len(record.scores))
-        yield record.completion, scale * (score - centre)
+        yield record.completion, scale * (record.overall - centre)
     elif isinstance(record, Preference):
         of_both = {"tie": (0.0, 0.0), "both_bad": (-1.0, -1.0), 0: (1.0, -1.0), 1: (-1.0, 1.0)}
         yield from zip(record.completions, of_both[record.choice], strict=True)

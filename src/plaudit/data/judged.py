@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from plaudit.data.sources import rows
-from plaudit.data.tokenizer import Tokenizer
+from plaudit.data.tokenizer import Tokenizer, check_room
 from plaudit.randomness import rng
 from plaudit.types import (
     Demonstration,
@@ -32,6 +32,7 @@ class Pair(NamedTuple):
     target: in 0 to 1, the share of a: 1 chosen, 0 rejected, 0.5 a tie or both bad. strength: 1 (slightly) to 4 (very
     much), None where it was not asked. rater: a pseudonym or None. shown_first: the place that stood first on the
     rater's screen, None where that is not known. ranking: which of the prompt's rankings it follows from, or None.
+    both_bad: neither was called good, which as a comparison is a tie.
     """
 
     a: int
@@ -41,6 +42,7 @@ class Pair(NamedTuple):
     rater: str | None = None
     shown_first: int | None = None
     ranking: int | None = None
+    both_bad: bool = False
 
 
 class Rated(NamedTuple):
@@ -119,12 +121,7 @@ def _add(group: Judged, record: Record, tokenizer: Tokenizer, ids: KnownIds, con
     def place(text: str) -> int:
         if text not in group.texts:
             tokens = ids.get((group.key, text)) or tokenizer.complete(text)
-            if len(group.prompt) + len(tokens) > context:
-                raise UserError(
-                    f"has {len(group.prompt) + len(tokens)} tokens, the model takes {context}",
-                    where=f"prompt {group.key[:60]}",
-                    fix="shorten it or leave it out",
-                )
+            check_room(len(group.prompt) + len(tokens), context, f"prompt {group.key[:60]}")
             group.texts.append(text)
             group.completions.append(tokens)
         return group.texts.index(text)
@@ -134,7 +131,8 @@ def _add(group: Judged, record: Record, tokenizer: Tokenizer, ids: KnownIds, con
         target = 1.0 if record.choice == 0 else 0.0 if record.choice == 1 else 0.5
         if a != b:
             first = None if record.presented is None else (a, b)[record.presented[0]]
-            group.pairs.append(Pair(a, b, target, record.strength, record.rater, first))
+            bad = record.choice == "both_bad"
+            group.pairs.append(Pair(a, b, target, record.strength, record.rater, first, both_bad=bad))
     elif isinstance(record, Ranking):
         best_first = [place(record.completions[i]) for i in record.ranking]
         number = len(group.rankings)
@@ -145,15 +143,19 @@ def _add(group: Judged, record: Record, tokenizer: Tokenizer, ids: KnownIds, con
             if a != b
         )
     elif isinstance(record, Rating):
-        overall = record.scores.get("overall", sum(record.scores.values()) / len(record.scores))
-        group.ratings.append(Rated(place(record.completion), overall, record.scores, record.rater))
+        group.ratings.append(Rated(place(record.completion), record.overall, record.scores, record.rater))
     elif isinstance(record, Demonstration):
         place(record.completion)
 
 
+def is_held_out(key: str, share: float, seed: int) -> bool:
+    """Which side a prompt is on, with all that was said of it: it depends on the seed and the prompt alone."""
+    return bool(rng(seed, "heldout", key).random() < share)
+
+
 def split_by_prompt(judged: Sequence[Judged], heldout: float, seed: int) -> tuple[list[Judged], list[Judged]]:
     """Training and held-out prompts; which side a prompt is on depends on the seed and the prompt alone."""
-    held = [rng(seed, "heldout", group.key).random() < heldout for group in judged]
+    held = [is_held_out(group.key, heldout, seed) for group in judged]
     return (
         [group for group, out in zip(judged, held, strict=True) if not out],
         [group for group, out in zip(judged, held, strict=True) if out],

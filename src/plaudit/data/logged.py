@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plaudit.data.formats import read_records
-from plaudit.data.judged import Judged, group_by_prompt, prompt_key
+from plaudit.data.judged import Judged, Pair, group_by_prompt, prompt_key
 from plaudit.data.shapes import Row, filled, read_prompt
 from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
@@ -32,8 +32,8 @@ def read_logged(
 
     feedback: files of records; samples: files that `plaudit generate` wrote, where a judged text is found with the
     ids and log-probabilities that it was drawn with. A completion's score is the mean of its overall ratings; where
-    it has none, the share of its comparisons that it won (a tie is half). UserError where nothing is judged, or all
-    scores are equal.
+    it has none, the share of its comparisons that it won (a tie is half; where both were called bad, neither won).
+    UserError where nothing is judged, or all scores are equal.
     """
     drawn = _drawn(samples, tokenizer)
     ids = {key: list(row["completion_ids"]) for key, row in drawn.items()}
@@ -73,14 +73,18 @@ def _drawn(paths: Sequence[str], tokenizer: Tokenizer) -> dict[tuple[str, str], 
     return found
 
 
+def _won(pair: Pair, place: int) -> float:
+    if pair.both_bad:
+        return 0.0
+    return pair.target if pair.a == place else 1 - pair.target
+
+
 def _logged(group: Judged, drawn: dict[tuple[str, str], Row], tokenizer: Tokenizer) -> Logged:
     samples: list[Sample] = []
     scores: list[float] = []
     for place, text in enumerate(group.texts):
         ratings = [one.rating for one in group.ratings if one.place == place]
-        won = [
-            pair.target if pair.a == place else 1 - pair.target for pair in group.pairs if place in pair[:2]
-        ]
+        won = [_won(pair, place) for pair in group.pairs if place in pair[:2]]
         if not (heard := ratings or won):
             continue
         completion = group.completions[place]

@@ -13,6 +13,14 @@ from jinja2 import TemplateError
 from plaudit.types import Message, Prompt, UserError
 
 
+def check_room(tokens: int, context: int, where: str) -> None:
+    """UserError where the model does not take so many tokens."""
+    if tokens > context:
+        raise UserError(
+            f"has {tokens} tokens, the model takes {context}", where=where, fix="shorten it or leave it out"
+        )
+
+
 class Tokenizer:
     """transformers' fast tokenizer of a model directory, and what Plaudit asks of it.
 

@@ -68,15 +68,17 @@ class Curve:
         return self.level(len(self.values))
 
 
-def diagnose(rows: Sequence[Row], stopped: str | None = None) -> list[Finding]:
-    """What is wrong with a run that learned from its own samples, the worst first; what is fine comes last.
+def diagnose(rows: Sequence[Row], stopped: str | None = None, *, logged: bool = False) -> list[Finding]:
+    """What is wrong with a run that learned from samples, the worst first; what is fine comes last.
 
-    rows: of its metrics.jsonl. stopped: why it ended by itself, or None.
+    rows: of its metrics.jsonl. stopped: why it ended by itself, or None. logged: the samples were not the policy's own,
+    so that their rewards, lengths and ends say nothing of it.
     """
     found = [Finding("alarm", f"The run stopped by itself: {stopped}.")] if stopped else []
     if not rows:
         return found
-    for look in (_gamed, _alike, _flat, _distance, _entropy, _length, _ends, _steps, _critic, _sampler):
+    of_samples = [] if logged else [_gamed, _alike, _flat, _length, _ends]
+    for look in (*of_samples, _distance, _entropy, _steps, _critic, _sampler):
         found += look(rows)
     order = {"alarm": 0, "warning": 1, "fine": 2}
     return sorted(found, key=lambda finding: order[finding.level])

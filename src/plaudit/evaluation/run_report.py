@@ -17,7 +17,7 @@ from plaudit.training import metrics
 CURVES = (
     ("reward", "Reward", "what the scorer gives the samples, on average", ".3f"),
     ("gold", "Gold", "what the gold scorer gives them, which nothing is trained on", ".3f"),
-    ("kl", "KL", "how far the policy has moved from its start, in nats a token", ".3f"),
+    ("kl", "KL", "how far the policy is from its reference, in nats a token", ".3f"),
     ("entropy", "Entropy", "how undecided the policy is about the next token, in nats", ".2f"),
     ("length", "Length", "tokens a completion", ".1f"),
     ("eos_rate", "Ended by itself (EOS)", "share of completions that end before the limit", ".0%"),
@@ -52,14 +52,15 @@ def render(directory: Path, summary: Mapping[str, Any]) -> str:
     """The page."""
     rows = metrics.read(directory / "metrics.jsonl")
     tree = configs.read_yaml(directory / "config.yaml") if (directory / "config.yaml").exists() else {}
-    figures = curve_figures(rows, tree)
+    figures, logged = curve_figures(rows, tree), bool(tree.get("feedback"))
     content = {
         "recipe": tree.get("recipe", "training"),
         "model": tree.get("model", "a model"),
         "seed": tree.get("seed", "–"),
         "steps": summary.get("steps"),
         "planned": tree.get("steps"),
-        "findings": diagnose(rows, summary.get("stopped")),
+        "findings": diagnose(rows, summary.get("stopped"), logged=logged),
+        "logged": logged,
         "rows": rows,
         "first": rows[0] if rows else {},
         "last": rows[-1] if rows else {},

@@ -8,7 +8,6 @@ chosen here, round after round, and every choice is logged. Read `run` from top 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,17 +24,18 @@ from plaudit.config import Config as Base
 from plaudit.data.choices import Chosen, Propensities, read_choices, text_ids
 from plaudit.data.collate import micro_batches
 from plaudit.data.formats import read_prompts
-from plaudit.data.judged import prompt_key
+from plaudit.data.judged import is_held_out, prompt_key
 from plaudit.evaluation.off_policy import columns, measure
 from plaudit.models.branch import Branch, Pool, pooled_states
 from plaudit.models.label_head import Classifier, LabelHead
 from plaudit.models.load import Model, load_model, make_adapter
-from plaudit.randomness import rng, torch_seed
+from plaudit.randomness import batches_of, rng, torch_seed
 from plaudit.reward.rules import rule_scorer
 from plaudit.rollout.choose import Chooser
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.stop import check_finite
 from plaudit.types import UserError
 
 Policy = Literal["greedy", "epsilon_greedy", "softmax"]
@@ -109,7 +109,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     frozen = dict(zip(map(tuple, texts), states, strict=True)) if config.adapter.rank == 0 else None
     parameters = [*classifier.branch.parameters(), *classifier.head.parameters()]
     optimizer = adam(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-    offline = [] if online else batches_of(len(log), config)
+    offline = (
+        [] if online else batches_of(len(log), config.batch_size, config.epochs, config.seed, "bandit order")
+    )
     total = config.rounds * config.steps_per_round if online else len(offline)
 
     # 3. Go on from the latest checkpoint.
@@ -139,12 +141,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             row["grad_norm"] = take_step(
                 optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
             )
-            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                raise UserError(
-                    f"the loss is not a number at step {step + 1}",
-                    where=str(directory),
-                    fix="lower the learning rate",
-                )
+            check_finite(step, directory, row["loss"], row["grad_norm"])
 
             # 6. Say so, then save: what a kill cuts off between the two comes again.
             line = f"loss {row['loss']:.3f}  error {row['rating_error']:.3f}"
@@ -176,7 +173,7 @@ def offline_log(config: Config, model: Model) -> tuple[list[Chosen], list[Chosen
     where = ", ".join(config.data)
     context = model.trunk.shape.context
     rows = read_choices(config.data, model.tokenizer, context=context, propensities=config.propensities)
-    held = {c.key for c in rows if rng(config.seed, "heldout", c.key).random() < config.heldout}
+    held = {c.key for c in rows if is_held_out(c.key, config.heldout, config.seed)}
     training = [c for c in rows if c.key not in held]
     if not training:
         raise UserError(
@@ -221,13 +218,6 @@ def make_classifier(config: Config, model: Model, labels: Sequence[str]) -> Clas
     branch = Branch(trunk, adapter, exit=None if depth == trunk.shape.depth else depth, pool=config.pool)
     head = LabelHead(trunk.shape.width, len(labels), dtype=trunk.wide).to(trunk.device)
     return Classifier(branch, head, labels, model, budget=config.micro_batch_tokens)
-
-
-def batches_of(count: int, config: Config) -> list[list[int]]:
-    """The rows of each step; an epoch's last batch holds what is left."""
-    orders = [rng(config.seed, "bandit order", epoch).permutation(count) for epoch in range(config.epochs)]
-    size = config.batch_size
-    return [[int(i) for i in order[at : at + size]] for order in orders for at in range(0, count, size)]
 
 
 def batch_of_log(count: int, step: int, config: Config) -> list[int]:

@@ -25,11 +25,12 @@ from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
-from plaudit.randomness import rng, torch_seed
+from plaudit.randomness import batches_of, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
-from plaudit.training.policy import AdapterConfig, make_policy, write_policy
+from plaudit.training.policy import AdapterConfig, check_start, make_policy, write_policy
+from plaudit.training.stop import check_finite
 from plaudit.types import Preference, Ranking, Record, UserError
 
 WITH_REFERENCE = ("dpo", "robust", "ipo")
@@ -67,8 +68,7 @@ class Config(Base):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Config:
-        if self.start is not None and self.adapter.rank == 0:
-            raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        check_start(self.start, self.adapter)
         return self
 
 
@@ -119,7 +119,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         checkpoint.save(directory / "checkpoints", step, tensors, {"before": before, "after": after})
 
     # 4. Every epoch takes each prompt once, in a keyed order, with all of its pairs.
-    batches = batches_of(len(training), config)
+    batches = batches_of(
+        len(training), config.prompts_per_step, config.epochs, config.seed, "preference order"
+    )
     warmup = math.ceil(config.warmup * len(batches))
     with Metrics(directory, total=len(batches), done=done, title=config.loss) as metrics:
         for step in range(done, len(batches)):
@@ -130,12 +132,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             row["grad_norm"] = take_step(
                 optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
             )
-            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                raise UserError(
-                    f"the loss is not a number at step {step + 1}",
-                    where=str(directory),
-                    fix="lower the learning rate",
-                )
+            check_finite(step, directory, row["loss"], row["grad_norm"])
 
             # 6. At an epoch's end, prompts never trained on. Say so, then save: what a kill cuts off between the two
             # comes again.
@@ -204,15 +201,6 @@ def check(training: Sequence[Judged], heldout: Sequence[Judged], config: Config)
             where=where,
             fix="judge more varied completions",
         )
-
-
-def batches_of(count: int, config: Config) -> list[list[int]]:
-    """The prompts of each step; an epoch's last batch holds what is left."""
-    orders = [
-        rng(config.seed, "preference order", epoch).permutation(count) for epoch in range(config.epochs)
-    ]
-    size = config.prompts_per_step
-    return [[int(i) for i in order[at : at + size]] for order in orders for at in range(0, count, size)]
 
 
 def packed_of(groups: Sequence[Judged], policy: Branch) -> Packed:

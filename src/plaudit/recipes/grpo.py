@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model
 from plaudit.randomness import torch_seed
+from plaudit.reward.scores import figures_of
 from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
@@ -33,11 +34,19 @@ from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 
 
+class GroupKL(KLConfig):
+    """As the others, with GRPO's own defaults."""
+
+    coef: float = Field(default=0.04, ge=0)
+    place: Literal["reward", "loss"] = "loss"
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+
+
 class Config(PolicyGradientConfig):
     """Settings of the grpo recipe; each is described in docs/configs.md."""
 
     samples_per_prompt: int = Field(default=8, ge=2)
-    kl: KLConfig = KLConfig(coef=0.04, place="loss", estimator="k3")
+    kl: GroupKL = GroupKL()
     scale: Literal["group", "batch", "none"] = "group"
     mean_over: Literal["completions", "tokens", "constant"] = "completions"
     ratio: Literal["token", "completion"] = "token"
@@ -50,6 +59,10 @@ class Config(PolicyGradientConfig):
     def _variants_fit(self) -> Config:
         if self.ratio == "completion" and self.mean_over != "completions":
             raise ValueError("ratio completion has one loss a completion; set mean_over: completions")
+        if self.overlong_buffer > 0 and self.environment is not None:
+            raise ValueError(
+                "overlong_buffer is of one completion, and an environment's episodes have several turns"
+            )
         if self.overlong_buffer > self.max_new_tokens:
             raise ValueError("overlong_buffer is more than max_new_tokens")
         return self
@@ -59,12 +72,13 @@ class Config(PolicyGradientConfig):
 class Drawn:
     """A step's completions. samples: whole groups, numbered by prompt; scores: [B] theirs, None where the rollout's
     own pass may give them. everything: all that was drawn, with scores, where the samples are a choice from it.
-    draws: how many times."""
+    draws: how many times; said: what the scorer said beside its scores, on average over the draws."""
 
     samples: list[Sample]
     scores: Tensor | None = None
     everything: tuple[list[Sample], Tensor] | None = None
     draws: int = 1
+    said: dict[str, float] = field(default_factory=dict)
 
 
 def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
@@ -96,11 +110,14 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             if known is None:
                 scores, said = online.scores_of(world, samples, seen)
             else:
-                scores, said = known.to(seen.logprobs), {}
+                scores, said = known.to(seen.logprobs), drawn.said
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
             row = online.describe(world, samples, seen, scores, drawn=drawn.everything) | said
-            row |= {"draws": float(drawn.draws), "equal_groups": equal_groups(scores, samples, config)}
+            row |= {
+                "draws": float(drawn.draws),
+                "equal_groups": equal_groups(drawn.everything or (samples, scores), config),
+            }
             if learner.must_stop(step, row, metrics.history):
                 break
 
@@ -142,10 +159,12 @@ def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> D
     if config.dynamic_sampling == 0:
         return Drawn(first)
     n, wanted = config.samples_per_prompt, len(first)
-    everything, scores, kept = list[Sample](), list[float](), list[int]()
+    everything, scores, kept, said = list[Sample](), list[float](), list[int](), list[dict[str, float]]()
     for draws in range(1, config.dynamic_sampling + 2):
         more = first if draws == 1 else online.draw(world, policy, step, config, "grpo", again=draws - 1)
-        scores += online.judge(world, more).scores
+        judged = online.judge(world, more)
+        scores += judged.scores
+        said.append(figures_of(judged))
         everything += more
         worth = earned(torch.tensor(scores, dtype=torch.float64), everything, config)
         groups = worth.view(-1, n)
@@ -156,11 +175,13 @@ def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> D
     kept = kept or list(range(wanted))
     given = torch.tensor(scores, dtype=torch.float64)
     samples = [replace(everything[at], prompt=place // n) for place, at in enumerate(kept)]
-    return Drawn(samples, given[kept], (everything, given), draws)
+    figures = {name: sum(one[name] for one in said) / len(said) for name in said[0]}
+    return Drawn(samples, given[kept], (everything, given), draws, figures)
 
 
-def equal_groups(scores: Tensor, samples: Sequence[Sample], config: Config) -> float:
-    """The share of groups whose completions all earn the same, and so teach nothing."""
+def equal_groups(drawn: tuple[Sequence[Sample], Tensor], config: Config) -> float:
+    """The share of groups drawn whose completions all earn the same, and so teach nothing."""
+    samples, scores = drawn
     groups = earned(scores, samples, config).view(-1, config.samples_per_prompt)
     return float((groups.amin(1) == groups.amax(1)).double().mean())
 
@@ -195,8 +216,8 @@ def update(
     meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, seen.packed.rows))
-        key = (config.seed, "epoch", step, epoch)
-        for rows, tokens, completions in seen.minibatches(config.minibatches, key):
+        key = config.seed, "epoch", step, epoch
+        for rows, tokens, completions in seen.packed.minibatches(config.minibatches, *key):
             total = completions if by_completion else tokens
             mean = sequence_mean if by_completion else masked_mean
             # Dr. GRPO divides by what does not depend on the lengths that were drawn.
@@ -226,7 +247,7 @@ def update(
                 loss = out.loss
                 if config.entropy_coef > 0:
                     loss = loss - config.entropy_coef * mean(now.entropies, part.mask, total=total)
-                if config.kl.place == "loss":
+                if config.kl.place == "loss" and coef > 0:
                     kl = kl_of(logprobs, part.cut(seen.ref_logprobs), config.kl)
                     loss = loss + coef * mean(kl, part.mask, total=total)
                 torch.autograd.backward(constant * loss)

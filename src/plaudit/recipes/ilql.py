@@ -31,15 +31,16 @@ from plaudit.algorithms.q_loss import (
 from plaudit.config import Config as Base
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.episodes import Episode, read_episodes
-from plaudit.data.judged import known_ids
+from plaudit.data.judged import is_held_out, known_ids
 from plaudit.models.branch import Branch, hidden_states
 from plaudit.models.load import Model, load_model
 from plaudit.models.q_heads import QHeads, save_heads
-from plaudit.randomness import rng, torch_seed
+from plaudit.randomness import batches_of, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
 from plaudit.training.policy import AdapterConfig, make_policy, write_policy
+from plaudit.training.stop import check_finite
 from plaudit.types import UserError
 
 Target = Literal["ilql", "q_learning", "sarsa"]
@@ -105,7 +106,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     optimizer = adam(parameters, learning_rate=config.learning_rate)
 
     # 3. Every epoch takes each episode once, in a keyed order. Go on from the latest checkpoint.
-    batches = batches_of(len(training), config)
+    batches = batches_of(len(training), config.batch_size, config.epochs, config.seed, "ilql order")
     warmup = math.ceil(config.warmup * len(batches))
     done, measured = 0, dict[str, float | None]()
     if (found := checkpoint.latest(directory / "checkpoints")) is not None:
@@ -125,12 +126,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
             )
             heads.follow(config.polyak)
-            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                raise UserError(
-                    f"the loss is not a number at step {step + 1}",
-                    where=str(directory),
-                    fix="lower the learning rate",
-                )
+            check_finite(step, directory, row["loss"], row["grad_norm"])
 
             # 5. At an epoch's end, what V and Q say of prompts never trained on. Say so, then save.
             if heldout and (step + 1) % (len(batches) // config.epochs) == 0:
@@ -173,7 +169,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 def split(episodes: Sequence[Episode], config: Config) -> tuple[list[Episode], list[Episode]]:
     """Training and held-out episodes. Which side a prompt is on, with all its episodes, depends on the seed and the
     prompt alone. UserError where what is left to train on says nothing."""
-    held = {e.key for e in episodes if rng(config.seed, "heldout", e.key).random() < config.heldout}
+    held = {e.key for e in episodes if is_held_out(e.key, config.heldout, config.seed)}
     training = [e for e in episodes if e.key not in held]
     if not training:
         raise UserError(
@@ -186,13 +182,6 @@ def split(episodes: Sequence[Episode], config: Config) -> tuple[list[Episode], l
             fix="judge more varied completions",
         )
     return training, [e for e in episodes if e.key in held]
-
-
-def batches_of(count: int, config: Config) -> list[list[int]]:
-    """The episodes of each step; an epoch's last batch holds what is left."""
-    orders = [rng(config.seed, "ilql order", epoch).permutation(count) for epoch in range(config.epochs)]
-    size = config.batch_size
-    return [[int(i) for i in order[at : at + size]] for order in orders for at in range(0, count, size)]
 
 
 def train_on(batch: Sequence[Episode], policy: Branch, heads: QHeads, config: Config) -> dict[str, float]:

@@ -28,7 +28,8 @@ from plaudit.randomness import rng, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, linear_to_zero, take_step
-from plaudit.training.policy import AdapterConfig, make_policy, write_policy
+from plaudit.training.policy import AdapterConfig, check_start, make_policy, write_policy
+from plaudit.training.stop import check_finite
 from plaudit.types import Preference, Ranking, Rating, Record, UserError
 
 AT_ONCE = 256  # completions that are packed together where nothing is learned, so that memory has a bound
@@ -61,8 +62,7 @@ class Config(Base):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Config:
-        if self.start is not None and self.adapter.rank == 0:
-            raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        check_start(self.start, self.adapter)
         return self
 
 
@@ -137,12 +137,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             row["grad_norm"] = take_step(
                 optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
             )
-            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                raise UserError(
-                    f"the loss is not a number at step {step + 1}",
-                    where=str(directory),
-                    fix="lower the learning rate",
-                )
+            check_finite(step, directory, row["loss"], row["grad_norm"])
 
             # 5. At an epoch's end, prompts never trained on. Say so, then save: what a kill cuts off between the two
             # comes again.
@@ -205,8 +200,7 @@ def votes_of(records: Sequence[Record], threshold: float) -> dict[tuple[str, str
             last = len(record.ranking) - 1
             said = [(record.completions[i], last - 2 * place) for place, i in enumerate(record.ranking)]
         elif isinstance(record, Rating):
-            overall = record.scores.get("overall", sum(record.scores.values()) / len(record.scores))
-            said = [(record.completion, 1 if overall >= threshold else -1)]
+            said = [(record.completion, 1 if record.overall >= threshold else -1)]
         for text, vote in said:
             key = (prompt_key(record.prompt), text)
             votes[key] = votes.get(key, 0) + vote

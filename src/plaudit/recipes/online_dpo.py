@@ -23,7 +23,7 @@ from plaudit.data.collate import micro_batches, pack
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import token_logprobs
 from plaudit.models.load import Model
-from plaudit.randomness import rng, torch_seed
+from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
@@ -125,15 +125,16 @@ def prefer(
         [samples[i].prompt_ids for i in both],
         [samples[i].completion_ids for i in both],
         action_masks=[samples[i].action_mask for i in both],
+        together=[number for number in range(len(pairs)) for _ in range(2)],
         max_row=sys.maxsize,
         device=policy.trunk.device,
     )
     meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, packed.rows))
-        order = torch.from_numpy(rng(config.seed, "epoch", step, epoch).permutation(packed.rows))
-        for rows in order.to(packed.ids.device).tensor_split(meter.minibatches):
-            total = int(torch.isin(packed.row, rows).sum()) // 2
+        for rows, _, samples_here in packed.minibatches(
+            config.minibatches, config.seed, "epoch", step, epoch
+        ):
             for micro in micro_batches(packed, config.micro_batch_tokens, rows):
                 part, index = packed.take(micro)
                 now = token_logprobs(policy, part, temperature=config.temperature)
@@ -148,7 +149,7 @@ def prefer(
                         ref_first=known[0::2],
                         ref_second=known[1::2],
                     ),
-                    total=total,
+                    total=samples_here // 2,
                     beta=config.beta,
                 )
                 torch.autograd.backward(out.loss)

@@ -30,17 +30,15 @@ from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Experience, Sample, Scorer
 from plaudit.training import online
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import Meter, PolicyGradientConfig, Run, kl_of
+from plaudit.training.online import Meter, OnlineAdapter, PolicyGradientConfig, Run, kl_of
 from plaudit.training.optim import linear_to_zero
-from plaudit.training.policy import AdapterConfig as PolicyAdapter
 from plaudit.training.policy import make_policy, write_policy
 from plaudit.types import UserError
 
 
-class AdapterConfig(PolicyAdapter):
+class AdapterConfig(OnlineAdapter):
     """value_blocks: top blocks of the value's own adapter (0: all), where no reward model gives it one."""
 
-    blocks: int = Field(default=16, ge=0)
     value_blocks: int = Field(default=6, ge=0)
 
 
@@ -61,6 +59,8 @@ class Config(PolicyGradientConfig):
     def _reward_is_dense(self) -> Config:
         if self.dense_reward and self.reward is not None and is_function(self.reward):
             raise ValueError("dense_reward wants a reward model; a function scores whole completions")
+        if self.dense_reward and self.environment is not None:
+            raise ValueError("dense_reward wants a reward model; an environment rewards turns")
         return self
 
 
@@ -203,7 +203,7 @@ def update(
     meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, seen.packed.rows))
-        for rows, total, _ in seen.minibatches(config.minibatches, (config.seed, "epoch", step, epoch)):
+        for rows, total, _ in seen.packed.minibatches(config.minibatches, config.seed, "epoch", step, epoch):
             for part in seen.parts(rows, config.micro_batch_tokens):
                 now = part.logprobs(
                     policy, temperature=config.temperature, entropy_gradient=config.entropy_coef > 0
@@ -230,7 +230,7 @@ def update(
                 loss = actor.loss + config.value_coef * critic.loss
                 if config.entropy_coef > 0:
                     loss = loss - config.entropy_coef * masked_mean(now.entropies, part.mask, total=total)
-                if config.kl.place == "loss":
+                if config.kl.place == "loss" and coef > 0:
                     kl = kl_of(logprobs, part.cut(experience.ref_logprobs), config.kl)
                     loss = loss + coef * masked_mean(kl, part.mask, total=total)
                 torch.autograd.backward(loss)

@@ -236,8 +236,8 @@ def update(
     meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, seen.packed.rows))
-        key = (config.seed, "epoch", step, epoch)
-        for rows, tokens, completions in seen.minibatches(config.minibatches, key):
+        key = config.seed, "epoch", step, epoch
+        for rows, tokens, completions in seen.packed.minibatches(config.minibatches, *key):
             whole = config.loss == "clipped" and config.action == "completion"
             total = completions if whole else tokens
             # The plain slope is that of a completion's expected return: a sum over its tokens, not their mean.
@@ -251,7 +251,7 @@ def update(
                 loss = out.loss
                 if config.entropy_coef > 0:
                     loss = loss - config.entropy_coef * masked_mean(now.entropies, part.mask, total=total)
-                if config.kl.place == "loss":
+                if config.kl.place == "loss" and coef > 0:
                     kl = kl_of(logprobs, part.cut(seen.ref_logprobs), config.kl)
                     loss = loss + coef * masked_mean(kl, part.mask, total=total)
                 torch.autograd.backward(scale * loss)

@@ -20,7 +20,7 @@ from plaudit.data.collate import micro_batches, pack
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import token_logprobs
 from plaudit.models.load import Model
-from plaudit.randomness import rng, torch_seed
+from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
@@ -117,9 +117,7 @@ def imitate(best: Sequence[Sample], learner: Run, step: int, rate: float, config
     meter, norm = Meter(1), 0.0
     for epoch in range(config.epochs):
         meter = Meter(min(config.minibatches, packed.rows))
-        order = torch.from_numpy(rng(config.seed, "epoch", step, epoch).permutation(packed.rows))
-        for rows in order.to(packed.ids.device).tensor_split(meter.minibatches):
-            total = float(packed.mask[torch.isin(packed.row, rows)].sum())
+        for rows, total, _ in packed.minibatches(config.minibatches, config.seed, "epoch", step, epoch):
             for micro in micro_batches(packed, config.micro_batch_tokens, rows):
                 part, _ = packed.take(micro)
                 now = token_logprobs(policy, part, temperature=config.temperature)

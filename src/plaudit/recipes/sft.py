@@ -42,7 +42,7 @@ from plaudit.training.optim import (
     take_step,
 )
 from plaudit.training.policy import AdapterConfig, make_policy, write_policy
-from plaudit.training.stop import Best, measured
+from plaudit.training.stop import Best, check_finite, measured
 from plaudit.types import UserError
 
 
@@ -181,12 +181,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 weights = next_weights(
                     config.mixture, weights, by_task, begun=begun, first=first, goals=goals
                 )
-            if not all(math.isfinite(row.get(name, 0.0)) for name in ("loss", "grad_norm", "heldout_loss")):
-                raise UserError(
-                    f"the loss is not a number at step {step + 1}",
-                    where=str(directory),
-                    fix="lower the learning rate",
-                )
+            check_finite(step, directory, row["loss"], row["grad_norm"], row.get("heldout_loss", 0.0))
 
             # 7. Say so, then save: what a kill cuts off between the two comes again.
             metrics.log(step + 1, row, line)

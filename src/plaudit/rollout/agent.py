@@ -140,7 +140,8 @@ def episodes(
     at most; an environment that goes on is cut off there, and the episode marked, as it is where the context is full.
 
     UserError, in one line that names environment, start and turn: for spaces or observations that are not text, a
-    reward that is not a finite number, an exception in the environment, a first observation that leaves no room.
+    reward that is not a finite number, an exception in the environment, a first observation that leaves no room, or
+    one that is another with the same seed.
     """
     if not environments or len({id(environment) for environment in environments}) < len(environments):
         raise ValueError("give one environment or more, each once")
@@ -148,9 +149,18 @@ def episodes(
         check_spaces(environment)
     wanted = [(start, index) for start in range(starts) for index in range(n)]
     done: list[Episode] = []
+    firsts: dict[int, Any] = {}
     for begin in range(0, len(wanted), len(environments)):
         group = wanted[begin : begin + len(environments)]
         plays = [_begin(agent, env, name, key) for env, name in zip(environments, group, strict=False)]
+        for play in plays:
+            begun = firsts.setdefault(play.name[0], play.transcript.prompt_ids)
+            if play.transcript.prompt_ids != begun:
+                raise UserError(
+                    f"begins in two ways with the seed {play.seed}",
+                    where=f"{_name(play.environment)}, start {play.name[0]}",
+                    fix="draw with self.np_random, after super().reset(seed=seed)",
+                )
         done += _play(agent, plays, key, turns)
     return done
 

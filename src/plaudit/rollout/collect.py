@@ -15,10 +15,10 @@ from torch import Tensor
 
 from plaudit.algorithms.masking import masked_mean
 from plaudit.data.collate import Packed, micro_batches, pack
+from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch, Outputs, token_logprobs, token_shares, token_values
 from plaudit.models.llama import Llama
-from plaudit.randomness import rng
-from plaudit.tensors import Key, Sample
+from plaudit.tensors import Sample
 from plaudit.types import UserError
 
 PREFLIGHT = {torch.bfloat16: 0.03, torch.float32: 1e-4, torch.float64: 1e-4}
@@ -43,14 +43,6 @@ class Forward:
     entropies: Tensor
     values: Tensor
     shares: Tensor | None
-
-    def minibatches(self, count: int, key: Key) -> Iterator[tuple[Tensor, int, int]]:
-        """Rows of at most `count` minibatches in a keyed order, each with its count of tokens and of samples."""
-        packed = self.packed
-        order = torch.from_numpy(rng(*key).permutation(packed.rows)).to(packed.ids.device)
-        for rows in order.tensor_split(min(count, packed.rows)):
-            mine = torch.isin(packed.row, rows)
-            yield rows, int(packed.mask[mine].sum()), int(mine.sum())
 
     def parts(self, rows: Tensor, budget: int) -> Iterator[Part]:
         """These rows in micro-batches of at most `budget` columns."""
@@ -102,6 +94,7 @@ def forward(
     samples: Sequence[Sample],
     *,
     reference: Llama,
+    anchor: Adapter | None = None,
     policy: Branch,
     value: Branch | None,
     reward: Branch | None,
@@ -109,18 +102,20 @@ def forward(
     budget: int,
 ) -> Forward:
     """Run every branch over the samples, `budget` columns at a time. Branches on the reference's trunk go on
-    from its stream; others (full fine-tuning) are run whole."""
+    from its stream; others (full fine-tuning) are run whole. anchor: an adapter that is part of the reference."""
     packed = pack(
         [s.prompt_ids for s in samples],
         [s.completion_ids for s in samples],
         action_masks=[s.action_mask for s in samples],
         device=reference.device,
     )
-    branches = [branch for branch in (policy, value, reward) if branch is not None]
-    shared = sorted({b.first for b in branches if b.trunk is reference} | {reference.shape.depth})
+    against = Branch(reference, anchor)
+    branches = [branch for branch in (policy, value, reward, against) if branch is not None]
+    shared = sorted({b.first for b in branches if b.trunk is reference})
     width = (packed.rows, packed.ids.shape[1], reference.shape.width)
-    # The final stream serves the reference alone and is not kept.
-    streams = {d: torch.zeros(width, dtype=reference.wide, device=reference.device) for d in shared[:-1]}
+    # The final stream serves a bare reference alone and is not kept.
+    kept = [depth for depth in shared if depth < reference.shape.depth]
+    streams = {d: torch.zeros(width, dtype=reference.wide, device=reference.device) for d in kept}
     per_token = {
         name: torch.zeros(packed.mask.shape, dtype=reference.wide, device=reference.device)
         for name in ("logprobs", "ref_logprobs", "entropies", "values")
@@ -141,8 +136,8 @@ def forward(
             return (here[branch.first], branch.first) if branch.trunk is reference else (None, 0)
 
         steps = part.mask.shape[1]
-        stream_, depth_ = here[reference.shape.depth], reference.shape.depth
-        ref = token_logprobs(Branch(reference), part, temperature=temperature, stream=stream_, depth=depth_)
+        stream_, depth_ = begin(against)
+        ref = token_logprobs(against, part, temperature=temperature, stream=stream_, depth=depth_)
         stream_p, depth_p = begin(policy)
         now = token_logprobs(policy, part, temperature=temperature, stream=stream_p, depth=depth_p)
         per_token["ref_logprobs"][index, :steps] = ref.logprobs

@@ -19,9 +19,10 @@ from plaudit.algorithms.kl import ESTIMATORS, adaptive_coefficient, k1
 from plaudit.algorithms.masking import masked_mean
 from plaudit.config import Config as Base
 from plaudit.data.formats import read_prompts
+from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model, load_model
-from plaudit.randomness import rng
+from plaudit.randomness import rng, torch_seed
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
 from plaudit.reward.scores import Scores, figures_of, scored
@@ -32,12 +33,18 @@ from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams, Scorer
 from plaudit.training import checkpoint, machine
 from plaudit.training.optim import adam, take_step
-from plaudit.training.policy import AdapterConfig
+from plaudit.training.policy import AdapterConfig, check_start, make_policy
 from plaudit.training.stop import reason_to_stop
 from plaudit.types import Prompt
 
 AT_ONCE = 64
 """Completions that are drawn, or episodes that are played, at a time; it changes no draw."""
+
+
+class OnlineAdapter(AdapterConfig):
+    """Fewer blocks than elsewhere: those below are computed once for policy, reference and reward."""
+
+    blocks: int = Field(default=16, ge=0)
 
 
 class KLConfig(Base):
@@ -80,6 +87,7 @@ class OnlineConfig(Base):
     turns: int = Field(default=16, ge=1)
     gold: str | None = None
     start: str | None = None
+    reference: Literal["model", "start"] = "model"
     seed: int = 0
     steps: int = Field(default=100, ge=1)
     prompts_per_step: int = Field(default=16, ge=1)
@@ -91,7 +99,7 @@ class OnlineConfig(Base):
     minibatches: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    adapter: AdapterConfig = AdapterConfig(blocks=16)
+    adapter: OnlineAdapter = OnlineAdapter()
     stop: StopConfig = StopConfig()
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
@@ -110,8 +118,9 @@ class OnlineConfig(Base):
                 raise ValueError(f"{name} is not set")
         if self.environment is not None and (self.prompts is not None or self.reward is not None):
             raise ValueError("an environment asks and rewards by itself; leave prompts and reward out")
-        if self.start is not None and self.adapter.rank == 0:
-            raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+        check_start(self.start, self.adapter)
+        if self.start is None and self.reference == "start":
+            raise ValueError("reference start wants a start")
         return self
 
 
@@ -133,7 +142,8 @@ class PolicyGradientConfig(OnlineConfig):
 @dataclass(frozen=True, slots=True)
 class World:
     """What a policy acts in: the model with its frozen trunk, prompts as they were asked and as ids, and who scores
-    what it says; or rooms, copies of a text environment, which ask and score themselves."""
+    what it says; or rooms, copies of a text environment, which ask and score themselves. anchor: the reference's
+    adapter on that trunk; None: the bare trunk is the reference."""
 
     model: Model
     asked: list[Prompt]
@@ -143,6 +153,7 @@ class World:
     engine: LocalEngine
     params: SamplingParams
     rooms: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
+    anchor: Adapter | None = None
 
     @property
     def reward_branch(self) -> Branch | None:
@@ -164,7 +175,13 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
     )
     at_once = min(AT_ONCE, config.prompts_per_step * config.samples_per_prompt)
     rooms = [] if config.environment is None else open_environments(config.environment, at_once)
-    return World(model, asked, prompts, scorer, gold, engine, params, rooms)
+    anchor = None
+    if config.reference == "start":
+        seed = torch_seed(config.seed, "policy adapter")
+        anchor = make_policy(model, config.adapter, seed=seed, start=config.start).adapter
+        assert anchor is not None
+        anchor.requires_grad_(False)
+    return World(model, asked, prompts, scorer, gold, engine, params, rooms, anchor)
 
 
 def draw(
@@ -211,6 +228,7 @@ def look(
     return forward(
         samples,
         reference=world.model.trunk,
+        anchor=world.anchor,
         policy=policy,
         value=value,
         reward=world.reward_branch if reward else None,
@@ -243,8 +261,9 @@ def ended(samples: Sequence[Sample], device: torch.device) -> Tensor:
 
 
 def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig) -> Tensor:
-    """[B]: what each completion earns: its score, or the penalty for a missing end in its place."""
-    if config.missing_eos_penalty is None:
+    """[B]: what each completion earns: its score, or the penalty for a missing end in its place. An environment has
+    seen how its episodes end, and what it gives stays."""
+    if config.missing_eos_penalty is None or config.environment is not None:
         return scores
     return replace_missing_eos(scores, ended(samples, scores.device), penalty=config.missing_eos_penalty)
 
@@ -355,7 +374,7 @@ class Run:
         policy did not draw, so that they need not rise."""
         rules = self.config.stop.model_dump()
         if logged:
-            rules["patience"] = self.config.steps
+            rules["patience"] = self.config.steps + 1
         why = reason_to_stop([*history, row], **rules)
         if why is not None:
             self._stop(step, why, usable=math.isfinite(row["kl"] + row["entropy"]))

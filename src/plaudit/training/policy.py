@@ -22,6 +22,12 @@ class AdapterConfig(Config):
     blocks: int = Field(default=0, ge=0)
 
 
+def check_start(start: str | None, adapter: AdapterConfig) -> None:
+    """ValueError for settings of which one has an adapter to go on from and the other trains none."""
+    if start is not None and adapter.rank == 0:
+        raise ValueError("start is an adapter, and adapter.rank 0 trains the whole model without one")
+
+
 def make_policy(model: Model, adapter: AdapterConfig, *, seed: int, start: str | None = None) -> Branch:
     """An adapter on the model's frozen trunk (fresh, or the one in the directory `start`), or (rank 0) a copy of the
     whole trunk that is trained, in float32 or wider, since a bfloat16 weight swallows small steps.

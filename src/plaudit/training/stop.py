@@ -5,8 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from plaudit.types import UserError
 
 Row = Mapping[str, float]
+
+
+def check_finite(step: int, directory: Path, *numbers: float) -> None:
+    """UserError where a step (0, 1, ...) of a run that learns from given data came to what is no number."""
+    if not all(math.isfinite(number) for number in numbers):
+        raise UserError(
+            f"the loss is not a number at step {step + 1}",
+            where=str(directory),
+            fix="lower the learning rate",
+        )
 
 
 def reason_to_stop(

@@ -3,8 +3,6 @@
 from mutations.kinds import of_room
 
 REWARD = (
-    *of_room("rollout/collect", "recipes/test_ppo_golden",
-           ("int(packed.mask[mine].sum())", "int(packed.mask.sum())", "the batch's count for the minibatch's")),
     *of_room("rollout/collect", "recipes/test_ppo",
            ("if branch.adapter is None or branch.first not in self.seen.streams:",
             "if branch.first not in self.seen.streams:", "a trained trunk entered from a frozen stream"),
@@ -18,8 +16,6 @@ REWARD = (
            ("            checkpoint.load_optimizer(optimizer, tensors)\n" if False else
             "        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume")),
     *of_room("data/judged", "recipes/test_reward_model",
-           ('rng(seed, "heldout", group.key)', 'rng(seed, "heldout", len(group.pairs))',
-            "all prompts on one side"),
            ("1.0 if record.choice == 0 else 0.0", "0.0 if record.choice == 0 else 1.0", "the rejected one wanted")),
     *of_room("reward/model", "recipes/test_reward_model",
            ("scores[m, index.cpu()] =", "scores[m, : len(index)] =", "scores given to other samples")),

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from plaudit.models.adapter import save_adapter
 from plaudit.models.load import load_model, make_adapter
 from plaudit.models.q_heads import QHeads
-from plaudit.randomness import torch_seed
+from plaudit.randomness import batches_of, torch_seed
 from plaudit.recipes import ilql
 from tiny_models import transformers_model
 
@@ -191,7 +191,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             config = ilql.Config.model_validate(SETTINGS | {"data": ["unread"], "target": target})
             learner = Learner(config, Path(name) / "policy")
-            batches = ilql.batches_of(len(EPISODES), config)
+            batches = batches_of(len(EPISODES), config.batch_size, config.epochs, config.seed, "ilql order")
             rows = [learner.step(n, len(batches), batch) for n, batch in enumerate(batches[:STEPS])]
         expected = ",\n".join(json.dumps(row) for row in rows)
         lines.append(f'"{target}": [\n{expected}\n]')
