@@ -46,7 +46,7 @@ ONLINE_RUN = of_room(
     "training/online",
     "training/test_online",
     ("if not self.stopped and not usable:", "if False:", "the last update's weights never looked at"),
-    ('rules["patience"] = self.config.steps', "pass", "a reward that cannot rise is waited for"),
+    ('rules["patience"] = self.config.steps + 1', "pass", "a reward that cannot rise is waited for"),
     ("if kl.target is None:", "if True:", "a price that is never steered"),
     ("key=lambda s: (s.prompt, s.index))", "key=lambda s: s.prompt)",
      "samples of a prompt in the engine's order"),
