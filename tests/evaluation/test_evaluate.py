@@ -95,6 +95,7 @@ def test_figures_by_hand() -> None:
     ]
     one, two = figures([first, second], Same(), n=2, seed=0)  # type: ignore[arg-type]
     assert one["reward"] == 0.75  # (1.5 + 0) / 2
+    assert one["best_of_n"] == 1.0  # (2 + 0) / 2
     assert one["win_rate"] is None
     assert one["kl"] == 0
     assert one["perplexity"] == pytest.approx(math.exp(8 / 8))
@@ -105,6 +106,7 @@ def test_figures_by_hand() -> None:
 
     assert two["reward"] == 0.75  # (2 - 0.5) / 2
     # Prompt 1: 2 beats 1 twice, ties 2 twice: 3/4. Prompt 2: 0 ties 0 twice, -1 loses twice: 1/4.
+    assert two["best_of_n"] == 1.0
     assert two["win_rate"] == 0.5
     assert two["win_rate_interval"] == [0.25, 0.75]
     assert two["reward_interval"] == [-0.5, 2.0]

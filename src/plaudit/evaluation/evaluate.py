@@ -123,8 +123,9 @@ def figures(
 ) -> list[dict[str, Any]]:
     """What the rows say of each model, in the models' order; the first is the baseline.
 
-    {"model", "reward", "reward_interval", "win_rate", "win_rate_interval", "kl", "perplexity", "distinct_2",
-    "distinct_2_tokens", "length", "eos_rate"}. Intervals are 95 % bootstraps over prompts. win_rate: over the
+    {"model", "reward", "reward_interval", "best_of_n", "win_rate", "win_rate_interval", "kl", "perplexity",
+    "distinct_2", "distinct_2_tokens", "length", "eos_rate"}. Intervals are 95 % bootstraps over prompts. best_of_n:
+    the mean of each prompt's best score; the baseline's is what training must beat. win_rate: over the
     baseline by the score, all n x n pairs of a prompt, ties half; None for the baseline itself. kl: mean
     log p_model - log p_baseline a token of the model's own samples, nats; None where tokenizers differ, or where
     the samples were not drawn at temperature 1 from the whole distribution. perplexity: of the samples under the
@@ -154,14 +155,15 @@ def figures(
 def reward_figures(
     rows: Sequence[Row], baseline: Sequence[Row] | None, *, n: int, seed: int
 ) -> dict[str, float | list[float] | None]:
-    """Mean score and win rate with their intervals, None where there is no score or no baseline to beat."""
-    names = ("reward", "reward_interval", "win_rate", "win_rate_interval")
+    """Mean score, win rate and their intervals, and the best of n; None where there is no score or no baseline."""
+    names = ("reward", "reward_interval", "best_of_n", "win_rate", "win_rate_interval")
     out: dict[str, float | list[float] | None] = dict.fromkeys(names)
     if rows[0]["score"] is None:
         return out
     mine = [[row["score"] for row in rows[at : at + n]] for at in range(0, len(rows), n)]
     means = [float(np.mean(scores)) for scores in mine]
     out |= {"reward": float(np.mean(means)), "reward_interval": list(bootstrap(means, seed=seed))}
+    out["best_of_n"] = float(np.mean([max(scores) for scores in mine]))
     if baseline is not None:
         other = [[row["score"] for row in baseline[at : at + n]] for at in range(0, len(baseline), n)]
         wins = [
