@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from plaudit.evaluation.diagnosis import Curve, Finding, diagnose
+from plaudit.evaluation.diagnosis import Curve, Finding, against_judges, diagnose
 from plaudit.randomness import rng
 
 STEPS = 60
@@ -155,3 +156,29 @@ def test_a_curves_levels_and_noise_by_hand() -> None:
     assert curve.first == pytest.approx(1 / 3)
     assert curve.last == pytest.approx(2 / 3)
     assert curve.error == pytest.approx((0.5 * 2 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rose", "wins", "level", "said"),
+    [
+        (0.4, (0.55, 0.7), "fine", r"together: \+0\.4, and it wins 55% to 70%"),
+        (0.4, (0.45, 0.7), "warning", r"no sure difference \(45% to 70%\)"),
+        (0.4, (0.5, 0.7), "warning", "no sure difference"),
+        (0.4, (0.2, 0.4), "alarm", r"^Reward hacking: .*rose by 0\.4, and the judges prefer the start .*20% to 40%"),
+        (-0.1, (0.55, 0.7), "warning", r"did not rise \(-0\.1\)"),
+    ],
+)  # fmt: skip
+def test_judges_say_whether_the_reward_was_gamed(
+    rose: float, wins: tuple[float, float], level: str, said: str
+) -> None:
+    found = against_judges(rose, wins)
+    assert found.level == level
+    assert re.search(said, found.what)
+    assert bool(found.fix) == (level != "fine")
+
+
+def test_a_run_that_was_judged_needs_no_gold_score() -> None:
+    judged = against_judges(1.0, (0.1, 0.3))
+    found = diagnose(rows(gold=None), judged=judged)
+    assert found[0] is judged
+    assert not any("gold" in finding.what for finding in found)

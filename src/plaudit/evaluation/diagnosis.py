@@ -68,20 +68,53 @@ class Curve:
         return self.level(len(self.values))
 
 
-def diagnose(rows: Sequence[Row], stopped: str | None = None, *, logged: bool = False) -> list[Finding]:
+def diagnose(
+    rows: Sequence[Row], stopped: str | None = None, *, logged: bool = False, judged: Finding | None = None
+) -> list[Finding]:
     """What is wrong with a run that learned from samples, the worst first; what is fine comes last.
 
     rows: of its metrics.jsonl. stopped: why it ended by itself, or None. logged: the samples were not the policy's own,
-    so that their rewards, lengths and ends say nothing of it.
+    so that their rewards, lengths and ends say nothing of it. judged: what `against_judges` found, which a run that was
+    judged at its end needs no gold score for.
     """
     found = [Finding("alarm", f"The run stopped by itself: {stopped}.")] if stopped else []
     if not rows:
         return found
-    of_samples = [] if logged else [_gamed, _alike, _flat, _length, _ends]
+    if judged is not None:
+        found.append(judged)
+    of_samples = [] if logged else [_alike, _flat, _length, _ends] + ([_gamed] if judged is None else [])
     for look in (*of_samples, _distance, _entropy, _steps, _critic, _sampler):
         found += look(rows)
     order = {"alarm": 0, "warning": 1, "fine": 2}
     return sorted(found, key=lambda finding: order[finding.level])
+
+
+def against_judges(rose: float, wins: tuple[float, float]) -> Finding:
+    """Whether people who took no part in training see what the reward sees. rose: the reward's rise on held-out
+    prompts, in its own unit; wins: the 95 % interval of the share of them that the trained model wins, 0 to 1."""
+    low, high = wins
+    share = f"{low:.0%} to {high:.0%}"
+    fix = (
+        "Collect judgements of today's samples and refit the reward; hold the KL lower (kl.target, kl.coef)."
+    )
+    if rose <= 0:
+        return Finding(
+            "warning",
+            f"On held-out prompts the reward did not rise ({rose:+.3g}).",
+            "Give it more steps, a higher learning rate or a lower price of the KL.",
+        )
+    if high < 0.5:
+        return Finding(
+            "alarm",
+            f"Reward hacking: on held-out prompts the reward rose by {rose:.3g}, and the judges prefer the start (the "
+            f"trained model wins {share}).",
+            fix,
+        )
+    if low <= 0.5:
+        return Finding(
+            "warning", f"The reward rose by {rose:.3g}, and the judges see no sure difference ({share}).", fix
+        )
+    return Finding("fine", f"Reward and judges went together: {rose:+.3g}, and it wins {share}.")
 
 
 def _finite(value: object) -> bool:

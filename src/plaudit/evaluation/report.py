@@ -11,6 +11,7 @@ from typing import Any
 from plaudit import config as configs
 from plaudit import files
 from plaudit.evaluation import plots
+from plaudit.evaluation.diagnosis import Finding, against_judges, diagnose
 from plaudit.evaluation.page import dig, fill, interval, number, read_json, read_rows, read_text
 from plaudit.evaluation.plots import Figure, Series, Win
 from plaudit.feedback import panel
@@ -90,6 +91,7 @@ def render(directory: Path, summary: dict[str, Any]) -> str:
         "mine": mine,
         "rounds": rounds,
         "last": last,
+        "findings": findings(last),
         "characters": [] if mine else characters(summary.get("seed")),
         "sets": SETS,
         "curves": CURVES,
@@ -131,6 +133,16 @@ def read_rounds(directory: Path, summary: dict[str, Any]) -> list[Round]:
             )
         )
     return rounds
+
+
+def findings(last: Round) -> list[Finding]:
+    """What the last round's training says of itself, and the judges of it."""
+    measured = last.summary.get("policy") or {}
+    begin, end = number(measured.get("reward_before")), number(measured.get("reward_after"))
+    wins, judged = interval(measured.get("win_rate_ci95")), None
+    if begin is not None and end is not None and wins is not None:
+        judged = against_judges(end - begin, wins)
+    return diagnose(last.ppo, dig(last.summary, "ppo", "stopped"), judged=judged)
 
 
 def characters(seed: Any) -> list[panel.Rater]:

@@ -189,6 +189,8 @@ DIAGNOSIS = of_room(
     ("(2 * len(steps))) * math.sqrt(2 / self.width)", "(2 * len(steps)))", "a mean as noisy as a step"),
     ("entropy.last < 0.4 * entropy.first", "entropy.last > 0.4 * entropy.first", "entropy that holds called collapse"),
     ("and explained.last < 0", "and explained.last > 0", "a good critic called bad"),
+    ("if low <= 0.5:", "if low < 0.4:", "an unsure win called one"),
+    ("if high < 0.5:", "if high < 0.1:", "judges who prefer the start unheard"),
 )  # fmt: skip
 FEEDBACK = (
     *of_room("feedback/queries", "feedback/test_feedback_store",
