@@ -74,9 +74,7 @@ class Stem:
             cwd=REPO, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(
-        self, tests: Sequence[str], room: Path, mutation: Mutation | None = None, seconds: float = SECONDS
-    ) -> Result:
+    def run(self, tests: Sequence[str], room: Path, mutation: Mutation | None = None) -> Result:
         """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
         shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
         (room / "check_origin.py").write_text(CHECK_ORIGIN)
@@ -88,7 +86,7 @@ class Stem:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(
-            json.dumps({"room": str(room), "arguments": arguments, "seconds": seconds}) + "\n"
+            json.dumps({"room": str(room), "arguments": arguments, "seconds": SECONDS}) + "\n"
         )
         self.process.stdin.flush()
         status = json.loads(self.process.stdout.readline())["status"]
@@ -105,14 +103,16 @@ class Stem:
 NONSENSE = "NameError|UnboundLocalError|AttributeError|TypeError|SyntaxError|ImportError"
 """What a typing slip raises. A test that meets one of these has not judged the change."""
 
-Outcome = Callable[[Mutation], Result]
+Job = Mutation | str
+"""A mutation, or a file of tests that the copy must pass unmutated."""
+Outcome = Callable[[Job], Result]
 CAUGHT: dict[str, str] = {}
 """By a mutation's name, the test that caught it in this session."""
 
 
 @pytest.fixture(scope="module")
 def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """What became of a mutation. Those selected are run ahead, a few at a time; under xdist, one when asked for."""
+    """What became of a job. Those selected are run ahead, a few at a time; under xdist, one when asked for."""
     rooms = tmp_path_factory.mktemp("mutations")
     at_once = 1 if "PYTEST_XDIST_WORKER" in os.environ else AT_ONCE
     stems = Queue[Stem]()
@@ -121,23 +121,25 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     hints: dict[str, str] = json.loads(HINTS.read_text())
 
-    def one(mutation: Mutation) -> Result:
-        stem, room = stems.get(), rooms / str(MUTATIONS.index(mutation))
+    def one(number: int, job: Job) -> Result:
+        stem, room = stems.get(), rooms / str(number)
         try:
-            if (hint := hints.get(names(mutation))) is not None:
-                quick = stem.run((hint,), room, mutation)
+            if isinstance(job, str):
+                return stem.run((job,), room)
+            if (hint := hints.get(names(job))) is not None:
+                quick = stem.run((hint,), room, job)
                 if quick.status == 1:
                     return quick
-            return stem.run(mutation.tests, room, mutation)
+            return stem.run(job.tests, room, job)
         finally:
             stems.put(stem)
 
     calls = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = [call.params["mutation"] for call in calls if call and "mutation" in call.params]
+    chosen = [call.params["job"] for call in calls if call and "job" in call.params]
     ahead = [] if "PYTEST_XDIST_WORKER" in os.environ else list(dict.fromkeys(chosen))
     pool = ThreadPoolExecutor(at_once)
-    futures = {mutation: pool.submit(one, mutation) for mutation in ahead}
-    yield lambda mutation: futures[mutation].result() if mutation in futures else one(mutation)
+    futures = {job: pool.submit(one, number, job) for number, job in enumerate(ahead)}
+    yield lambda job: futures[job].result() if job in futures else one(len(ahead), job)
     pool.shutdown(cancel_futures=True)
     while not stems.empty():
         stems.get().close()
@@ -175,18 +177,16 @@ def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
 
 
 @pytest.mark.proof
-def test_the_copy_passes_unmutated(tmp_path: Path) -> None:
-    tests = dict.fromkeys(test for mutation in MUTATIONS for test in mutation.tests)
-    stem = Stem()
-    result = stem.run(tuple(tests), tmp_path / "clean", seconds=20 * SECONDS)
-    stem.close()
+@pytest.mark.parametrize("job", sorted({test for mutation in MUTATIONS for test in mutation.tests}))
+def test_the_copy_passes_unmutated(job: str, outcome: Outcome) -> None:
+    result = outcome(job)
     assert result.status == 0, result.said
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=names)
-def test_mutation_is_caught(mutation: Mutation, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
-    result = outcome(mutation)
+@pytest.mark.parametrize("job", MUTATIONS, ids=names)
+def test_mutation_is_caught(job: Mutation, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    mutation, result = job, outcome(job)
     assert result.status is not None, f"took longer than {SECONDS} s: {mutation.old!r} -> {mutation.new!r}"
     assert result.status != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
     assert result.status == 1, f"it broke the run, which proves nothing:\n{result.said}"
