@@ -79,6 +79,7 @@ def test_sampled_ids_are_used_where_the_tokenizer_is_ours(reward: RewardModel) -
         ({"completion": "a"}, "in.jsonl:2: lacks prompt"),
         ({"prompt": "a"}, "in.jsonl:2: lacks a text as completion"),
         ({"prompt": "a", "completion": 3}, "in.jsonl:2: lacks a text as completion"),
+        ({"prompt": "a", "completion": "\ud800x"}, "in.jsonl:2: completion holds half a character"),
         ({"prompt": "a", "completion": "b " * 300}, "tokens, the model takes 256; shorten"),
     ],
 )
