@@ -12,11 +12,9 @@ import torch
 
 from plaudit.config import parse
 from plaudit.data.formats import write_records
-from plaudit.data.judged import Judged, Rated
 from plaudit.models.load import load_model
 from plaudit.randomness import rng
 from plaudit.recipes import reward_model
-from plaudit.reward.judgements import Reading
 from plaudit.reward.model import load_reward_model
 from plaudit.reward.score import score
 from plaudit.training.metrics import Metrics
@@ -282,22 +280,3 @@ def test_bad_input_is_one_line(
 def test_a_setting_without_meaning_is_refused(config: reward_model.Config, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         parse(reward_model.Config, config.model_dump() | settings, "a.yaml")
-
-
-def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
-    """Their mean is the same for all; by each criterion they are not."""
-
-    def rated(*by: tuple[float, float]) -> list[Judged]:
-        ratings = [
-            Rated(i, sum(two) / 2, dict(zip(("joy", "flow"), two, strict=True))) for i, two in enumerate(by)
-        ]
-        return [Judged("p", [1], [[0]] * len(by), ["x"] * len(by), ratings=ratings)]
-
-    criteria = Reading(criteria=("joy", "flow"))
-    reward_model.check(rated((0.2, 0.8), (0.8, 0.2)), criteria, ["d"])
-    for groups, reading in (
-        (rated((0.2, 0.8), (0.8, 0.2)), Reading()),
-        (rated((0.2, 0.8), (0.2, 0.8)), criteria),
-    ):
-        with pytest.raises(UserError, match="d: all ratings are the same, so there is nothing to learn"):
-            reward_model.check(groups, reading, ["d"])

@@ -13,6 +13,7 @@ from plaudit.reward.judgements import (
     Judgements,
     Reading,
     begin,
+    check_varied,
     level_of,
     levels_of,
     said,
@@ -156,3 +157,22 @@ def test_more_raters_than_a_table_can_hold_are_refused() -> None:
     with pytest.raises(UserError, match=r"raters: 1001 raters are named, and the habits of 1000 at most"):
         begin(crowd, Reading(aware=True))
     assert begin(crowd, Reading())[1].names == ()
+
+
+def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
+    """Their mean is the same for all; by each criterion they are not."""
+
+    def rated(*by: tuple[float, float]) -> list[Judged]:
+        ratings = [
+            Rated(i, sum(two) / 2, dict(zip(("joy", "flow"), two, strict=True))) for i, two in enumerate(by)
+        ]
+        return [Judged("p", [1], [[0]] * len(by), ["x"] * len(by), ratings=ratings)]
+
+    criteria = Reading(criteria=("joy", "flow"))
+    check_varied(rated((0.2, 0.8), (0.8, 0.2)), criteria, "d")
+    for groups, reading in (
+        (rated((0.2, 0.8), (0.8, 0.2)), Reading()),
+        (rated((0.2, 0.8), (0.2, 0.8)), criteria),
+    ):
+        with pytest.raises(UserError, match="d: all ratings are the same, so there is nothing to learn"):
+            check_varied(groups, reading, "d")

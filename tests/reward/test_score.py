@@ -79,7 +79,6 @@ def test_sampled_ids_are_used_where_the_tokenizer_is_ours(reward: RewardModel) -
         ({"completion": "a"}, "in.jsonl:2: lacks prompt"),
         ({"prompt": "a"}, "in.jsonl:2: lacks a text as completion"),
         ({"prompt": "a", "completion": 3}, "in.jsonl:2: lacks a text as completion"),
-        ({"prompt": "a", "completion": "\ud800x"}, "in.jsonl:2: completion holds half a character"),
         ({"prompt": "a", "completion": "b " * 300}, "tokens, the model takes 256; shorten"),
     ],
 )
@@ -90,6 +89,14 @@ def test_a_row_at_fault_is_named_and_nothing_is_written(
     with pytest.raises(UserError, match=fault):
         scored(tmp_path, [{"prompt": "a", "completion": "b"}, row])
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_half_a_character_is_named_before_a_rule_is_asked(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a", "completion": "\ud800x"}])
+    with pytest.raises(
+        UserError, match=r"in\.jsonl:1: completion holds half a character \(.ud800\); write the whole"
+    ):
+        score("plaudit.reward.rules:length", source, tmp_path / "out.jsonl")
 
 
 def test_ids_of_another_vocabulary_are_refused(reward: RewardModel, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from plaudit.models.branch import Branch, Pool, ScalarHead, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.criteria import CriteriaHead
-from plaudit.reward.judgements import Judgements, Reading, begin, said
+from plaudit.reward.judgements import Judgements, Reading, begin, check_varied
 from plaudit.reward.measure_raters import measure_raters
 from plaudit.reward.model import RewardModel
 from plaudit.reward.probe import fit_head
@@ -96,7 +96,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     model = model or load_model(config.model, dtype, device)
     training, heldout = split_by_prompt(read_judgements(config, model), config.heldout, config.seed)
     reading, effects = begin(training, asked(config))
-    check(training, reading, config.data)
+    check_varied(training, reading, ", ".join(config.data))
 
     # 2. A fresh adapter on the top blocks that the reward reads, and a head (normal, std 1/sqrt(d + 1)).
     trunk = model.trunk
@@ -258,23 +258,6 @@ def states_of(branch: Branch, groups: Sequence[Judged], budget: int) -> list[Ten
         part, index = packed.take(micro)
         out[index.cpu()] = pooled_states(branch, part).cpu()
     return list(torch.split(out, [len(g.completions) for g in groups]))
-
-
-def check(training: list[Judged], reading: Reading, data: list[str]) -> None:
-    """UserError where there is nothing to learn from."""
-    where = ", ".join(data)
-    pairs = [pair for group in training for pair in group.pairs]
-    if not pairs and not any(group.ratings for group in training):
-        raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
-    levels: dict[int, set[float]] = {}
-    for one in (one for group in training for one in group.ratings):
-        for criterion, level in said(one.rating, one.scores, reading):
-            levels.setdefault(criterion, set()).add(round(level, 6))
-    if all(pair.target == 0.5 for pair in pairs) and all(len(taken) < 2 for taken in levels.values()):
-        what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
-        raise UserError(
-            f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
-        )
 
 
 def train_on(

@@ -262,6 +262,22 @@ def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
         )
 
 
+def check_varied(training: Sequence[Judged], reading: Reading, where: str) -> None:
+    """UserError where there is nothing to learn from: no judgements, or none that tells one answer from another."""
+    pairs = [pair for group in training for pair in group.pairs]
+    if not pairs and not any(group.ratings for group in training):
+        raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
+    levels: dict[int, set[float]] = {}
+    for one in (one for group in training for one in group.ratings):
+        for criterion, level in said(one.rating, one.scores, reading):
+            levels.setdefault(criterion, set()).add(round(level, 6))
+    if all(pair.target == 0.5 for pair in pairs) and all(len(taken) < 2 for taken in levels.values()):
+        what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
+        raise UserError(
+            f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
+        )
+
+
 def strength_share(pair: Pair) -> float:
     """0 for the least strength (1) or none asked or a tie, 1 for the greatest (4)."""
     return 0.0 if pair.strength is None or pair.target == 0.5 else (pair.strength - 1) / 3
