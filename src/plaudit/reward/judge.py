@@ -178,8 +178,8 @@ class Judge:
         return self._each(one, pairs)
 
     def _each(self, one: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Results in the items' order, several asked for at a time from a service; the first fault, or whoever
-        listens no more, ends it, and what is on its way is asked for no second time."""
+        """Results in the items' order, several asked for at a time from a service; the first fault in
+        that order, or whoever listens no more, ends it, and what is on its way is asked for no second time."""
         if isinstance(self.asked, LocalJudge):
             yield from map(one, items)
             return

@@ -31,8 +31,8 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
     A line is a record (docs/records.md) with "judge" beside it: the item's digest, and for a preference the places
     that won in the two orders. Lines are added as answers come, in the items' order, and synced; started again, it asks
     only for what is missing. Returns counts (of questions, too: asked, kept from before, without a verdict in their
-    reply), and what the swap revealed. UserError for a source or an `out` that
-    cannot be read, and for an `out` that holds answers of another judge or to other items.
+    reply), and what the swap revealed. UserError for a source or an `out` that cannot be read, and for an `out` that
+    holds answers of another judge or to other items, or anything else.
     """
     items = list(dict.fromkeys(read_items(source, judge.config.protocol)))
     if not items:
