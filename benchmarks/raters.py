@@ -254,6 +254,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds pandalm_3raters and mlqe_pe_da")
     parser.add_argument("--cache", type=Path, default=Path("runs/raters-cache"), help="where states are kept")
     given = parser.parse_args()
+    if given.study == "people" and given.data is None:
+        parser.error("people needs --data, the folder that holds pandalm_3raters and mlqe_pe_da")
     torch.set_num_threads(1)
     record = HERE / "raters.json"
     found: dict[str, Any] = {"simulated": [], "people": []}

@@ -80,6 +80,19 @@ def test_a_tie_says_nothing_of_who_said_it() -> None:
     assert slopes[0].item() > 0
 
 
+def test_a_margin_is_the_choices_and_a_ties_share_has_none() -> None:
+    """A soft target is |2 target - 1| of a choice, whose margin it is, and the rest of a tie: not `bradley_terry`'s."""
+
+    def loss(target: float, margin: float) -> float:
+        none, given = vec(0.0), {"total": 1, "margin": vec(margin)}
+        return float(COMPARED(vec(LN3), none, vec(target), none, vec(1.0), none, **given).loss)
+
+    assert loss(0.75, 1.0) == pytest.approx(0.5 * loss(1.0, 1.0) + 0.5 * loss(0.5, 0.0), rel=1e-14)
+    assert loss(0.5, 1.0) == pytest.approx(loss(0.5, 0.0), rel=1e-14)
+    plain = bradley_terry(vec(LN3), vec(0.0), vec(0.75), total=1, margin=vec(1.0)).loss.item()
+    assert loss(0.75, 1.0) < plain - 0.1
+
+
 def test_exchanging_the_two_changes_nothing() -> None:
     habits = vec(0.2, 0.4), vec(0.7, -1.1)
     side, first, second, target = vec(0.5, -0.3), vec(1.0, 2.0), vec(0.2, 2.5), vec(1.0, 0.2)

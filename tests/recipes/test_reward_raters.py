@@ -251,8 +251,10 @@ def test_gold_items_are_learned_from_and_raters_held_against_them(
         ([*({"prompt": p, "completion": "x", "scores": {"joy": 0.5}} for p in "ab"),
           {"prompt": "a", "completions": ["x", "y"], "choice": 0}],
          {"criteria": {"joy": 1.0}}, "all ratings are 0.5, which makes no levels"),
+        ([{"prompt": "a", "completions": ["x", "y"], "choice": 0, "rater": r} for r in ("ada", "<gold>")], {},
+         "has a rater named <gold>; give known answers in a file of their own, as `gold`, or rename the rater"),
     ],
-    ids=["rating out of range", "a missing place", "all ties", "a criterion nobody scored", "one level"],
+    ids=["rating out of range", "a missing place", "all ties", "a criterion nobody scored", "one level", "false gold"],
 )  # fmt: skip
 def test_bad_input_is_one_line(
     config: reward_model.Config,

@@ -169,6 +169,8 @@ def test_a_rule_scores_a_file_without_any_model(tmp_path: Path, monkeypatch: pyt
         ("kind: ensemble\nmembers: [SELF, rules:fourths]\n", "is made of itself"),
         ("kind: sum\nterms: [{scorer: SELF}]\n", "is made of itself"),
         ("kind: sum\nterms: []\n", "terms: "),
+        ("kind: sum\nterms: [{scorer: e.yaml}, {scorer: t.yaml}]\n", "SELF: adds up two ensembles"),
+        ("kind: sum\nterms: [{scorer: e.yaml}, {scorer: one.yaml}]\n", "SELF: adds up two ensembles"),
         ("kind: transform\nscorer: rules:fourths\n", "transform: field required"),
         ("kind: transform\nscorer: rules:fourths\ntransform: [{name: linear, at: 1.0}]\n",
          "linear takes gain, shift, not at"),
@@ -187,6 +189,9 @@ def test_a_description_at_fault_is_named_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "s.yaml", text.replace("SELF", "s.yaml"))
+    save(tmp_path / "e.yaml", "kind: ensemble\nmembers: [rules:fourths, rules:fourths]\n")
+    save(tmp_path / "t.yaml", "kind: transform\nscorer: e.yaml\ntransform: [{name: tanh}]\n")
+    save(tmp_path / "one.yaml", "kind: sum\nterms: [{scorer: t.yaml}, {scorer: rules:fourths}]\n")
     with pytest.raises(UserError, match=said.replace("SELF", "s.yaml")) as caught:
         open_for_texts("s.yaml").scorer.score(as_samples([[1]], [[4]]))
     assert "\n" not in str(caught.value)
@@ -214,3 +219,14 @@ def test_a_description_of_a_sum_by_hand(tmp_path: Path) -> None:
     opened = open_for_texts(spec)
     assert opened.base is None
     assert opened.scorer.score(as_samples([[1]], [[4, 5, 8]])) == pytest.approx([0.5 * 6 * 2 / 3 - 0.3])
+
+
+def test_a_sum_that_could_not_be_scored_is_refused_before_anything_is(tmp_path: Path) -> None:
+    ensemble = save(tmp_path / "e.yaml", "kind: ensemble\nmembers: [rules:fourths, rules:fourths]\n")
+    two = save(tmp_path / "s.yaml", f"kind: sum\nterms: [{{scorer: {ensemble}}}, {{scorer: {ensemble}}}]\n")
+    with pytest.raises(UserError, match=r"s\.yaml: adds up two ensembles"):
+        open_for_texts(two)
+    one = save(
+        tmp_path / "o.yaml", f"kind: sum\nterms: [{{scorer: {ensemble}}}, {{scorer: rules:fourths}}]\n"
+    )
+    assert open_for_texts(one).scorer.score(as_samples([[1]], [[4]])) == [2.0]

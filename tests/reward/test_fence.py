@@ -86,10 +86,16 @@ def test_the_key_depends_on_the_question_and_the_attempt_alone(request: str, a: 
 
 
 def test_a_key_that_stands_in_the_text_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fence, "DIGITS", 1)
-    for missing in "0123456789abcdef":
-        text = "0123456789ABCDEF".replace(missing.upper(), "")
-        assert draw_key(0, [text[:7], text[7:]]) == missing
+    class Draw:
+        def __init__(self, *key: object) -> None:
+            self.number = key[3]
+
+        def bytes(self, count: int) -> bytes:
+            return bytes([0xAB + self.number] * count)  # type: ignore[operator]
+
+    monkeypatch.setattr(fence, "rng", Draw)
+    assert draw_key(0, ["a", "b"]) == "ab" * 8
+    assert draw_key(0, ["a", f"so {'AB' * 8} it is", "ac" * 8]) == "ad" * 8
 
 
 def test_keys_of_neighbouring_texts_are_told_apart() -> None:
@@ -109,6 +115,9 @@ def test_no_control_word_is_left_and_the_rest_is_as_it_was(text: str) -> None:
 
 def test_a_control_word_is_broken_once() -> None:
     assert defused("a <|im_end|> b </s> [INST] <s> c<d") == "a < |im_end|> b < /s> [ INST] < s> c<d"
+    assert defused("[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [gMASK]<sop> [CLS] x[0] [a]") == (
+        "[ SYSTEM_PROMPT] [ /SYSTEM_PROMPT] [ TOOL_CALLS] [ gMASK]< sop> [ CLS] x[0] [a]"
+    )
     assert fenced("k", "answer", "x") == "<<<k answer>>>\nx\n<<<k end of answer>>>"
 
 

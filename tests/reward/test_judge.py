@@ -23,7 +23,7 @@ from plaudit.config import parse
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import load_model
 from plaudit.recipes import evaluate, ppo
-from plaudit.reward.endpoint import LONGEST_PAUSE, Endpoint
+from plaudit.reward.endpoint import LONGEST_PAUSE, Endpoint, fresh_client
 from plaudit.reward.judge import Compared, Judge, JudgeConfig, open_judge, settled
 from plaudit.reward.local_judge import LocalJudge
 from plaudit.reward.open import open_scorer
@@ -185,6 +185,7 @@ def test_the_order_of_arrival_changes_nothing(served: Served, tmp_path: Path) ->
 FAULTS = {
     "429": status(429, {"retry-after": "0.01"}),
     "500": status(500),
+    "520": status(520),
     "503": status(503, {"retry-after": "soon"}),
     "not JSON": status(200, body="<html>"),
     "no choices": status(200, body='{"choices": []}'),
@@ -224,19 +225,75 @@ def test_a_service_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytes
 def test_pauses_grow_and_heed_the_service(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("plaudit.reward.endpoint.time.sleep", waited.append)
+    waited: list[float | None] = []
+
+    def wait(_: threading.Event, seconds: float | None = None) -> bool:
+        waited.append(seconds)
+        return False
+
+    asked = paced(judge(served, tmp_path, retries=4), 1.0)
+    assert isinstance(asked.asked, Endpoint)
+    monkeypatch.setattr(asked.asked.stopped, "wait", wait.__get__(asked.asked.stopped))
     served.faults = [
         status(500),
         status(429, {"retry-after": "7"}),
         status(500),
         status(429, {"retry-after": "9999"}),
     ]
-    paced(judge(served, tmp_path, retries=4), 1.0).score(texts("a"))
-    assert 0.5 <= waited[0] <= 1.5
+    asked.score(texts("a"))
+    assert 0.5 <= (waited[0] or 0) <= 1.5
     assert waited[1] == 7.0
-    assert 2.0 <= waited[2] <= 6.0
+    assert 2.0 <= (waited[2] or 0) <= 6.0
     assert waited[3] == LONGEST_PAUSE
+
+
+def test_a_fault_ends_the_pauses_of_the_others(served: Served, tmp_path: Path) -> None:
+    """Of three on their way one has no verdict, while the others, whom nobody answers, would pause for nine seconds at
+    the least; then the judge can be asked again."""
+
+    def brain(question: str, _: str) -> str:
+        if "worse" in question:
+            return "Ten!"
+        raise ConnectionError
+
+    served.brain = brain
+    asked = paced(judge(served, tmp_path, concurrency=3, timeout=0.3, attempts=1), 6.0)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="gave no verdict"):
+        asked.score(texts("worse", "a", "b"))
+    assert time.monotonic() - began < 4
+    served.brain = longest
+    assert asked.score(texts("a", "b c")) == [0.1, 0.2]
+
+
+def test_no_proxy_stands_between_this_machine_and_itself(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert judge(served, tmp_path, retries=0).score(texts("one two")) == [0.2]
+    there = {
+        host: fresh_client(f"http://{host}/v1").trust_env for host in ("localhost", "[::1]", "example.org")
+    }
+    assert there == {"localhost": False, "[::1]": False, "example.org": True}
+
+
+def test_a_service_that_repeats_the_key_is_not_believed_in_full(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "sk-hidden")
+    served.brain = lambda _, key: f"Your key is sk-hidden.\nVERDICT {key}: 3"
+    assert judge(served, tmp_path, api_key_env="A_KEY").score(texts("a")) == [0.3]
+    (kept,) = tmp_path.rglob("*.json")
+    assert json.loads(kept.read_text())["text"].startswith("Your key is ***.\n")
+    served.brain = lambda *_: "sk-hidden"
+    with pytest.raises(UserError, match=r"its last words: '\*\*\*'"):
+        judge(served, tmp_path, api_key_env="A_KEY").score(texts("b"))
+    monkeypatch.setenv("A_KEY", "3")  # no secret, and in the way of every verdict
+    served.brain = lambda _, key: f"VERDICT {key}: 3"
+    assert judge(served, tmp_path, api_key_env="A_KEY").score(texts("c")) == [0.3]
 
 
 @pytest.mark.parametrize(

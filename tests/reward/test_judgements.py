@@ -13,12 +13,13 @@ from plaudit.reward.judgements import (
     Judgements,
     Reading,
     begin,
+    check_varied,
     level_of,
     levels_of,
     said,
     strength_share,
 )
-from plaudit.reward.raters import CROWD, GOLD, GOLD_RATER, RaterEffects, copy_weights
+from plaudit.reward.raters import CROWD, GOLD, GOLD_RATER, MOST_RATERS, RaterEffects, copy_weights
 from plaudit.types import UserError
 
 
@@ -78,6 +79,9 @@ def test_levels_are_the_values_that_are_taken_or_tenths() -> None:
     assert len(many) == 10
     assert many[0] == pytest.approx(0.05, abs=0.002)
     assert many[-1] == pytest.approx(0.95, abs=0.002)
+    assert (
+        len(levels_of([0.5] * 400 + [i / 20 for i in range(21)])) == 10
+    )  # nearly all the same: tenths of the values
     reading = Reading(rating="ordinal", levels=(0.0, 0.5, 1.0))
     assert [level_of(x, reading) for x in (0.1, 0.4, 0.76, 1.0)] == [0, 1, 2, 2]
     assert level_of(0.37, Reading()) == 0.37
@@ -126,5 +130,49 @@ def test_copies_count_as_one() -> None:
     for r, s in ((0, 1), (0, 2), (1, 2)):
         effects.copied[r, s] = effects.copied[s, r] = 1.0
     assert copy_weights(effects, units) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1, 1, 1, 1, 1, 1])
+    assert copy_weights(effects, [("x", 3), ("x", 2), ("x", 1)]) == pytest.approx([1, 1 / 2, 1 / 2])
     effects.copied[0, 1] = effects.copied[1, 0] = 0.5
     assert copy_weights(effects, units)[0] == pytest.approx(1 / 2.5)
+
+
+@pytest.mark.parametrize("rating", ["regression", "ordinal"])
+def test_copied_ratings_count_as_one(rating: str) -> None:
+    """One who rates as another does adds nothing, where that was found out: of comparisons and of ratings."""
+    said_by_two = [Rated(0, 1.0, {}, "a"), Rated(1, 0.0, {}, "a"), Rated(1, 1.0, {}, "c")]
+    twice = [group(ratings=[*said_by_two, *(one._replace(rater="b") for one in said_by_two[:2])])]
+    reading = Reading(rating=rating, aware=True)  # type: ignore[arg-type]
+    effects, alone = RaterEffects(["a", "b", "c"]), RaterEffects(["a", "b", "c"])
+    effects.copied[0, 1] = effects.copied[1, 0] = 1.0
+    scores = torch.tensor([0.7, -0.4, 0.0, 0.0], dtype=torch.float64)
+    found = []
+    for groups, raters in ((twice, effects), ([group(ratings=said_by_two)], alone)):
+        table = Judgements.of(groups, [0], reading, raters)
+        assert table.totals().ratings == 3.0
+        found.append(table.loss(scores, None, reading, raters, table.totals()).loss.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+def test_more_raters_than_a_table_can_hold_are_refused() -> None:
+    crowd = [group(*(Pair(0, 1, 1.0, rater=f"r{i}") for i in range(MOST_RATERS + 1)))]
+    with pytest.raises(UserError, match=r"raters: 1001 raters are named, and the habits of 1000 at most"):
+        begin(crowd, Reading(aware=True))
+    assert begin(crowd, Reading())[1].names == ()
+
+
+def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
+    """Their mean is the same for all; by each criterion they are not."""
+
+    def rated(*by: tuple[float, float]) -> list[Judged]:
+        ratings = [
+            Rated(i, sum(two) / 2, dict(zip(("joy", "flow"), two, strict=True))) for i, two in enumerate(by)
+        ]
+        return [Judged("p", [1], [[0]] * len(by), ["x"] * len(by), ratings=ratings)]
+
+    criteria = Reading(criteria=("joy", "flow"))
+    check_varied(rated((0.2, 0.8), (0.8, 0.2)), criteria, "d")
+    for groups, reading in (
+        (rated((0.2, 0.8), (0.8, 0.2)), Reading()),
+        (rated((0.2, 0.8), (0.2, 0.8)), criteria),
+    ):
+        with pytest.raises(UserError, match="d: all ratings are the same, so there is nothing to learn"):
+            check_varied(groups, reading, "d")

@@ -72,7 +72,7 @@ def test_preferences_with_the_judge_as_rater(served: Served, tmp_path: Path) -> 
     assert [line["judge"]["places"] for line in lines(out)] == [[0, 1], [1, 0], ["tie", "tie"]]
     assert found == {
         "items": 3, "already": 0, "no_verdict": 0, "written": 3, "disagreed": 0, "ties": pytest.approx(1 / 3),
-        "first_place": 0.5,
+        "first_place": 0.5, "questions_asked": 6, "replies_kept": 0, "replies_refused": 0,
     }  # fmt: skip
     assert not any("anna" in question for question in served.asked), "what people said is not shown"
 
@@ -158,7 +158,7 @@ def test_what_is_there_is_not_asked_for_again(served: Served, tmp_path: Path) ->
     again = label(
         judge_of(describe(tmp_path, served, protocol="pairwise", cache=str(tmp_path / "other"))), source, out
     )
-    assert again == first_time | {"already": 3}
+    assert again == first_time | {"already": 3, "questions_asked": 0}
     assert (out.read_bytes(), len(served.asked)) == (before, asked)
 
 
@@ -185,12 +185,63 @@ def test_a_file_of_other_answers_is_not_added_to(served: Served, tmp_path: Path)
     assert source.read_text().count("\n") == 4
 
 
+def test_what_it_cost_is_counted(served: Served, tmp_path: Path) -> None:
+    """Two of three answers are known from before; the third has a verdict at the second asking."""
+    rows = [{"prompt": "p", "completion": text} for text in ("one", "two words", "three more words")]
+    description = describe(tmp_path, served, concurrency=1)
+    label(judge_of(description), write(tmp_path / "in.jsonl", rows[:2]), tmp_path / "few.jsonl")
+    said = iter(["Hm.", None])
+    served.brain = lambda question, key: next(said) or longest(question, key)
+    found = label(judge_of(description), write(tmp_path / "in.jsonl", rows), tmp_path / "all.jsonl")
+    names = ("questions_asked", "replies_kept", "replies_refused", "no_verdict", "written")
+    assert [found[name] for name in names] == [2, 2, 1, 0, 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"precious": 1}',
+        '{"prompt": "p", "completion": "mine"}',
+        '[{"prompt": "p"}]',
+        "a note to myself",
+        '"prompt": ',
+        "{\n}",
+    ],
+)
+def test_a_file_of_others_stays_as_it_is(served: Served, tmp_path: Path, content: str) -> None:
+    """The end of it, too, where no line break follows."""
+    source, out = write(tmp_path / "in.jsonl", PAIRS), tmp_path / "out.jsonl"
+    out.write_text(content)
+    with pytest.raises(UserError, match="is there, and holds no answers of a judge; choose another --out"):
+        label(judge_of(describe(tmp_path, served, protocol="pairwise")), source, out)
+    assert out.read_text() == content
+
+
+def test_whatever_a_kill_leaves_of_a_line_is_taken_up(served: Served, tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completions": ["好的", "no"]}, {"prompt": "q", "completions": ["yes", "no"]}]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    asked = judge_of(describe(tmp_path, served, protocol="pairwise"))
+    label(asked, source, out)
+    whole = out.read_bytes()
+    line = whole.index(b"\n")
+    inside = whole.index("好".encode()) + 1
+    for cut in (0, 1, 5, inside, line - 1, line, line + 1, line + 2, line + 40, len(whole) - 1):
+        out.write_bytes(whole[:cut])
+        label(asked, source, out)
+        assert out.read_bytes() == whole, cut
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
         ([], "in.jsonl: holds nothing to judge"),
         ([{"prompt": "a"}], "in.jsonl:1: "),
         ([{"prompt": "a", "completions": ["a"]}, {"completion": "b"}], "in.jsonl:2: lacks prompt"),
+        (
+            [{"prompt": "a", "completion": "\ud800x"}],
+            r"in.jsonl:1: completion holds half a character \(.ud800",
+        ),
+        ([{"prompt": "a", "completions": ["b", "\ud800"]}], "in.jsonl:1: completions holds half a character"),
     ],
 )
 def test_an_input_at_fault_is_named(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from plaudit.models.load import load_model
 from plaudit.reward.answers import read_answers, same, taken
 from plaudit.reward.open import open_scorer
-from plaudit.reward.rules import length, regex_match, repetition, rule_scorer
+from plaudit.reward.rules import RuleScorer, length, regex_match, repetition, rule_scorer
 from plaudit.tensors import Sample
 from plaudit.training.stop import reason_to_stop
 from plaudit.types import UserError
@@ -51,11 +54,40 @@ def test_options_at_fault_are_named(spec: str, options: dict[str, object], said:
     [
         ("18", "18", True), ("1,000.0", "1000", True), ("$ 5", "5", True), ("-3", "3", False), (" Yes. ", "yes", True),
         ("18.5", "18", False), (None, "18", False), ("", "", False), ("北京。", "北京", True), ("nan", "nan", True),
-        ("1e3", "1000", True), ("infinity", "inf", False),
+        ("1e3", "1000", True), ("infinity", "inf", False), ("1 000 000", "1000000", True),
+        ("-1,234.5", "-1234.5", True), ("£1,000", "1000", True), ("3, 4", "3,  4", True), ("1,0000", "10000", False),
+        ("3, 4", "34", False), ("1,5", "15", False), ("1 2", "12", False), ("1_2", "12", False),
+        ("12,34,567", "1234567", False),
     ],
 )  # fmt: skip
 def test_answers_are_equal_as_numbers_or_as_words(given: str | None, wanted: str, equal: bool) -> None:
     assert same(given, wanted) is equal
+
+
+BACK = "(a|aa)+$"
+"""Tries all ways of cutting a row of a's into ones and twos."""
+
+
+def test_an_expression_that_goes_back_for_ever_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = texts("a" * 33 + "b")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"regex_match: took longer than 0\.1 s; make it faster"):
+        RuleScorer(functools.partial(regex_match, pattern=BACK), "regex_match", 0.1).score(said)
+    monkeypatch.setattr("plaudit.reward.answers.SECONDS", 0.1)
+    with pytest.raises(
+        UserError, match=r"after '.*': took longer than 0\.1 s on one text; write an expression"
+    ):
+        taken(said[0].text, BACK)
+    assert time.monotonic() - began < 2
+
+
+def test_a_rule_that_cannot_be_cut_off_is_late_all_the_same() -> None:
+    """One call of re keeps Python's lock, and with it the clock that would call time."""
+    stubborn = RuleScorer(
+        lambda samples: [float(bool(re.search(BACK, s.text))) for s in samples], "mine", 0.02
+    )
+    with pytest.raises(UserError, match="mine: took longer than"):
+        stubborn.score(texts("a" * 28 + "b"))
 
 
 def test_what_follows_the_last_mark_is_the_answer() -> None:
@@ -92,6 +124,8 @@ def test_known_answers_reward_by_the_prompt(tmp_path: Path) -> None:
         ('{"prompt": "a"}\n', None, ":1: lacks an answer"),
         ('{"prompt": "a", "answer": true}\n', None, ":1: lacks an answer"),
         ('{"answer": 1}\n', None, ":1: lacks prompt"),
+        ('{"prompt": "a", "answer": " ."}\n', None, ":1: the answer is empty"),
+        ('{"prompt": "a", "answer": ""}\n', "####", ":1: the answer is empty"),
         ('{"prompt": "a", "answer": 1}\n{"prompt": "a", "answer": 2}\n', None, ":2: has another answer"),
         ("\n", None, "holds no answers"),
         ('{"prompt": "a", "answer": 1}\n', "(", "after is no regular expression"),

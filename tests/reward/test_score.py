@@ -91,6 +91,14 @@ def test_a_row_at_fault_is_named_and_nothing_is_written(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_half_a_character_is_named_before_a_rule_is_asked(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": "a", "completion": "\ud800x"}])
+    with pytest.raises(
+        UserError, match=r"in\.jsonl:1: completion holds half a character \(.ud800\); write the whole"
+    ):
+        score("plaudit.reward.rules:length", source, tmp_path / "out.jsonl")
+
+
 def test_ids_of_another_vocabulary_are_refused(reward: RewardModel, tmp_path: Path) -> None:
     row = {"prompt": "a", "completion": "b", "tokenizer": reward.model.tokenizer.fingerprint}
     with pytest.raises(UserError, match="completion_ids are not this model's; leave them out"):

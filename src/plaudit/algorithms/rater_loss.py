@@ -40,7 +40,8 @@ def rater_bradley_terry(
 
     A tie is read as the crowd's, CE(1/2, sigmoid(first - second)): it says that the two are near, and nothing of
     who says so. Soft targets lie between: |2 target - 1| of a choice and the rest of a tie. With careless 0, scale 1
-    and side 0 it is `bradley_terry`.
+    and side 0 it is `bradley_terry`, but for a margin beside a soft target: the margin is the choice's, and a tie's
+    share gets none.
 
     metrics: as in `bradley_terry`, of the crowd's gap. Raises ValueError where shapes differ, a counted target or
     careless is outside 0 to 1, or a margin is below 0. Source: above; the margin as in `bradley_terry`.
@@ -79,8 +80,6 @@ def choice_logprobs(log_odds: Tensor, careless: Tensor, side: Tensor) -> Tensor:
     log_odds, side: towards what was chosen. careless: in 0 to 1 (else ValueError), exact at both ends.
     Source: above.
     """
-    if not bool(((careless >= 0) & (careless <= 1)).all()):
-        raise ValueError("a careless is outside 0 to 1")
     return _mixed(F.logsigmoid(side), F.logsigmoid(log_odds + side), careless)
 
 
@@ -104,8 +103,6 @@ def rater_plackett_luce(
     counts = weight != 0
     mask = mask & counts[:, None]
     careless, scale = zero_masked(careless, counts), zero_masked(scale, counts)
-    if not bool(((careless >= 0) & (careless <= 1)).all()):
-        raise ValueError("a careless is outside 0 to 1")
     scores = zero_masked(scores, mask)
     guess = -torch.lgamma(mask.sum(1).to(scores.dtype) + 1.0)
     loss = -_mixed(guess, ranking_logprobs(scale[:, None] * scores, mask), careless)
@@ -161,14 +158,15 @@ def rater_ordinal(
 def rating_logprobs(scores: Tensor, levels: Tensor, cuts: Tensor, careless: Tensor, guess: Tensor) -> Tensor:
     """log(careless * guess_level + (1 - careless) * P(level | score)); scores (the rater's own), levels and careless:
     shapes that broadcast. Raises ValueError as `rater_ordinal`. Source: as there."""
-    if not bool(((careless >= 0) & (careless <= 1)).all()):
-        raise ValueError("a careless is outside 0 to 1")
     mixed = _mixed(guess.clamp(min=1e-9).log(), level_logprobs(scores, cuts), careless[..., None])
     return soft_pick(mixed, levels.expand(mixed.shape[:-1]))
 
 
 def _mixed(guess: Tensor, careful: Tensor, careless: Tensor) -> Tensor:
-    """log(careless * exp(guess) + (1 - careless) * exp(careful)), exact where careless is 0 or 1."""
+    """log(careless * exp(guess) + (1 - careless) * exp(careful)), exact where careless is 0 or 1; outside it is a
+    ValueError."""
+    if not bool(((careless >= 0) & (careless <= 1)).all()):
+        raise ValueError("a careless is outside 0 to 1")
     tiny = torch.finfo(careful.dtype).tiny
     mixed = torch.logaddexp(
         careless.clamp(min=tiny).log() + guess, (1.0 - careless).clamp(min=tiny).log() + careful

@@ -50,7 +50,7 @@ def from_json(obj: object) -> Record:
     if "completions" in row:
         if ("choice" in row) == ("ranking" in row):
             raise UserError("needs either choice or ranking beside completions", fix="give one of the two")
-        texts = tuple(_text(text, "completions") for text in _list(row["completions"], "completions"))
+        texts = tuple(whole_text(text, "completions") for text in _list(row["completions"], "completions"))
         if "ranking" in row:
             order = tuple(_list(row["ranking"], "ranking"))
             return _build(Ranking, prompt=read_prompt(row), completions=texts, ranking=order, rater=rater)
@@ -67,14 +67,14 @@ def from_json(obj: object) -> Record:
             rater=rater,
         )
     _need(row, "prompt", "completion")
-    completion = _text(row["completion"], "completion")
+    completion = whole_text(row["completion"], "completion")
     if "scores" not in row:
         return _build(Demonstration, prompt=read_prompt(row), completion=completion, rater=rater)
     if not isinstance(row["scores"], dict):
         raise UserError(
             f"scores is {type(row['scores']).__name__}, not an object", fix='write {"overall": 0.8}'
         )
-    scores = {_text(name, "scores"): score for name, score in filled(row["scores"]).items()}
+    scores = {whole_text(name, "scores"): score for name, score in filled(row["scores"]).items()}
     return _build(Rating, prompt=read_prompt(row), completion=completion, scores=scores, rater=rater)
 
 
@@ -99,7 +99,7 @@ def _from_trl_pair(row: Row) -> Preference:
     _need(row, "chosen", "rejected")
     chosen, rejected = row["chosen"], row["rejected"]
     if "prompt" not in row and isinstance(chosen, str) and isinstance(rejected, str):
-        prompt, better, worse = _shared_text(_text(chosen, "chosen"), _text(rejected, "rejected"))
+        prompt, better, worse = _shared_text(whole_text(chosen, "chosen"), whole_text(rejected, "rejected"))
         return _build(Preference, prompt=prompt, completions=(better, worse), choice=0, rater=_rater(row))
     given = read_prompt(row) if "prompt" in row else None
     prompt_of_chosen, better = _answer(given, chosen, "chosen")
@@ -115,7 +115,7 @@ def _answer(prompt: Prompt | None, value: Any, key: str) -> tuple[Prompt, str]:
     if isinstance(value, str):
         if prompt is None:
             raise UserError(f"{key} is text, and no prompt is given", fix="add the key prompt")
-        return prompt, _text(value, key)
+        return prompt, whole_text(value, key)
     turns = _from_messages(value, key)
     if not turns or turns[-1].role != "assistant":
         raise UserError(f"{key} does not end in an assistant message", fix=_CORRECT)
@@ -175,7 +175,7 @@ def _to_trl(record: Record) -> dict[str, Any]:
 
 def _from_hh(row: Row) -> list[Record]:
     _need(row, "chosen", "rejected")
-    chosen, rejected = _text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")
+    chosen, rejected = whole_text(row["chosen"], "chosen"), whole_text(row["rejected"], "rejected")
     fork = chosen[: _shared_length(chosen, rejected)].rfind(_ASSISTANT)
     if fork < 0 or not _TURN.match(chosen):
         raise UserError(
@@ -203,7 +203,7 @@ def _to_hh(record: Record) -> dict[str, Any]:
 
 def _from_pandalm(row: Row) -> list[Record]:
     _need(row, "instruction", "response1", "response2")
-    prompt, extra = _text(row["instruction"], "instruction"), _text(row.get("input", ""), "input")
+    prompt, extra = whole_text(row["instruction"], "instruction"), whole_text(row.get("input", ""), "input")
     if extra.strip():
         prompt = f"{prompt}\n\n{extra}"
     completions = (_answer_of_a_table(row, "response1"), _answer_of_a_table(row, "response2"))
@@ -223,7 +223,7 @@ def _from_pandalm(row: Row) -> list[Record]:
 def _answer_of_a_table(row: Row, key: str) -> str:
     """The text; an answer such as "True" or "42" that a table program took for a value is put back as text."""
     value = row[key]
-    return str(value) if isinstance(value, bool | int | float) else _text(value, key)
+    return str(value) if isinstance(value, bool | int | float) else whole_text(value, key)
 
 
 def _from_any(row: Row) -> list[Record]:
@@ -302,7 +302,7 @@ def _from_messages(value: Any, key: str) -> tuple[Message, ...]:
         if not isinstance(item, dict) or not filled(item).keys() >= {"role", "content"}:
             fix = 'write {"role": "user", "content": "..."}'
             raise UserError(f"{key} holds {_short(item)}, not a message with role and content", fix=fix)
-        role, content = _text(item["role"], "role"), _text(item["content"], "content")
+        role, content = whole_text(item["role"], "role"), whole_text(item["content"], "content")
         turns.append(_build(Message, role=role, content=content))
     return tuple(turns)
 
@@ -311,7 +311,7 @@ def read_prompt(row: Row) -> Prompt:
     """The key "prompt", text or messages. UserError when it is missing, empty or neither."""
     _need(row, "prompt")
     value = row["prompt"]
-    prompt = _from_messages(value, "prompt") if isinstance(value, list) else _text(value, "prompt")
+    prompt = _from_messages(value, "prompt") if isinstance(value, list) else whole_text(value, "prompt")
     if not prompt:
         raise UserError("prompt is empty", fix=_CORRECT)
     return prompt
@@ -332,7 +332,8 @@ def _keys(row: Row) -> str:
     return f"its keys: {_short(', '.join(map(str, row)))}" if row else "it has no keys"
 
 
-def _text(value: Any, key: str) -> str:
+def whole_text(value: Any, key: str) -> str:
+    """The value under the key. UserError where it is no text, or holds half a character, which no file could take."""
     if not isinstance(value, str):
         raise UserError(f"{key} is {type(value).__name__}, not text", fix=_CORRECT)
     try:
@@ -344,7 +345,7 @@ def _text(value: Any, key: str) -> str:
 
 
 def _rater(row: Row) -> str | None:
-    return _text(row["rater"], "rater") if "rater" in row else None
+    return whole_text(row["rater"], "rater") if "rater" in row else None
 
 
 def _list(value: Any, key: str) -> list[Any]:

@@ -27,7 +27,7 @@ from plaudit.models.branch import Branch, Pool, ScalarHead, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.criteria import CriteriaHead
-from plaudit.reward.judgements import Judgements, Reading, begin
+from plaudit.reward.judgements import Judgements, Reading, begin, check_varied
 from plaudit.reward.measure_raters import measure_raters
 from plaudit.reward.model import RewardModel
 from plaudit.reward.probe import fit_head
@@ -95,8 +95,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     device, dtype = machine.prepare(config.precision, config.threads)
     model = model or load_model(config.model, dtype, device)
     training, heldout = split_by_prompt(read_judgements(config, model), config.heldout, config.seed)
-    check(training, config.data)
     reading, effects = begin(training, asked(config))
+    check_varied(training, reading, ", ".join(config.data))
 
     # 2. A fresh adapter on the top blocks that the reward reads, and a head (normal, std 1/sqrt(d + 1)).
     trunk = model.trunk
@@ -213,9 +213,15 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
 
 def read_judgements(config: Config, model: Model) -> list[Judged]:
-    """All files' judgements by prompt; those of `gold` are the known answers'."""
+    """All files' judgements by prompt; those of `gold` are the known answers'. UserError where others claim to be."""
     ids = known_ids(config.samples, model.tokenizer.fingerprint)
-    records = [record for path in config.data for record in read_records(path)]
+    records = []
+    for path in config.data:
+        found = read_records(path)
+        if any(record.rater == GOLD_RATER for record in found):
+            fix = "give known answers in a file of their own, as `gold`, or rename the rater"
+            raise UserError(f"has a rater named {GOLD_RATER}", where=path, fix=fix)
+        records += found
     known = [replace(record, rater=GOLD_RATER) for path in config.gold for record in read_records(path)]
     return group_by_prompt([*records, *known], model.tokenizer, ids, context=model.trunk.shape.context)
 
@@ -252,20 +258,6 @@ def states_of(branch: Branch, groups: Sequence[Judged], budget: int) -> list[Ten
         part, index = packed.take(micro)
         out[index.cpu()] = pooled_states(branch, part).cpu()
     return list(torch.split(out, [len(g.completions) for g in groups]))
-
-
-def check(training: list[Judged], data: list[str]) -> None:
-    """UserError where there is nothing to learn from."""
-    where = ", ".join(data)
-    pairs = [pair for group in training for pair in group.pairs]
-    if not pairs and not any(group.ratings for group in training):
-        raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
-    rated = {round(one.rating, 6) for group in training for one in group.ratings}
-    if all(pair.target == 0.5 for pair in pairs) and len(rated) < 2:
-        what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
-        raise UserError(
-            f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
-        )
 
 
 def train_on(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+
+import regex
 
 from plaudit.data.judged import prompt_key
 from plaudit.data.shapes import filled, read_prompt
@@ -14,6 +15,11 @@ from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.tensors import Sample
 from plaudit.types import UserError
+
+SECONDS = 10.0
+"""The most that `after` may take on one text."""
+_GROUPED = regex.compile(r"[-+]?\d{1,3}([, ]\d{3})+(\.\d+)?")
+"""A number whose thousands are set apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,8 @@ def read_answers(data: str, after: str | None, tokenizer: Tokenizer | None, name
     known: dict[str, str] = {}
     by_ids: dict[tuple[int, ...], str] = {}
     try:
-        re.compile(after or "")
-    except re.error as error:
+        regex.compile(after or "")
+    except regex.error as error:
         raise UserError(f"after is no regular expression ({error})", where=name) from None
     for where, row in rows(Path(data)):
         try:
@@ -61,6 +67,8 @@ def read_answers(data: str, after: str | None, tokenizer: Tokenizer | None, name
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UserError("lacks an answer", where=where, fix='write {"prompt": ..., "answer": ...}')
         text = taken(str(answer), after) or str(answer)  # the answer alone, or at the end of its derivation
+        if not same(text, text):
+            raise UserError("the answer is empty", where=where, fix="write it, or leave the row out")
         if not same(known.setdefault(prompt_key(prompt), text), text):
             raise UserError("has another answer to a prompt seen before", where=where, fix="leave one out")
         if tokenizer is not None:
@@ -71,16 +79,25 @@ def read_answers(data: str, after: str | None, tokenizer: Tokenizer | None, name
 
 
 def taken(text: str, after: str | None) -> str | None:
-    """What follows the last match of `after`, to the end of its line; the whole text without `after`."""
+    """What follows the last match of `after`, to the end of its line; the whole text without `after`. UserError where
+    the search takes longer than `SECONDS`."""
     if after is None:
         return text
-    ends = [match.end() for match in re.finditer(after, text)]
+    try:
+        ends = [match.end() for match in regex.finditer(after, text, timeout=SECONDS)]
+    except TimeoutError:
+        raise UserError(
+            f"took longer than {SECONDS:g} s on one text",
+            where=f"after {after!r}",
+            fix="write an expression that does not go over the same text again and again",
+        ) from None
     return text[ends[-1] :].strip().partition("\n")[0] if ends else None
 
 
 def same(given: str | None, wanted: str) -> bool:
     """Whether two answers are equal: as numbers where both are (1,000 = 1000.0), else as words, whatever their case
-    and spaces; a full stop at the end does not count. No answer, and an empty one, equals nothing."""
+    and spaces; a full stop at the end does not count. No answer, and an empty one, equals nothing. "3, 4" and "1,5" are
+    words: a comma or a space is taken out of a number only where it sets thousands apart."""
     if given is None:
         return False
     a, b = (" ".join(text.casefold().split()).rstrip(".。") for text in (given, wanted))
@@ -89,8 +106,13 @@ def same(given: str | None, wanted: str) -> bool:
 
 
 def _number(text: str) -> Decimal | None:
+    text = text.lstrip("$£€¥ ")
+    if _GROUPED.fullmatch(text):
+        text = text.replace(",", "").replace(" ", "")
+    if "_" in text:  # which Python, and nobody else, reads as 1_000
+        return None
     try:
-        found = Decimal(text.replace(",", "").replace(" ", "").lstrip("$£€¥"))
+        found = Decimal(text)
     except InvalidOperation:
         return None
     return found if found.is_finite() else None

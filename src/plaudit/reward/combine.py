@@ -82,11 +82,7 @@ class WeightedSum:
             own = [weight * x for x in said.scores]
             total = _plus(total, own)
             if said.members and members:
-                raise UserError(
-                    "adds up two ensembles, whose members do not go together",
-                    where=self.name,
-                    fix="make the sum a member of one ensemble",
-                )
+                raise two_ensembles(self.name)
             if said.members:
                 members = tuple([weight * x for x in member] for member in said.members)
             else:
@@ -119,6 +115,24 @@ class Transformed:
         if not all(map(math.isfinite, scores)):
             raise UserError("a transform gave a score that is not a finite number", where=self.name)
         return scores
+
+
+def uncertain(scorer: Scorer) -> bool:
+    """Whether it says what each of several members does."""
+    if isinstance(scorer, Transformed):
+        return uncertain(scorer.scorer)
+    if isinstance(scorer, WeightedSum):
+        return any(uncertain(term) for _, term in scorer.terms)
+    return isinstance(scorer, Ensemble)
+
+
+def two_ensembles(where: str) -> UserError:
+    """What is said of a sum with two uncertain terms."""
+    return UserError(
+        "adds up two ensembles, whose members do not go together",
+        where=where,
+        fix="make the sum a member of one ensemble",
+    )
 
 
 def _plus(a: Sequence[float], b: Sequence[float]) -> list[float]:

@@ -7,9 +7,11 @@ API is read from the environment when it is used; it is in no file, no message a
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,17 +25,25 @@ from plaudit.randomness import rng
 from plaudit.reward.rubric import Question
 from plaudit.types import UserError
 
-AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+AGAIN = {408, 409, 425, 429, *range(500, 600)}
 """Statuses after which the same question may well be answered."""
+LEAST_SECRET = 8
+"""Characters of a key from which it is taken out of what is told: one of fewer guards nothing, and stands in words."""
 LARGEST = 1 << 20
 """Bytes of a reply that are read at most."""
 LONGEST_PAUSE = 60.0
 """Seconds between two tries, whatever the service asks for."""
 
 
-def fresh_client() -> httpx2.Client:
-    """Leaves no connection open between two questions, so that nobody has to close it."""
-    return httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+def fresh_client(base_url: str) -> httpx2.Client:
+    """Leaves no connection open between two questions, so that nobody has to close it. The environment's proxies are
+    asked for any other machine, and never for this one, whose texts would leave it."""
+    host = httpx2.URL(base_url).host
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    return httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0), trust_env=not here)
 
 
 class Stumble(Exception):
@@ -58,7 +68,8 @@ class Endpoint:
     """base_url: up to /v1, without the last slash. body: what goes with every request beside model and messages.
 
     timeout: seconds a try; retries: tries after the first, with pauses of pause, 2 * pause, 4 * pause, ... seconds.
-    cache: the directory of kept replies. Safe to use from several threads.
+    cache: the directory of kept replies. stopped: once set, nothing more is sent and nobody pauses; what is on its way
+    is waited for, one `timeout` at most. Safe to use from several threads.
     """
 
     base_url: str
@@ -68,8 +79,9 @@ class Endpoint:
     timeout: float
     retries: int
     cache: Path
+    client: httpx2.Client = field(repr=False, compare=False)
     pause: float = 0.5
-    client: httpx2.Client = field(default_factory=fresh_client, repr=False, compare=False)
+    stopped: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def reply(self, question: Question) -> Reply:
         """UserError where the service refuses, or does not answer within all tries."""
@@ -86,6 +98,8 @@ class Endpoint:
     def _ask(self, request: Mapping[str, Any], digest: str) -> Reply:
         reason = ""
         for attempt in range(self.retries + 1):
+            if self.stopped.is_set():
+                raise Stumble("stopped")
             try:
                 return self._try(request)
             except Stumble as stumble:
@@ -93,7 +107,7 @@ class Endpoint:
                 # Threads that stumbled together do not come back together: each question has a pace of its own.
                 pace = self.pause * 2**attempt * (0.5 + rng("pace", digest, attempt).random())
                 if attempt < self.retries:
-                    time.sleep(min(max(pace, stumble.after), LONGEST_PAUSE))
+                    self.stopped.wait(min(max(pace, stumble.after), LONGEST_PAUSE))
         raise UserError(
             f"the judge does not answer ({reason}; asked {self.retries + 1} times)",
             where=self.base_url,
@@ -134,7 +148,7 @@ class Endpoint:
                 if response.status_code in (401, 403)
                 else "check base_url and model",
             )
-        return _read(data)
+        return _read(data, key)
 
 
 def digest_of(base_url: str, request: Mapping[str, Any]) -> str:
@@ -175,8 +189,8 @@ def checked_url(base_url: str) -> str:
     return base_url.rstrip("/")
 
 
-def _read(data: bytes) -> Reply:
-    """The first choice's text. Stumble for anything that is no chat completion."""
+def _read(data: bytes, key: str) -> Reply:
+    """The first choice's text, without the key, should it repeat it. Stumble where there is no chat completion."""
     try:
         choice = json.loads(data)["choices"][0]
         text = choice["message"].get("content")
@@ -186,7 +200,7 @@ def _read(data: bytes) -> Reply:
     if text is not None and not isinstance(text, str):
         raise Stumble("an answer that is no text")
     # Half a character can be no part of a verdict, and no file could hold it.
-    return Reply((text or "").encode(errors="replace").decode(), whole)
+    return Reply(_without(key, text or "").encode(errors="replace").decode(), whole)
 
 
 def _kept(path: Path) -> Reply | None:
@@ -212,9 +226,12 @@ def _fault(data: bytes) -> str:
 
 def _told(reason: object, key: str) -> str:
     """A service's or the network's words in brackets, short, and without the key, should they repeat it."""
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    text = text.replace(key, "***") if key else text
+    text = _without(key, " ".join(str(reason).split()) or type(reason).__name__)
     return f"({text[:160]})" if str(reason) or isinstance(reason, Exception) else ""
+
+
+def _without(key: str, text: str) -> str:
+    return text.replace(key, "***") if len(key) >= LEAST_SECRET else text
 
 
 def _seconds(text: str | None) -> float:

@@ -13,27 +13,24 @@ from collections.abc import Sequence
 
 from plaudit.randomness import rng
 
-DIGITS = 16
-"""Hexadecimal digits of a key: 64 bits."""
-
 _CONTROL = re.compile(
-    r"<[|\uff5c][^<>\s]{1,60}[|\uff5c]>|</?s>|<(?:start|end)_of_turn>|</?(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|"
-    r"\[(?:BOS|EOS|PAD|UNK|CLS|SEP|MASK)\]",
+    r"<[|\uff5c][^<>\s]{1,60}[|\uff5c]>|</?s>|<(?:start|end)_of_turn>|</?(?:bos|eos|pad|unk)>|<[se]op>|<</?SYS>>|"
+    r"\[/?[A-Z_]{3,30}\]",
     re.IGNORECASE,
 )
-"""Control words of the usual chat templates."""
+"""Control words of the usual chat templates, and any word in square brackets, as [/INST] and [gMASK] are."""
 
 
 def draw_key(seed: int, texts: Sequence[str], attempt: int = 0) -> str:
-    """The key of one question: of its texts, the seed and the attempt alone, and in none of the texts.
+    """The key of one question, 16 hexadecimal digits: of its texts, the seed and the attempt alone, and in none of the
+    texts.
 
     The same question has the same key again, so that answers can be kept; another attempt has another.
     """
     seen = "\0".join(texts).casefold()
     draw = 0
     while True:
-        bits = rng(seed, "fence", attempt, draw, len(texts), *texts).bytes(DIGITS // 2 or 1)
-        key = bits.hex()[:DIGITS]
+        key = rng(seed, "fence", attempt, draw, len(texts), *texts).bytes(8).hex()
         if key not in seen:
             return key
         draw += 1

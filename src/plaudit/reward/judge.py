@@ -14,7 +14,7 @@ from pydantic import Field
 from plaudit.config import Config
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.load import Model, cache_directory, find_model, load_model
-from plaudit.reward.endpoint import Endpoint, checked_url, secret
+from plaudit.reward.endpoint import Endpoint, checked_url, fresh_client, secret
 from plaudit.reward.local_judge import LocalJudge
 from plaudit.reward.rubric import Language, Protocol, Question, as_text, pair_question, rating_question
 from plaudit.reward.scores import Scores
@@ -60,7 +60,7 @@ class Rated(NamedTuple):
     """rating: 0 to 1, None without a verdict."""
 
     rating: float | None
-    cost: Shares
+    cost: tuple[Shares, ...]
 
 
 class Compared(NamedTuple):
@@ -159,8 +159,8 @@ class Judge:
         def one(item: tuple[str, str]) -> Rated:
             found = self._shares(lambda attempt: self._rating(*item, attempt))
             if found.shares is None:
-                return Rated(None, found)
-            return Rated(sum(int(v) * share for v, share in found.shares.items()) / 10, found)
+                return Rated(None, (found,))
+            return Rated(sum(int(v) * share for v, share in found.shares.items()) / 10, (found,))
 
         return self._each(one, items)
 
@@ -178,15 +178,20 @@ class Judge:
         return self._each(one, pairs)
 
     def _each(self, one: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """Results in the items' order, several asked for at a time from a service; the first fault ends it."""
+        """Results in the items' order, several asked for at a time from a service; the first fault in
+        that order, or whoever listens no more, ends it, and what is on its way is asked for no second time."""
         if isinstance(self.asked, LocalJudge):
             yield from map(one, items)
             return
         pool = ThreadPoolExecutor(self.config.concurrency)
         try:
             yield from pool.map(one, items)
+        except BaseException:
+            self.asked.stopped.set()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            self.asked.stopped.clear()
 
     def _shares(self, question: Callable[[int], Question]) -> Shares:
         """The verdict on a question, asked again with another key where a reply holds none."""
@@ -272,5 +277,6 @@ def open_judge(
         timeout=config.timeout,
         retries=config.retries,
         cache=cache,
+        client=fresh_client(base_url),
     )
     return Judge(config, endpoint, tokenizer, where)

@@ -13,7 +13,7 @@ from plaudit.algorithms import LossOutput
 from plaudit.algorithms.rater_loss import rater_bradley_terry, rater_ordinal, rater_plackett_luce
 from plaudit.algorithms.reward_loss import bradley_terry, ordinal, plackett_luce, rating_regression
 from plaudit.data.judged import Judged, Pair
-from plaudit.reward.raters import GOLD_RATER, RaterEffects, copy_weights
+from plaudit.reward.raters import GOLD_RATER, MOST_RATERS, RaterEffects, copy_weights
 from plaudit.types import UserError
 
 OVERALL = -1
@@ -40,19 +40,20 @@ class Reading:
 
 
 class Totals(NamedTuple):
-    """What a batch's losses are divided by: its comparisons (and rankings), and its ratings."""
+    """What a batch's losses are divided by: its comparisons (and rankings), and its ratings, copies being fewer."""
 
     comparisons: float
     ratings: float
 
 
 class Ratings(NamedTuple):
-    """Each one's place, level, criterion and rater."""
+    """Each one's place, level, criterion, rater and weight."""
 
     place: Tensor
     level: Tensor
     criterion: Tensor
     rater: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Judgements:
     ) -> Judgements:
         """starts: the place of each group's first completion among the scores."""
         listwise = reading.comparison == "plackett_luce"
-        pairs, units, rankings, ranking_units, ratings = [], [], [], [], []
+        pairs, units, rankings, ranking_units, ratings, rating_units = [], [], [], [], [], []
         for start, group in zip(starts, groups, strict=True):
             for pair in group.pairs:
                 if listwise and pair.ranking is not None:
@@ -105,10 +106,10 @@ class Judgements:
                     rankings.append(([start + place for place in places], who))
                     ranking_units.append(((group.key, frozenset(places)), who))
             for rated in group.ratings:
-                ratings += [
-                    (start + rated.place, level, criterion, effects.index(rated.rater))
-                    for criterion, level in said(rated.rating, rated.scores, reading)
-                ]
+                who = effects.index(rated.rater)
+                for criterion, level in said(rated.rating, rated.scores, reading):
+                    ratings.append((start + rated.place, level, criterion, who))
+                    rating_units.append(((group.key, rated.place, criterion), who))
 
         def column(rows: Sequence[Sequence[float]], at: int, kind: torch.dtype) -> Tensor:
             return torch.tensor([row[at] for row in rows], dtype=kind, device=device)
@@ -133,13 +134,14 @@ class Judgements:
                 column(ratings, 1, dtype),
                 column(ratings, 2, torch.long),
                 column(ratings, 3, torch.long),
+                torch.tensor(copy_weights(effects, rating_units), dtype=dtype, device=device),
             ),
         )
 
     def totals(self) -> Totals:
         """Of a whole batch; never 0, so that a batch of one kind can be divided by both."""
         compared = float(self.weight.sum() + self.ranking_weight.sum())
-        return Totals(compared or 1.0, float(len(self.ratings.place)) or 1.0)
+        return Totals(compared or 1.0, float(self.ratings.weight.sum()) or 1.0)
 
     def loss(
         self, scores: Tensor, each: Tensor | None, reading: Reading, effects: RaterEffects, totals: Totals
@@ -189,24 +191,28 @@ class Judgements:
     def _ratings(
         self, scores: Tensor, each: Tensor | None, reading: Reading, effects: RaterEffects, total: float
     ) -> Tensor:
-        place, level, criterion, rater = self.ratings
+        place, level, criterion, rater, weight = self.ratings
         own = scores[place]
         if each is not None:
             own = torch.where(criterion == OVERALL, own, each[place, criterion.clamp(min=0)])
         cuts = effects.cuts().to(scores)
+        if not reading.aware and reading.rating == "regression":
+            return rating_regression(own, level, weight, total=total).loss
         if not reading.aware:
-            plain = rating_regression if reading.rating == "regression" else None
-            return (plain(own, level, total=total) if plain else ordinal(own, level, cuts, total=total)).loss
+            return ordinal(own, level, cuts, weight, total=total).loss
         who = effects.of(rater, scores.dtype)
         # A soft target says nothing of carelessness; it would read every middling rating as a guess.
         careless = who.careless if reading.rating == "ordinal" else torch.zeros_like(who.careless)
         guess = effects.guess.to(scores)
-        return rater_ordinal(own, level, cuts, careless, who.scale, who.severity, guess, total=total).loss
+        return rater_ordinal(
+            own, level, cuts, careless, who.scale, who.severity, guess, weight, total=total
+        ).loss
 
 
 def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEffects]:
     """The reading with the levels that ratings take, and the raters with no habits yet. By the crowd where fewer than
-    two raters are named. UserError for a criterion that nobody scored, and for ratings without levels."""
+    two raters are named. UserError for a criterion that nobody scored, for ratings without levels, and for more than
+    `MOST_RATERS`."""
     check_criteria(training, asked)
     named: set[str] = set()
     rated: set[str] = set()
@@ -215,6 +221,12 @@ def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEff
         named |= {pair.rater for pair in group.pairs if pair.rater is not None}
     names = sorted((named | rated) - {GOLD_RATER})
     names = names if asked.aware and len(names) > 1 else []
+    if len(names) > MOST_RATERS:
+        raise UserError(
+            f"{len(names)} raters are named, and the habits of {MOST_RATERS} at most can be learned",
+            where="raters",
+            fix="set raters=crowd, or leave out the names of those who judged least",
+        )
     reading = replace(asked, aware=bool(names))
     values = [
         level
@@ -250,6 +262,22 @@ def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
         )
 
 
+def check_varied(training: Sequence[Judged], reading: Reading, where: str) -> None:
+    """UserError where there is nothing to learn from: no judgements, or none that tells one answer from another."""
+    pairs = [pair for group in training for pair in group.pairs]
+    if not pairs and not any(group.ratings for group in training):
+        raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
+    levels: dict[int, set[float]] = {}
+    for one in (one for group in training for one in group.ratings):
+        for criterion, level in said(one.rating, one.scores, reading):
+            levels.setdefault(criterion, set()).add(round(level, 6))
+    if all(pair.target == 0.5 for pair in pairs) and all(len(taken) < 2 for taken in levels.values()):
+        what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
+        raise UserError(
+            f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
+        )
+
+
 def strength_share(pair: Pair) -> float:
     """0 for the least strength (1) or none asked or a tie, 1 for the greatest (4)."""
     return 0.0 if pair.strength is None or pair.target == 0.5 else (pair.strength - 1) / 3
@@ -278,13 +306,19 @@ def level_of(rating: float, reading: Reading) -> float:
 
 
 def levels_of(ratings: Sequence[float]) -> tuple[float, ...]:
-    """The values that ratings take, at most `MOST_LEVELS`: all of them, else the middles of tenths of them."""
+    """The values that ratings take, at most `MOST_LEVELS`: all of them, else the middles of tenths of the ratings, or
+    (where nearly all are the same) of tenths of the values."""
     ratings = sorted(ratings)
     values = sorted({round(rating, 4) for rating in ratings})
     if len(values) <= MOST_LEVELS:
         return tuple(values)
-    middles = [ratings[int((k + 0.5) / MOST_LEVELS * len(ratings))] for k in range(MOST_LEVELS)]
-    return tuple(sorted(set(middles)))
+
+    def middles(ordered: Sequence[float]) -> tuple[float, ...]:
+        found = {ordered[int((k + 0.5) / MOST_LEVELS * len(ordered))] for k in range(MOST_LEVELS)}
+        return tuple(sorted(found))
+
+    levels = middles(ratings)
+    return levels if len(levels) > 1 else middles(values)
 
 
 def starts_of(groups: Sequence[Judged]) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plaudit import files
-from plaudit.data.shapes import DECODERS, filled, read_prompt, to_json
+from plaudit.data.shapes import DECODERS, filled, read_prompt, to_json, whole_text
 from plaudit.data.sources import rows
 from plaudit.reward.judge import Compared, Judge, Rated
 from plaudit.reward.rubric import RUBRICS, as_text
@@ -30,8 +30,9 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
 
     A line is a record (docs/records.md) with "judge" beside it: the item's digest, and for a preference the places
     that won in the two orders. Lines are added as answers come, in the items' order, and synced; started again, it asks
-    only for what is missing. Returns counts, and what the swap revealed. UserError for a source or an `out` that
-    cannot be read, and for an `out` that holds answers of another judge or to other items.
+    only for what is missing. Returns counts (of questions, too: asked, kept from before, without a verdict in their
+    reply), and what the swap revealed. UserError for a source or an `out` that cannot be read, and for an `out` that
+    holds answers of another judge or to other items, or anything else.
     """
     items = list(dict.fromkeys(read_items(source, judge.config.protocol)))
     if not items:
@@ -40,10 +41,14 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
     done = _resume(out, set(digests))
     missing = [(item, digest) for item, digest in zip(items, digests, strict=True) if digest not in done]
     counts: dict[str, float] = {"items": len(items), "already": len(items) - len(missing), "no_verdict": 0}
+    counts |= {"questions_asked": 0, "replies_kept": 0, "replies_refused": 0}
     with files.writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a", encoding="utf-8") as file:
             for (item, digest), found in zip(missing, judged(judge, [i for i, _ in missing]), strict=True):
+                counts["questions_asked"] += sum(shares.sent for shares in found.cost)
+                counts["replies_kept"] += sum(shares.kept for shares in found.cost)
+                counts["replies_refused"] += sum(shares.refused for shares in found.cost)
                 row = line_of(judge, item, digest, found)
                 if row is None:
                     counts["no_verdict"] += 1
@@ -81,9 +86,9 @@ def read_items(source: Path, protocol: str) -> Iterator[Item]:
 def _answers(row: Mapping[str, Any]) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
     several, one = row.get("completions"), row.get("completion")
     if isinstance(several, list) and all(isinstance(text, str) for text in several):
-        yield read_prompt(row), tuple(several)
+        yield read_prompt(row), tuple(whole_text(text, "completions") for text in several)
     elif isinstance(one, str):
-        yield read_prompt(row), (one,)
+        yield read_prompt(row), (whole_text(one, "completion"),)
     else:
         for record in DECODERS["auto"](row):
             if isinstance(record, Preference | Ranking):
@@ -146,20 +151,35 @@ def swap_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _resume(out: Path, digests: set[str]) -> dict[str, dict[str, Any]]:
-    """The answers that an earlier start wrote whole, by digest; a line that a kill cut short is taken off the file."""
+    """The answers that an earlier start wrote whole, by digest; a line that a kill cut short is taken off the file.
+    UserError where the file holds anything else, and it stays as it is."""
     if not out.exists():
         return {}
     fix = "choose another --out"
     try:
         data = out.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
+        half = data[len(whole) :]
+        if not _cut_short(half):
+            raise ValueError
         lines = [json.loads(line) for line in whole.decode().split("\n") if line]
         done = {line["judge"]["digest"]: line for line in lines}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError("is there, and holds no answers of a judge", where=str(out), fix=fix) from None
     if done.keys() - digests:
         raise UserError("holds answers of another judge, or to other items", where=str(out), fix=fix)
-    if len(whole) < len(data):
+    if half:
         with files.writable(out):
             os.truncate(out, len(whole))
     return done
+
+
+def _cut_short(half: bytes) -> bool:
+    """Whether a kill may have left this of a line of ours: it begins as they do, and is no whole line of others."""
+    begin = b'{"prompt": '
+    if not (begin.startswith(half) or half.startswith(begin)):
+        return False
+    try:
+        return "judge" in json.loads(half)
+    except ValueError:
+        return True

@@ -101,18 +101,14 @@ def _quadrature(count: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(nodes), torch.from_numpy(np.log(weights / weights.sum()))
 
 
-def unit_logprobs(
-    kind: str, table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects
-) -> tuple[Tensor, Tensor]:
-    """[U, Q]: log P of all that one rater said of one item, at the nodes of d; [U, Q] too of a first completion (or a
-    level above the middle) at those nodes, of one judgement."""
+def _felt(kind: str, table: Table, hidden: Hidden, effects: RaterEffects) -> tuple[Tensor, Tensor]:
+    """[J, Q, S]: u of each judgement at the nodes of d and z; [S]: the log-weights of z."""
     nodes, _ = _quadrature(NODES)
-    spread = table.prior.std(correction=0).clamp(min=1e-6) if len(table.prior) > 1 else torch.ones(())
-    centre = 0.0 if kind == "comparison" else table.prior.mean()
-    at = hidden.sharpness[kind].exp() * (table.prior - centre) / spread
+    # A comparison's gaps are scaled about 0: about their mean, it would matter which answer is called the first.
+    prior = table.prior if kind == "comparison" else table.prior - table.prior.mean()
+    at = hidden.sharpness[kind].exp() * prior / prior.square().mean().sqrt().clamp(min=1e-6)
     gap = at[:, None] + hidden.unseen[kind].exp() * nodes
     gap = torch.where(table.gold[:, None] != 0, GOLD_GAP * table.gold[:, None], gap)
-    who = effects.of(table.rater)
 
     repeats = table.repeated(len(effects.names)) > 0
     nobody = torch.zeros(2, dtype=torch.float64)
@@ -122,7 +118,13 @@ def unit_logprobs(
     own = table.own * hidden.own_sharpness.exp()
     z, z_weights = _quadrature(TASTE_NODES if bool(repeats.any()) else 1)
     mine = (1 - share[:, None]) * gap[table.item] + (share * own)[:, None]
-    mine = mine[:, :, None] + taste[:, None, None] * z  # [J, Q, S]
+    return mine[:, :, None] + taste[:, None, None] * z, z_weights
+
+
+def unit_logprobs(kind: str, table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects) -> Tensor:
+    """[U, Q]: log P of all that one rater said of one item, at the nodes of d."""
+    mine, z_weights = _felt(kind, table, hidden, effects)
+    who = effects.of(table.rater)
     careless, scale = who.careless[:, None, None], who.scale[:, None, None]
     if kind == "comparison":
         sign = torch.where(table.value < 0, -1.0, 1.0).double()[:, None, None]
@@ -131,7 +133,6 @@ def unit_logprobs(
         tie = (F.logsigmoid(mine) + F.logsigmoid(-mine)) / 2
         decided = table.value.abs()[:, None, None]
         logprobs = decided * choice + (1 - decided) * tie
-        first = choice_logprobs(scale * mine, careless, side).exp()
     else:
         mine = mine + hidden.level
         if reading.rating == "regression":
@@ -139,13 +140,22 @@ def unit_logprobs(
         scores = scale * (mine - who.severity[:, None, None])
         levels = table.value[:, None, None].expand(scores.shape)
         logprobs = rating_logprobs(scores, levels, effects.cuts(), careless, effects.guess)
-        first = torch.sigmoid(scores)
     logprobs = logprobs * table.weight[:, None, None]
     shape = (len(table.unit_item), *logprobs.shape[1:])
     together = torch.zeros(shape, dtype=torch.float64).index_add(0, table.unit, logprobs)
-    firsts = torch.zeros(shape, dtype=torch.float64).index_add(0, table.unit, first)
-    firsts = firsts / torch.bincount(table.unit, minlength=shape[0])[:, None, None]
-    return torch.logsumexp(together + z_weights, -1), (firsts * z_weights.exp()).sum(-1)
+    return torch.logsumexp(together + z_weights, -1)
+
+
+def first_chances(table: Table, hidden: Hidden, effects: RaterEffects) -> Tensor:
+    """[U, Q]: the chance that one comparison of the unit names the first completion, at the nodes of d."""
+    mine, z_weights = _felt("comparison", table, hidden, effects)
+    who = effects.of(table.rater)
+    side = (who.side * table.shown)[:, None, None]
+    chance = choice_logprobs(who.scale[:, None, None] * mine, who.careless[:, None, None], side).exp()
+    shape = (len(table.unit_item), *chance.shape[1:])
+    sums = torch.zeros(shape, dtype=torch.float64).index_add(0, table.unit, chance)
+    often = torch.bincount(table.unit, minlength=shape[0])[:, None, None]
+    return (sums / often * z_weights.exp()).sum(-1)
 
 
 def item_logprobs(table: Table, units: Tensor) -> Tensor:
@@ -170,7 +180,7 @@ def settle(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> 
         optimizer.zero_grad()
         loss = effects.prior() + hidden.prior()
         for kind, table in found.items():
-            units, _ = unit_logprobs(kind, table, hidden, reading, effects)
+            units = unit_logprobs(kind, table, hidden, reading, effects)
             loss = loss - torch.logsumexp(item_logprobs(table, units), -1).sum()
         torch.autograd.backward(loss)
         return loss
@@ -192,7 +202,8 @@ class Copied(NamedTuple):
 def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects) -> Copied:
     """Of comparisons; 0 where two raters share fewer than `SHARED`. Gold items and ties are not looked at."""
     raters = len(effects.names)
-    units, first = unit_logprobs("comparison", table, hidden, reading, effects)
+    units = unit_logprobs("comparison", table, hidden, reading, effects)
+    first = first_chances(table, hidden, effects)
     items = item_logprobs(table, units)
     often = torch.bincount(table.unit, minlength=len(table.unit_item)).clamp(min=1)
     answer = (

@@ -18,7 +18,15 @@ from plaudit import config as configs
 from plaudit.config import Config
 from plaudit.models.load import Model, find_model, load_model
 from plaudit.reward.answers import read_answers
-from plaudit.reward.combine import Combine, Ensemble, Transform, Transformed, WeightedSum
+from plaudit.reward.combine import (
+    Combine,
+    Ensemble,
+    Transform,
+    Transformed,
+    WeightedSum,
+    two_ensembles,
+    uncertain,
+)
 from plaudit.reward.judge import Judge, JudgeConfig, open_judge
 from plaudit.reward.model import describe, load_reward_model
 from plaudit.reward.rules import rule_scorer
@@ -246,6 +254,8 @@ def _open(
         scorer = Ensemble(tuple(map(part, config.members)), config.combine, config.k, spec)
     elif isinstance(config, SumConfig):
         scorer = WeightedSum(tuple((t.weight, part(t.scorer, t.options)) for t in config.terms), spec)
+        if sum(uncertain(term) for _, term in scorer.terms) > 1:
+            raise two_ensembles(spec)
     elif isinstance(config, RuleConfig):
         scorer = rule_scorer(config.rule, config.seconds, config.options)
     elif isinstance(config, AnswersConfig):

@@ -101,7 +101,7 @@ def given_others(measured: Measured, reading: Reading, effects: RaterEffects) ->
     """[U, Q] by kind: the nodes' log-weights for each unit, given what everybody else said of its item."""
     found = {}
     for kind, table in measured.tables.items():
-        units, _ = unit_logprobs(kind, table, measured.hidden, reading, effects)
+        units = unit_logprobs(kind, table, measured.hidden, reading, effects)
         found[kind] = torch.log_softmax(item_logprobs(table, units)[table.unit_item] - units, -1)
     return found
 
@@ -112,7 +112,7 @@ def evidence(
     """[R]: log P of each rater's judgements by these habits, given what everybody else said."""
     total = torch.zeros(len(effects.names), dtype=torch.float64)
     for kind, table in measured.tables.items():
-        units, _ = unit_logprobs(kind, table, hidden, reading, effects)
+        units = unit_logprobs(kind, table, hidden, reading, effects)
         told = torch.logsumexp(others[kind] + units, -1)
         known = table.unit_rater >= 0
         total.index_add_(0, table.unit_rater[known], told[known])

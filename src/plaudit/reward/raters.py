@@ -35,6 +35,8 @@ RELIABILITY_SD, LOG_SCALE_SD, SIDE_SD, SEVERITY_SD = 2.0, 0.3, 0.7, 1.0
 and seven coin tosses' evidence."""
 CUT_SD = 2.0
 """Standard deviation of the logarithm of the gaps between cut-points."""
+MOST_RATERS = 1000
+"""Who copies whom is a table of raters by raters, in every checkpoint: 8 MB at this many."""
 CROWD_Q = 2.0 * math.atanh(1.0 - CROWD_CARELESS)
 
 
@@ -71,8 +73,8 @@ class RaterEffects(nn.Module):
         self.gaps = nn.Parameter(torch.zeros(max(0, levels - 2), dtype=torch.float64))  # logarithms
         self.register_buffer("copied", torch.zeros(len(names), len(names), dtype=torch.float64))
         self.register_buffer("guess", torch.full((levels,), 1 / levels, dtype=torch.float64))
-        who = torch.tensor([name in set(rated) for name in self.names], dtype=torch.bool)
-        self.register_buffer("rated", who)
+        who = set(rated)
+        self.register_buffer("rated", torch.tensor([name in who for name in self.names], dtype=torch.bool))
 
     def index(self, rater: str | None) -> int:
         """The rater's place in every table; CROWD for whoever is not known."""
@@ -135,16 +137,20 @@ class RaterEffects(nn.Module):
 
 def copy_weights(effects: RaterEffects, units: Sequence[tuple[object, int]]) -> list[float]:
     """For judgements (of what, by whom) the share of an independent one that each is: 1 / (1 + sum of the copied
-    shares of the others who judged the same). m raters who say all the same count as one (Kish 1965's design effect).
+    shares of the others who judged the same). m raters who say all the same count as nearly one (Kish 1965's design
+    effect): a share is what was found out, less one standard error.
     """
     if not bool(effects.copied.any()):
         return [1.0] * len(units)
     there: dict[object, set[int]] = {}
     for of, who in units:
         there.setdefault(of, set()).add(who)
-    copied = effects.copied.tolist()
+    named = sorted({who for _, who in units if who >= 0})
+    place = {who: i for i, who in enumerate(named)}
+    copied = effects.copied[named][:, named].tolist()
     return [
-        1.0 / (1.0 + sum(copied[who][other] for other in there[of] if other >= 0 and other != who))
+        1.0
+        / (1.0 + sum(copied[place[who]][place[other]] for other in there[of] if other >= 0 and other != who))
         if who >= 0
         else 1.0
         for of, who in units

@@ -6,12 +6,14 @@ import functools
 import importlib
 import math
 import os
-import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import regex
 
 from plaudit.tensors import Sample
 from plaudit.types import UserError
@@ -29,22 +31,29 @@ class RuleScorer:
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """The rule's numbers. UserError when it raises, takes longer than `seconds`, gives another count than
-        one a sample, or something that is not a finite number."""
-        found: list[list[float] | BaseException] = []
+        one a sample, or something that is not a finite number.
+
+        A rule that keeps Python's lock, as one long call of `re` does, cannot be cut off: it is refused when it comes
+        back. `regex`, which gives the lock away, can be.
+        """
+        found: list[tuple[list[float] | BaseException, float]] = []
+        began = time.monotonic()
 
         def work() -> None:
+            said: list[float] | BaseException
             try:
-                found.append([float(score) for score in self.rule(samples)])
+                said = [float(score) for score in self.rule(samples)]
             except BaseException as error:  # the rule is the user's code and may raise anything
-                found.append(error)
+                said = error
+            found.append((said, time.monotonic() - began))
 
         # A daemon: a rule that never ends must not keep the process from ending.
         thread = threading.Thread(target=work, name=self.name, daemon=True)
         thread.start()
         thread.join(self.seconds)
-        if not found:
+        if not found or found[0][1] > self.seconds:
             raise UserError(f"took longer than {self.seconds:g} s", where=self.name, fix="make it faster")
-        scores = found[0]
+        scores, _ = found[0]
         if isinstance(scores, UserError):
             raise UserError(scores.what, where=self.name, fix=scores.fix) from scores
         if isinstance(scores, BaseException):
@@ -90,8 +99,11 @@ def length(samples: Sequence[Sample], *, unit: Literal["characters", "tokens"] =
 
 
 def regex_match(samples: Sequence[Sample], *, pattern: str, whole: bool = False) -> list[float]:
-    """1 where the pattern is found in the completion (whole: matches all of it), else 0."""
-    found = re.compile(pattern, re.DOTALL)
+    """1 where the pattern is found in the completion (whole: matches all of it), else 0.
+
+    By the module `regex`, whose patterns are those of `re` and more, and which can be cut off: see `RuleScorer`.
+    """
+    found = regex.compile(pattern, regex.DOTALL)
     return [float(bool(found.fullmatch(s.text) if whole else found.search(s.text))) for s in samples]
 
 
@@ -108,6 +120,6 @@ def repetition(samples: Sequence[Sample], *, n: int = 3) -> list[float]:
     return shares
 
 
-_WORDS = re.compile(
+_WORDS = regex.compile(
     r"[\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff]|[^\W\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff]+"
 )

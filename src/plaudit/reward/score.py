@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from plaudit import files
-from plaudit.data.shapes import filled, read_prompt
+from plaudit.data.shapes import filled, read_prompt, whole_text
 from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.load import Model
@@ -129,15 +129,14 @@ def samples_of(found: Sequence[tuple[str, Mapping[str, Any]]], base: Model | Non
 
 def texts_of(row: Mapping[str, Any], where: str) -> tuple[Prompt, str]:
     """Prompt and completion of a row. UserError names the row that lacks one."""
-    try:
-        prompt = read_prompt(filled(row))
-    except UserError as error:
-        raise UserError(error.what, where=where, fix=error.fix) from None
     if not isinstance(row.get("completion"), str):
         raise UserError(
             "lacks a text as completion", where=where, fix='write {"prompt": ..., "completion": ...}'
         )
-    return prompt, row["completion"]
+    try:
+        return read_prompt(filled(row)), whole_text(row["completion"], "completion")
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=error.fix) from None
 
 
 def ids_of(row: Mapping[str, Any], where: str, scorer: RewardModel) -> tuple[list[int], list[int]]:

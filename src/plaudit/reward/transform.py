@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 from plaudit.types import UserError
@@ -73,9 +74,9 @@ def rank(scores: Numbers) -> list[float]:
     """
     if len(scores) == 1:
         return [0.5]
-    below = [sum(y < x for y in scores) for x in scores]
-    equal = [sum(y == x for y in scores) - 1 for x in scores]
-    return [(b + e / 2) / (len(scores) - 1) for b, e in zip(below, equal, strict=True)]
+    upward = sorted(scores)
+    places = [(bisect_left(upward, x) + bisect_right(upward, x) - 1) / 2 for x in scores]
+    return [place / (len(scores) - 1) for place in places]
 
 
 TRANSFORMS: dict[str, Callable[..., list[float]]] = {
