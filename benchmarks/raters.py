@@ -1,6 +1,6 @@
 """What knowing who judged is worth: rater-aware reward models on simulated raters, and on real people.
 
-    python benchmarks/raters.py simulated            # about 8 minutes on one core
+    python benchmarks/raters.py simulated            # about 20 minutes on one core
     python benchmarks/raters.py people --data DIR    # PandaLM's three raters and MLQE-PE's six; about 10 minutes
 
 Simulated: an item is two answers, each 32 features; gold is a linear taste of them, and a careful rater prefers the
@@ -46,7 +46,7 @@ from plaudit.reward.raters import RaterEffects
 
 HERE = Path(__file__).parent
 SIZES = (100, 200, 400, 800, 1600)
-SEEDS = range(100, 108)
+SEEDS = range(100, 124)
 FEWER_SIZES, FEWER_SEEDS = (200, 800), range(100, 105)
 """Of every kind but the careless."""
 KINDS = {"careless": 3, "inverted": 2, "colluding": 3, "careful": 0, "copying": 3, "own taste": 3}
@@ -186,7 +186,7 @@ def won_back(rows: list[dict[str, Any]], learner: str) -> dict[str, Any]:
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval (Student's t over seeds)."""
-    t = {4: 2.776, 7: 2.365}[len(values) - 1]
+    t = {4: 2.776, 23: 2.069}[len(values) - 1]
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
