@@ -24,7 +24,7 @@ from plaudit.reward.model import RewardModel
 from plaudit.rollout.collect import Forward
 from plaudit.rollout.generate import generate
 from plaudit.tensors import Sample, SamplingParams
-from plaudit.training import checkpoint, online
+from plaudit.training import checkpoint, learner
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import take_step
 from tiny_models import as_samples, random_branch
@@ -163,7 +163,7 @@ def within_the_update(monkeypatch: pytest.MonkeyPatch, at: int, _: ModuleType) -
             raise Killed
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(online, "take_step", kill)
+    monkeypatch.setattr(learner, "take_step", kill)
 
 
 def within_the_export(monkeypatch: pytest.MonkeyPatch, at: int, recipe: ModuleType) -> None:

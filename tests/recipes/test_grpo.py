@@ -20,6 +20,7 @@ from plaudit.reward.rules import RuleScorer
 from plaudit.rollout.collect import forward
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.learner import Learner
 from plaudit.training.policy import make_policy
 from plaudit.types import UserError
 from runs import CONFIGS, changed, made_up, rows, write_prompts
@@ -112,7 +113,7 @@ def test_a_loss_is_the_mean_of_what_its_config_says(
 ) -> None:
     model = load_model("tiny", torch.float64)
     config = changed(config, adapter={"rank": 2}, kl={"coef": 0.0}, **settings)
-    learner = online.Run(
+    learner = Learner(
         tmp_path, lambda: {"policy": make_policy(model, config.adapter, seed=0)}, config, {"kl_coef": 0.0}
     )
     samples = as_samples([[4], [7], [9]], [[5, 6, 1], [8], [10, 1]])

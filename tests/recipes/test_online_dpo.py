@@ -21,6 +21,7 @@ from plaudit.reward.scores import Scores
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.learner import Learner
 from plaudit.types import UserError
 from runs import ONLINE, changed, peaked_model, rows, shipped, write_prompts
 from tiny_models import as_samples
@@ -180,14 +181,14 @@ def test_pairs_with_one_prompt_stand_in_rows_of_their_own(tmp_path: Path) -> Non
         adapter={"rank": 4, "alpha": 8.0, "blocks": 3}, threads=1, minibatches=50,
     )  # fmt: skip
     taken = []
-    update = online.Run.update
+    update = Learner.update
 
-    def counted(self: online.Run, rate: float) -> Any:
+    def counted(self: Learner, rate: float) -> Any:
         taken.append(rate)
         return update(self, rate)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(online.Run, "update", counted)
+        patch.setattr(Learner, "update", counted)
         patch.setattr(
             online, "judge", lambda _, samples: Scores([s.completion_ids[0] / 700 for s in samples])
         )

@@ -20,7 +20,7 @@ from plaudit.models.load import load_model
 from plaudit.rollout.collect import forward
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
-from plaudit.training import checkpoint, online
+from plaudit.training import checkpoint, learner, online
 from plaudit.training.optim import take_step
 from runs import (
     ONLINE,
@@ -309,7 +309,7 @@ def test_weights_that_give_no_numbers_go_back_to_the_last_checkpoint_that_did(
             parameters[0].grad.fill_(float("nan"))
         return step(optimizer, parameters, **rest)
 
-    monkeypatch.setattr(online, "take_step", breaks)
+    monkeypatch.setattr(learner, "take_step", breaks)
     case.run(tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "not a number" in summary["stopped"]

@@ -13,7 +13,8 @@ import torch
 from plaudit.models.load import Model, load_model
 from plaudit.tensors import Key, Sample, SamplingParams
 from plaudit.training import checkpoint, online
-from plaudit.training.online import KLConfig, Meter, OnlineAdapter, OnlineConfig, Run, StopConfig
+from plaudit.training.learner import Learner, Meter
+from plaudit.training.online import KLConfig, OnlineAdapter, OnlineConfig, StopConfig
 from plaudit.training.policy import make_policy
 from tiny_models import as_samples
 
@@ -26,20 +27,20 @@ def model() -> Model:
     return load_model("tiny", torch.float64)
 
 
-def run_of(directory: Path, model: Model, **settings: Any) -> Run:
+def run_of(directory: Path, model: Model, **settings: Any) -> Learner:
     config = OnlineConfig(prompts="", reward="", adapter=OnlineAdapter(rank=2), steps=9, **settings)
-    return Run(
+    return Learner(
         directory, lambda: {"policy": make_policy(model, config.adapter, seed=0)}, config, {"price": 1.0}
     )
 
 
-def set_all(run: Run, value: float) -> None:
+def set_all(run: Learner, value: float) -> None:
     with torch.no_grad():
         for parameter in run.parameters():
             parameter.fill_(value)
 
 
-def values(run: Run) -> set[float]:
+def values(run: Learner) -> set[float]:
     return {float(x) for p in run.parameters() for x in p.detach().flatten()}
 
 

@@ -28,8 +28,9 @@ from plaudit.reward.scores import figures_of
 from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import KLConfig, Meter, PolicyGradientConfig, Run, World, kl_of
+from plaudit.training.online import KLConfig, PolicyGradientConfig, World, kl_of
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 
@@ -86,7 +87,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. The frozen trunk, which is the reference, and the policy on it.
     world = online.open_world(config, model)
     seed = torch_seed(config.seed, "policy adapter")
-    learner = Run(
+    learner = Learner(
         directory,
         lambda: {"policy": make_policy(world.model, config.adapter, seed=seed, start=config.start)},
         config,
@@ -142,7 +143,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     learner.finish()
     write_policy(policy, world.model, directory)
-    summary = online.summary_of(learner, metrics.history)
+    summary = learner.summary(metrics.history)
     write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
@@ -208,7 +209,7 @@ def advantages_of(
 
 
 def update(
-    seen: Forward, advantages: Tensor, learner: Run, step: int, rate: float, coef: float, config: Config
+    seen: Forward, advantages: Tensor, learner: Learner, step: int, rate: float, coef: float, config: Config
 ) -> dict[str, float]:
     """All epochs of one step; returns the last one's figures."""
     policy = learner.branches["policy"]

@@ -29,8 +29,9 @@ from plaudit.reward.open import is_function
 from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Experience, Sample, Scorer
 from plaudit.training import online
+from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import Meter, OnlineAdapter, PolicyGradientConfig, Run, kl_of
+from plaudit.training.online import OnlineAdapter, PolicyGradientConfig, kl_of
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 from plaudit.types import UserError
@@ -70,7 +71,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     world = online.open_world(config, model)
     check_dense(config, world.scorer)
     state = {"kl_coef": config.kl.coef}
-    learner = Run(directory, lambda: make_branches(config, world.model, world.scorer), config, state)
+    learner = Learner(directory, lambda: make_branches(config, world.model, world.scorer), config, state)
     policy, value = learner.branches["policy"], learner.branches["value"]
 
     with Metrics(directory, total=config.steps, done=learner.done, title="ppo") as metrics:
@@ -117,7 +118,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     learner.finish()
     write_policy(policy, world.model, directory)
-    summary = online.summary_of(learner, metrics.history)
+    summary = learner.summary(metrics.history)
     write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
@@ -195,7 +196,13 @@ def experience_from(
 
 
 def update(
-    seen: Forward, experience: Experience, learner: Run, step: int, rate: float, coef: float, config: Config
+    seen: Forward,
+    experience: Experience,
+    learner: Learner,
+    step: int,
+    rate: float,
+    coef: float,
+    config: Config,
 ) -> dict[str, float]:
     """All epochs of one step. Losses are divided by the minibatch's count of tokens, so that the split into
     micro-batches changes nothing. Returns the last epoch's figures."""

@@ -29,8 +29,9 @@ from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import Forward, Part, preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import Meter, PolicyGradientConfig, Run, kl_of
+from plaudit.training.online import PolicyGradientConfig, kl_of
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 from plaudit.types import UserError
@@ -78,7 +79,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         logged = read_logged(config.feedback, config.samples, tokenizer, context=trunk.shape.context)
         check_logged(logged, config)
     seed = torch_seed(config.seed, "policy adapter")
-    learner = Run(
+    learner = Learner(
         directory,
         lambda: {"policy": make_policy(world.model, config.adapter, seed=seed, start=config.start)},
         config,
@@ -140,7 +141,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 7. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     learner.finish()
     write_policy(policy, world.model, directory)
-    summary = online.summary_of(learner, metrics.history)
+    summary = learner.summary(metrics.history)
     write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
@@ -229,7 +230,7 @@ def advantages_of(
 
 
 def update(
-    seen: Forward, advantages: Tensor, learner: Run, step: int, rate: float, coef: float, config: Config
+    seen: Forward, advantages: Tensor, learner: Learner, step: int, rate: float, coef: float, config: Config
 ) -> dict[str, float]:
     """All epochs of one step; returns the last one's figures."""
     policy = learner.branches["policy"]

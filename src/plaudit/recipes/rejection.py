@@ -24,8 +24,9 @@ from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import Meter, OnlineConfig, Run
+from plaudit.training.online import OnlineConfig
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 
@@ -48,7 +49,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. The frozen trunk, which is the reference, and the policy on it.
     world = online.open_world(config, model)
     seed = torch_seed(config.seed, "policy adapter")
-    learner = Run(
+    learner = Learner(
         directory,
         lambda: {"policy": make_policy(world.model, config.adapter, seed=seed, start=config.start)},
         config,
@@ -89,7 +90,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 5. The policy as an adapter (peft's format) and as a whole model that transformers loads.
     learner.finish()
     write_policy(policy, world.model, directory)
-    summary = online.summary_of(learner, metrics.history)
+    summary = learner.summary(metrics.history)
     write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
@@ -105,7 +106,9 @@ def best_of(samples: Sequence[Sample], earned: Tensor, keep: int) -> list[int]:
     )
 
 
-def imitate(best: Sequence[Sample], learner: Run, step: int, rate: float, config: Config) -> dict[str, float]:
+def imitate(
+    best: Sequence[Sample], learner: Learner, step: int, rate: float, config: Config
+) -> dict[str, float]:
     """All epochs over the kept completions; the mean over a minibatch's tokens. Returns the last epoch's figures."""
     policy = learner.branches["policy"]
     packed = pack(

@@ -32,7 +32,7 @@ ONLINE = of_room(
     ("scores, ended(samples, scores.device), penalty=", "scores, torch.ones_like(scores) > 0, penalty=",
      "no penalty"),
 ) + of_room(
-    "training/online",
+    "training/learner",
     "recipes/test_ppo",
     ("        checkpoint.load_optimizer(self.optimizer, tensors)\n", "", "moments lost at a resume"),
     ("tensors, self.state = found", "tensors, self.state['step'] = found[0], found[1]['step']",
@@ -40,23 +40,30 @@ ONLINE = of_room(
     ("branch.load_state(checkpoint.unprefixed(name, tensors))",
      'name == "value" or branch.load_state(checkpoint.unprefixed(name, tensors))', "the value lost at a resume"),
     ("before=step)\n", "before=step + 1)\n", "back to the weights that gave no numbers"),
+) + of_room(
+    "training/online",
+    "recipes/test_ppo",
     ("key=lambda s: (s.prompt, s.index)", "key=lambda s: 0", "samples in the order of the engine"),
 )  # fmt: skip
-ONLINE_RUN = of_room(
-    "training/online",
+LEARNER = of_room(
+    "training/learner",
     "training/test_online",
     ("if not self.stopped and not usable:", "if False:", "the last update's weights never looked at"),
     ('rules["patience"] = self.config.steps + 1', "pass", "a reward that cannot rise is waited for"),
+    ("max(old, new) if", "old + new if", "a maximum that is a sum"),
+    ("old + new / self.minibatches", "old + new", "figures summed over minibatches"),
+    ('"stopped": None, **self.state}\n        self._restore(checkpoint.latest(self.directory / "checkpoints"))',
+     '"stopped": None, **self.state}', "a run that begins anew each time"),
+)  # fmt: skip
+ONLINE_STEPS = of_room(
+    "training/online",
+    "training/test_online",
     ("if kl.target is None:", "if True:", "a price that is never steered"),
     ("key=lambda s: (s.prompt, s.index))", "key=lambda s: s.prompt)",
      "samples of a prompt in the engine's order"),
     ('rng(*key, "prompts").integers', 'rng(config.seed, "prompts").integers', "every further draw of the same prompts"),
     ("(config.seed, purpose, step, *([again] if again else []))", "(config.seed, purpose, step)",
      "a further draw that is the first"),
-    ("max(old, new) if", "old + new if", "a maximum that is a sum"),
-    ("old + new / self.minibatches", "old + new", "figures summed over minibatches"),
-    ('"stopped": None, **self.state}\n        self._restore(checkpoint.latest(self.directory / "checkpoints"))',
-     '"stopped": None, **self.state}', "a run that begins anew each time"),
 ) + of_room(
     "training/online",
     "recipes/test_reinforce recipes/test_grpo",
