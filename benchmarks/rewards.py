@@ -5,7 +5,7 @@
     python benchmarks/rewards.py table
 
 PandaLM: 999 pairs of 170 prompts, three annotators; a pair is what at least two of them chose, ties left out: 894. HH:
-the 1,796 harmless pairs of 1,800 whose two answers follow one dialogue and say something. Folds are drawn by prompt
+the 1,796 harmless pairs of 1,800 that have no empty answer. Folds are drawn by prompt
 (HH: by the dialogue's opening, which several pairs share), anew for each seed; nothing of a left-out prompt is learned
 from. Both sides get the same ids of the same texts, cut as `cut` says, one epoch, and LoRA of rank 16, alpha 32 on
 every linear map of six blocks:

@@ -33,8 +33,8 @@ def made(_: Path) -> list[tuple[str, Preference]]:
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The study with two folds of what was made; call it with the command's words, read the record's rows."""
-    monkeypatch.setitem(rewards.SETS, "PandaLM", made)
-    monkeypatch.setitem(rewards.FOLDS, "PandaLM", 2)
+    monkeypatch.setitem(rewards_people.SETS, "PandaLM", made)
+    monkeypatch.setitem(rewards_people.FOLDS, "PandaLM", 2)
 
     def run(*words: str) -> list[dict[str, Any]]:
         record = tmp_path / "rewards.json"
