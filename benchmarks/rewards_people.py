@@ -17,7 +17,7 @@ from plaudit.types import Message, Preference, UserError
 
 FOLDS = {"PandaLM": 5, "HH": 3}
 PROMPT, ANSWER = 160, 160
-"""Tokens that are kept; 95 % of answers are shorter."""
+"""Tokens that are kept; more than nine in ten answers are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
