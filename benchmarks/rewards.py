@@ -15,10 +15,10 @@ ids of the same texts, cut as `cut` says, one epoch, and LoRA of rank 16, alpha 
 - length: the longer or the shorter answer, whichever was right more often in training; in tokens, uncut (the harder
   rule, and the recipe's own), and in characters.
 
-About, on two cores with nothing else running: quickstart 2 minutes a fold of PandaLM and 9 of HH, defaults twice that,
-trl 6 and 11. Every fold is written to benchmarks/rewards.json when it is
-done, and read there when the command comes again. Figures: the share of left-out pairs put right (equal scores are half
-right), and differences with the 95 % interval of the bootstrap over prompts, all folds and seeds of a prompt together.
+Every fold is written to benchmarks/rewards.json when it is done, and read there when the command comes again. Estimated
+from CPU time on a busy machine, minutes a fold on two idle cores: quickstart 2 of PandaLM and 9 of HH, defaults twice
+that, trl 6 and 11. Figures: the share of left-out pairs put right (equal scores are half right), and differences with
+the 95 % interval of the bootstrap over prompts, all folds and seeds of a prompt together.
 """
 
 from __future__ import annotations
