@@ -1,7 +1,7 @@
 """Fifty steps of each variant on recorded tokens, beside numbers that transformers and peft gave for them.
 
-The goldens' numbers come from goldens/record_online_tiny.py, which learns from the same tokens without any of Plaudit's
-forward pass, packing, losses or advantages.
+The goldens' numbers come from goldens/record_online_tiny.py and record_online_dpo_tiny.py, which learn from the same
+tokens without any of Plaudit's forward pass, packing, losses, advantages or pairs.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_fifty_steps_match_the_recorded_trajectory(
 
 def test_there_is_one_of_each_variant() -> None:
     variants = {"reinforce", "rloo", "reinforce_plus_plus", "grpo", "dr_grpo", "dapo", "gspo", "rejection"}
-    assert GOLDENS.keys() == variants
+    assert GOLDENS.keys() == variants | {"online_dpo"}
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -80,11 +80,15 @@ def test_the_golden_is_one_that_says_something(name: str) -> None:
     steps, settings = GOLDENS[name]["steps"], GOLDENS[name]["about"]["settings"]
     expected = [step["expected"] for step in steps]
     assert max(row["kl"] for row in expected) > 0.02
-    assert any(row["grad_norm"] > settings["max_grad_norm"] for row in expected)
+    assert any(row.get("grad_norm", 0.0) > settings["max_grad_norm"] for row in expected)
     assert len({row["length"] for row in expected}) > 5
     assert 0.2 < sum(row["eos_rate"] for row in expected) / 50 < 0.8
     if name == "rejection":
         assert sum(row["kept_reward"] > row["reward"] for row in expected) > 20
+        return
+    if name == "online_dpo":
+        assert {row["pairs"] for row in expected} == {0, 1, 2, 3}  # and a step that teaches nothing
+        assert sum(0 < row["accuracy"] < 1 for row in expected if "accuracy" in row) > 5
         return
     assert sum(row["importance_capped"] > 0 for row in expected) > 10
     if name != "reinforce":
