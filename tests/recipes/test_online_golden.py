@@ -1,4 +1,5 @@
-"""Fifty steps of each variant on recorded tokens, beside numbers that transformers and peft gave for them.
+"""Fifty steps of each variant by its command on recorded tokens, beside numbers that transformers and peft gave for
+them.
 
 The goldens' numbers come from goldens/record_online_tiny.py and record_online_dpo_tiny.py, which learn from the same
 tokens without any of Plaudit's forward pass, packing, losses, advantages or pairs.
@@ -15,7 +16,7 @@ import pytest
 
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
-from runs import held_to, rows, shipped
+from runs import SPLITS, by_command, held_to
 
 GOLDENS = {
     path.stem.removeprefix("online_"): json.loads(path.read_text())
@@ -50,19 +51,17 @@ def replay(golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalEngine, "sample", sample)
 
 
-@pytest.mark.parametrize("budget", [100_000, 1])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_fifty_steps_match_the_recorded_trajectory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, budget: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str
 ) -> None:
     golden = GOLDENS[name]
     replay(golden, monkeypatch)
     (tmp_path / "prompts.txt").write_text("\n".join(golden["about"]["prompts"]) + "\n")
-    settings = golden["about"]["settings"] | {"micro_batch_tokens": budget}
-    recipe, config = shipped(name, prompts=str(tmp_path / "prompts.txt"), **settings)
+    settings = golden["about"]["settings"] | {"prompts": str(tmp_path / "prompts.txt")} | SPLITS[split]
     with held_to([step["expected"] for step in golden["steps"]]):
-        recipe.run(config, tmp_path / "run")
-    found = rows(tmp_path / "run")
+        found = by_command(name, settings, tmp_path / "run")
     assert len(found) == len(golden["steps"]) == 50
     for row, step in zip(found, golden["steps"], strict=True):
         for name, expected in step["expected"].items():

@@ -96,7 +96,8 @@ def pooled_state(
     states = model(ids, output_hidden_states=True).hidden_states[-1 if leave is None else leave][0]
     if leave is not None:
         states = states / (states.square().mean(-1, keepdim=True) + torch.finfo(states.dtype).eps).sqrt()
-    return states[-1] if pool == "last" else states[len(before) :].mean(0)
+    pooled: Tensor = states[-1] if pool == "last" else states[len(before) :].mean(0)
+    return pooled
 
 
 def logprobs_of(model: Any, sample: Recorded, temperature: float) -> tuple[Tensor, Tensor]:

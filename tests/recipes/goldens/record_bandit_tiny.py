@@ -36,14 +36,15 @@ COMMON: dict[str, Any] = {
 RUNS: dict[str, dict[str, Any]] = {
     "log": COMMON
     | {
-        "epochs": 10, "batch_size": 10, "learning_rate": 2e-2, "weight_decay": 0.1, "max_grad_norm": 0.6, "exit": 0.8,
+        "epochs": 10, "batch_size": 10, "learning_rate": 2e-2, "weight_decay": 0.1, "max_grad_norm": 2.5, "exit": 0.8,
+        "pool": "last",
         "adapter": {"rank": 4, "alpha": 8.0, "blocks": 2},
     },
     "choosing": COMMON
     | {
         "data": [], "labels": ["good", "bad", "neither"], "reward": "test_bandit:rewarded", "rounds": 10,
         "contexts_per_round": 12, "steps_per_round": 5, "policy": "softmax", "temperature": 0.2, "batch_size": 9,
-        "learning_rate": 1e-2, "max_grad_norm": 0.4, "exit": 0.5, "pool": "last",
+        "learning_rate": 2e-2, "max_grad_norm": 0.9, "exit": 0.5,
     },
 }  # fmt: skip
 
@@ -66,9 +67,7 @@ class Learner:
         self.bias = torch.zeros(len(labels), dtype=torch.float64, requires_grad=True)
         adapter = [p for p in self.model.parameters() if p.requires_grad] if config.adapter.rank else []
         self.trained = [*adapter, self.weight, self.bias]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=1.0, eps=1e-5, weight_decay=config.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1.0, eps=1e-5, weight_decay=config.weight_decay)
 
     def state(self, text: str) -> Tensor:
         """Read after a token that ends a text, as a document follows another."""
@@ -98,7 +97,8 @@ class Learner:
 
 def from_a_log(config: Any, directory: Path, log: list[dict[str, Any]]) -> list[dict[str, float]]:
     rows = [
-        {"prompt": row["prompt"], "completion": row["completion"], "reward": row["scores"]["overall"]} for row in log
+        {"prompt": row["prompt"], "completion": row["completion"], "reward": row["scores"]["overall"]}
+        for row in log
     ]
     rows = [row for row in rows if not out(row["prompt"], "heldout", config)]
     learner = Learner(config, directory, ["bad", "good"], [row["prompt"] for row in rows])

@@ -1,5 +1,5 @@
-"""Record 50 steps of online_dpo on the tiny model for tests/recipes/test_online_golden.py: tokens from ours, numbers from
-elsewhere.
+"""Record 50 steps of online_dpo on the tiny model for tests/recipes/test_online_golden.py: tokens from ours, numbers
+from elsewhere.
 
     python tests/recipes/goldens/record_online_dpo_tiny.py
 

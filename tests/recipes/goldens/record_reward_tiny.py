@@ -31,7 +31,8 @@ from plaudit.reward.score import ids_of
 
 HERE = Path(__file__).parent
 COMMON: dict[str, Any] = {
-    "model": "tiny", "seed": 3, "heldout": 0.2, "epochs": 9, "prompts_per_step": 2, "precision": "float64", "threads": 1,
+    "model": "tiny", "seed": 3, "heldout": 0.2, "epochs": 9, "prompts_per_step": 2, "precision": "float64",
+    "threads": 1,
 }  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "pairs": COMMON
@@ -142,7 +143,9 @@ def learn(config: Any, directory: Path) -> dict[str, Any]:
         rng(config.seed, "reward order", epoch).permutation(len(training)) for epoch in range(config.epochs)
     ]
     every = [training[i] for order in orders for i in order]  # a batch may end one epoch and begin the next
-    batches = [every[at : at + config.prompts_per_step] for at in range(0, len(every), config.prompts_per_step)]
+    batches = [
+        every[at : at + config.prompts_per_step] for at in range(0, len(every), config.prompts_per_step)
+    ]
     steps = [
         learner.step([r for k in batch for r in RECORDS if key(r["prompt"]) == k], n, len(batches))
         for n, batch in enumerate(batches)
