@@ -1,5 +1,5 @@
-"""Fifty steps of the ilql recipe by its command for each target, beside numbers that transformers, peft and whole tables
-of Q gave.
+"""Fifty steps of the ilql recipe by its command for each target, beside numbers that transformers, peft and whole
+tables of Q gave.
 
 The golden's numbers come from goldens/record_ilql_tiny.py, which has none of Plaudit's forward pass, packing, heads or
 losses, and its own reading of what each record is worth.
