@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plaudit import cli
 from plaudit import config as configs
 from plaudit.data.collate import pack
 from plaudit.models.branch import Pool
@@ -187,14 +188,42 @@ ONLINE = (
 """The shipped configs of recipes that learn from their own samples."""
 
 
+def shipped_recipe(name: str) -> ModuleType:
+    return importlib.import_module(f"plaudit.recipes.{configs.read_yaml(CONFIGS / f'{name}.yaml')['recipe']}")
+
+
 def shipped(name: str, **settings: Any) -> tuple[ModuleType, Any]:
     """The recipe of configs/NAME.yaml, and that config with these settings changed (a section's by its names)."""
-    tree = configs.read_yaml(CONFIGS / f"{name}.yaml")
-    recipe = importlib.import_module(f"plaudit.recipes.{tree.pop('recipe')}")
+    recipe, tree = shipped_recipe(name), configs.read_yaml(CONFIGS / f"{name}.yaml")
+    del tree["recipe"]
     for key, value in settings.items():
         if key in recipe.Config.model_fields:
             tree[key] = tree[key] | value if isinstance(value, dict) else value
     return recipe, configs.parse(recipe.Config, tree, name)
+
+
+SPLITS: dict[str, dict[str, int]] = {"default": {}, "single": {"micro_batch_tokens": 1}}
+"""Of a batch: as the settings have it, and one row at a time."""
+
+
+def by_command(name: str, settings: Mapping[str, Any], directory: Path) -> list[Row]:
+    """The logged steps of `plaudit train configs/NAME.yaml KEY=VALUE... --out DIRECTORY`, a section's settings by their
+    names; those that the recipe does not have are left out. What the command would explain in a line is raised."""
+
+    def told(error: BaseException) -> tuple[int, str]:
+        raise error
+
+    fields = shipped_recipe(name).Config.model_fields
+    words = [
+        f"{key}.{part}={json.dumps(of_part)}" if part else f"{key}={json.dumps(of_part)}"
+        for key, value in settings.items()
+        if key in fields
+        for part, of_part in (value.items() if isinstance(value, dict) else [("", value)])
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "_explained", told)
+        assert cli.main(["train", str(CONFIGS / f"{name}.yaml"), *words, "--out", str(directory)]) == 0
+    return rows(directory)
 
 
 def changed(config: Any, **settings: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Fifty steps of the ilql recipe for each target, beside numbers that transformers, peft and whole tables of Q gave.
+"""Fifty steps of the ilql recipe by its command for each target, beside numbers that transformers, peft and whole
+tables of Q gave.
 
 The golden's numbers come from goldens/record_ilql_tiny.py, which has none of Plaudit's forward pass, packing, heads or
 losses, and its own reading of what each record is worth.
@@ -11,21 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.recipes import ilql
-from runs import held_to
+from runs import SPLITS, by_command, held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "ilql_tiny.json").read_text())
 TARGETS = ("ilql", "q_learning", "sarsa")
 
 
-@pytest.mark.parametrize(("target", "budget"), [*((t, 100_000) for t in TARGETS), ("q_learning", 1)])
-def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, target: str, budget: int) -> None:
+@pytest.mark.parametrize(("target", "split"), [*((t, "default") for t in TARGETS), ("q_learning", "single")])
+def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, target: str, split: str) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in GOLDEN["about"]["records"]))
-    settings = GOLDEN["about"]["settings"] | {"micro_batch_tokens": budget, "target": target}
+    settings = GOLDEN["about"]["settings"] | SPLITS[split] | {"target": target, "data": [str(data)]}
     with held_to([*GOLDEN[target], *[{}] * 1000]):
-        ilql.run(ilql.Config.model_validate(settings | {"data": [str(data)]}), tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        rows = by_command("ilql", settings, tmp_path / "run")
     assert len(rows) >= len(GOLDEN[target]) == 50
     for row, expected in zip(rows, GOLDEN[target], strict=False):
         for name, number in expected.items():

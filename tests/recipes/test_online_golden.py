@@ -1,7 +1,8 @@
-"""Fifty steps of each variant on recorded tokens, beside numbers that transformers and peft gave for them.
+"""Fifty steps of each variant by its command on recorded tokens, beside numbers that transformers and peft gave for
+them.
 
-The goldens' numbers come from goldens/record_online_tiny.py, which learns from the same tokens without any of Plaudit's
-forward pass, packing, losses or advantages.
+The goldens' numbers come from goldens/record_online_tiny.py and record_online_dpo_tiny.py, which learn from the same
+tokens without any of Plaudit's forward pass, packing, losses, advantages or pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pytest
 
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
-from runs import held_to, rows, shipped
+from runs import SPLITS, by_command, held_to
 
 GOLDENS = {
     path.stem.removeprefix("online_"): json.loads(path.read_text())
@@ -50,19 +51,17 @@ def replay(golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalEngine, "sample", sample)
 
 
-@pytest.mark.parametrize("budget", [100_000, 1])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_fifty_steps_match_the_recorded_trajectory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, budget: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str
 ) -> None:
     golden = GOLDENS[name]
     replay(golden, monkeypatch)
     (tmp_path / "prompts.txt").write_text("\n".join(golden["about"]["prompts"]) + "\n")
-    settings = golden["about"]["settings"] | {"micro_batch_tokens": budget}
-    recipe, config = shipped(name, prompts=str(tmp_path / "prompts.txt"), **settings)
+    settings = golden["about"]["settings"] | {"prompts": str(tmp_path / "prompts.txt")} | SPLITS[split]
     with held_to([step["expected"] for step in golden["steps"]]):
-        recipe.run(config, tmp_path / "run")
-    found = rows(tmp_path / "run")
+        found = by_command(name, settings, tmp_path / "run")
     assert len(found) == len(golden["steps"]) == 50
     for row, step in zip(found, golden["steps"], strict=True):
         for name, expected in step["expected"].items():
@@ -71,7 +70,7 @@ def test_fifty_steps_match_the_recorded_trajectory(
 
 def test_there_is_one_of_each_variant() -> None:
     variants = {"reinforce", "rloo", "reinforce_plus_plus", "grpo", "dr_grpo", "dapo", "gspo", "rejection"}
-    assert GOLDENS.keys() == variants
+    assert GOLDENS.keys() == variants | {"online_dpo"}
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -80,11 +79,15 @@ def test_the_golden_is_one_that_says_something(name: str) -> None:
     steps, settings = GOLDENS[name]["steps"], GOLDENS[name]["about"]["settings"]
     expected = [step["expected"] for step in steps]
     assert max(row["kl"] for row in expected) > 0.02
-    assert any(row["grad_norm"] > settings["max_grad_norm"] for row in expected)
+    assert any(row.get("grad_norm", 0.0) > settings["max_grad_norm"] for row in expected)
     assert len({row["length"] for row in expected}) > 5
     assert 0.2 < sum(row["eos_rate"] for row in expected) / 50 < 0.8
     if name == "rejection":
         assert sum(row["kept_reward"] > row["reward"] for row in expected) > 20
+        return
+    if name == "online_dpo":
+        assert {row["pairs"] for row in expected} == {0, 1, 2, 3}  # and a step that teaches nothing
+        assert sum(0 < row["accuracy"] < 1 for row in expected if "accuracy" in row) > 5
         return
     assert sum(row["importance_capped"] > 0 for row in expected) > 10
     if name != "reinforce":

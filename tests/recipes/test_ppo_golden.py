@@ -1,4 +1,5 @@
-"""Fifty steps of the ppo recipe on recorded tokens, beside numbers that transformers and peft gave for them.
+"""Fifty steps of the ppo recipe by its command on recorded tokens, beside numbers that transformers and peft gave for
+them.
 
 The golden's numbers come from goldens/record_ppo_tiny.py, which learns from the same tokens without any of Plaudit's
 forward pass, packing, losses or advantages.
@@ -13,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from plaudit.recipes import ppo
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
-from runs import held_to
+from runs import SPLITS, by_command, held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "ppo_tiny.json").read_text())
 
@@ -43,16 +43,15 @@ def replayed(
         )
 
 
-@pytest.mark.parametrize("budget", [100_000, 1])
+@pytest.mark.parametrize("split", SPLITS)
 def test_fifty_steps_match_the_recorded_trajectory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
 ) -> None:
     monkeypatch.setattr(LocalEngine, "sample", replayed)
     (tmp_path / "prompts.txt").write_text("\n".join(GOLDEN["about"]["prompts"]) + "\n")
-    settings = GOLDEN["about"]["settings"] | {"micro_batch_tokens": budget}
+    settings = GOLDEN["about"]["settings"] | {"prompts": str(tmp_path / "prompts.txt")} | SPLITS[split]
     with held_to([step["expected"] for step in GOLDEN["steps"]]):
-        ppo.run(ppo.Config(prompts=str(tmp_path / "prompts.txt"), **settings), tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        rows = by_command("ppo", settings, tmp_path / "run")
     assert len(rows) == len(GOLDEN["steps"]) == 50
     for row, step in zip(rows, GOLDEN["steps"], strict=True):
         for name, expected in step["expected"].items():

@@ -1,4 +1,5 @@
-"""Fifty steps of the sft recipe, twice, beside numbers that transformers, peft and torch.optim gave for them.
+"""Fifty steps of the sft recipe by its command, twice, beside numbers that transformers, peft and torch.optim gave for
+them.
 
 The golden's numbers come from goldens/record_sft_tiny.py, which learns from the same batches without any of Plaudit's
 forward pass, packing, dropout, schedules, mixing or regularisation.
@@ -11,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.recipes import sft
-from runs import held_to
+from runs import SPLITS, by_command, held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "sft_tiny.json").read_text())
 
 
-@pytest.mark.parametrize("budget", [100_000, 1])
+@pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("which", GOLDEN["runs"])
-def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, which: str, budget: int) -> None:
+def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, which: str, split: str) -> None:
     """adapter: AdamW, cosine, L1, adapter dropout, a mixture by loss ratios. whole: TensorFlow's Adam with L2,
     exponential, dropout of what attention and MLP add."""
     for task, pairs in GOLDEN["tasks"].items():
@@ -28,8 +28,7 @@ def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, which: str, b
     golden = GOLDEN["runs"][which]
     settings = golden["settings"] | {"data": [str(tmp_path / f"{task}.jsonl") for task in GOLDEN["tasks"]]}
     with held_to(golden["steps"]):
-        sft.run(sft.Config.model_validate(settings | {"micro_batch_tokens": budget}), tmp_path / "run")
-    found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        found = by_command("sft", settings | SPLITS[split], tmp_path / "run")
     assert len(found) == len(golden["steps"]) == 50
     for row, expected in zip(found, golden["steps"], strict=True):
         assert row.keys() - {"step"} == expected.keys()

@@ -56,21 +56,48 @@ def record_tokens(
     return draws
 
 
-def peft_model(config: Any, name: str, blocks: int, directory: Path) -> Any:
-    """transformers' tiny model in float64 with a peft adapter that begins as the recipe's."""
+def peft_model(config: Any, name: str, blocks: int, directory: Path, depth: int | None = None) -> Any:
+    """transformers' tiny model in float64 with a peft adapter that begins as the recipe's. depth: of the last block
+    that it adapts (None: of all)."""
     import peft
 
     model = load_model("tiny", torch.float64)
     adapter = make_adapter(
         model.trunk, rank=config.adapter.rank, alpha=config.adapter.alpha, blocks=blocks,
-        seed=torch_seed(config.seed, f"{name} adapter"),
+        seed=torch_seed(config.seed, f"{name} adapter"), depth=depth,
     )  # fmt: skip
-    (directory / name).mkdir()
+    (directory / name).mkdir(parents=True)
     save_adapter(adapter, directory / name, base="tiny")
     base = transformers_model(model.directory, torch.float64)
     return peft.PeftModel.from_pretrained(
         base, str(directory / name), is_trainable=True, autocast_adapter_dtype=False
     ).double()
+
+
+def reading_model(config: Any, name: str, directory: Path) -> tuple[Any, int | None]:
+    """A model that is read after config.exit of its blocks, with an adapter where one is asked for; and after how many
+    that is, None where it is read at its end."""
+    bare = load_model("tiny", torch.float64)
+    depth = bare.trunk.shape.depth
+    leave = max(1, round(config.exit * depth))
+    if not config.adapter.rank:
+        model = transformers_model(bare.directory, torch.float64)
+    else:
+        model = peft_model(config, name, config.adapter.blocks, directory, leave)
+    return model, None if leave == depth else leave
+
+
+def pooled_state(
+    model: Any, before: Sequence[int], after: Sequence[int], leave: int | None, pool: str
+) -> Tensor:
+    """[width]: of the tokens after, their last state or the mean of theirs. Where the model is left before its end the
+    states have length 1 a dimension; at its end its own norm has seen to that."""
+    ids = torch.tensor([[*before, *after]])
+    states = model(ids, output_hidden_states=True).hidden_states[-1 if leave is None else leave][0]
+    if leave is not None:
+        states = states / (states.square().mean(-1, keepdim=True) + torch.finfo(states.dtype).eps).sqrt()
+    pooled: Tensor = states[-1] if pool == "last" else states[len(before) :].mean(0)
+    return pooled
 
 
 def logprobs_of(model: Any, sample: Recorded, temperature: float) -> tuple[Tensor, Tensor]:
