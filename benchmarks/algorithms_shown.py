@@ -119,7 +119,7 @@ def chart(rows: Sequence[Row]) -> plots.Figure:
             "y": places,
             "width": 0.34,
             "marker": {"color": [KIND[kind(row)][0] for row in found], "opacity": 0.75},
-            "text": [f"{row['kl_per_token']:.2f}" for row in found],
+            "text": [f"{row['kl_per_token']:.2f}".replace("-0.00", "0.00") for row in found],
             "textposition": "outside",
             "cliponaxis": False,
             "hovertemplate": "%{x:.3f} nats a token<extra></extra>",
@@ -127,7 +127,7 @@ def chart(rows: Sequence[Row]) -> plots.Figure:
     )
     layout["xaxis"] |= {"domain": [0, 0.66]}
     layout["xaxis2"] = layout["xaxis"] | {
-        "domain": [0.74, 0.97],
+        "domain": [0.76, 0.97],
         "anchor": "y",
         "title": {"text": "KL from the start, nats a token", "font": layout["xaxis"]["title"]["font"]},
         "range": [min(0.0, *(row["kl_per_token"] for row in found)), 1.15 * max(r["kl_per_token"] for r in found)],
@@ -156,7 +156,7 @@ def page(rows: Sequence[Row]) -> str:
         "<style>body { margin: 20px 24px; width: 880px; font: 15px/1.5 system-ui, sans-serif; background: #ffffff; "
         "color: #1e2328 } h1 { font-size: 20px; margin: 0 } p { margin: 0; color: #59636e }"
         "b { font-weight: 650 }</style>"
-        f"<h1>Which algorithm for my feedback?</h1><p>{said} "
+        f"<h1>Which algorithm for my feedback?</h1><p>{said}<br>"
         "<b style='color: #0b766f'>● from the reward model</b> · <b style='color: #6a74b8'>◆ straight from the "
         "judgements</b> · ■ no weight moved</p>"
         f"<script>{script}</script><div id=chart></div><script>Plotly.newPlot('chart', {drawn}.data, "
