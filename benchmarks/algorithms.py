@@ -21,6 +21,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -74,7 +75,10 @@ def first_round(directory: Path, seed: int, store: Store, console: Console) -> S
     model = load_model(config.model, dtype, device)
     splits = quickstart.write_prompts(config, directory)
     stage = Stage(config, directory, 1, model, store, splits, console, input)
-    quickstart.take_round(stage, Journal(directory), last="reward")
+    journal = Journal(directory)
+    if journal.done(1, "reward") is None:
+        rundir.reopen(directory)
+        quickstart.take_round(stage, journal, last="reward")
     return stage
 
 
@@ -297,4 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

@@ -147,7 +147,7 @@ def page(rows: Sequence[Row]) -> str:
         drawn = drawn.replace(f"var(--{name})", colour)
     seeds = sorted({row["seed"] for row in rows})
     said = (
-        f"Equal judgements, {rows[0]['budget']:g} s of training each, "
+        f"Equal judgements, about {rows[0]['budget']:g} s of training each, "
         f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}."
     )
     script: str = plotly.offline.get_plotlyjs()

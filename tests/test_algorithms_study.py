@@ -20,7 +20,7 @@ from plaudit.training import rundir
 from plaudit.types import UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-TINY = {
+TINY: dict[str, Any] = {
     "model": "tiny",
     "training_prompts": 10,
     "heldout_prompts": 4,

@@ -73,7 +73,7 @@ def test_a_steered_policy_is_read_from_what_it_drew_with(tmp_path: Path) -> None
     policy, start = (load_model(str(tiny.make(tmp_path, seed)), torch.float64) for seed in (0, 1))
     engine = LocalEngine(policy.trunk, policy.tokenizer)
     drawn = engine.sample([[3, 9, 4], [5], [7, 8]], 2, SamplingParams(max_new_tokens=9), (0, "kl"))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt_ids": list(s.prompt_ids),
             "completion_ids": list(s.completion_ids),
