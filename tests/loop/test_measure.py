@@ -18,6 +18,8 @@ from plaudit.loop import measure
 from plaudit.models import tiny
 from plaudit.models.load import load_model
 from plaudit.reward.model import RewardModel
+from plaudit.rollout.local import LocalEngine
+from plaudit.tensors import SamplingParams
 
 
 def test_a_win_is_one_a_tie_a_half() -> None:
@@ -66,6 +68,26 @@ def test_kl_a_token_is_transformers_own(tmp_path: Path) -> None:
     assert abs(ours) > 1e-3
 
 
+def test_a_steered_policy_is_read_from_what_it_drew_with(tmp_path: Path) -> None:
+    """Rows drawn by a model, in another order than the pack's: its log-probabilities give the same KL as the model."""
+    policy, start = (load_model(str(tiny.make(tmp_path, seed)), torch.float64) for seed in (0, 1))
+    engine = LocalEngine(policy.trunk, policy.tokenizer)
+    drawn = engine.sample([[3, 9, 4], [5], [7, 8]], 2, SamplingParams(max_new_tokens=9), (0, "kl"))
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt_ids": list(s.prompt_ids),
+            "completion_ids": list(s.completion_ids),
+            "logprobs": list(s.logprobs),
+        }
+        for s in drawn
+    ]
+    by_model = measure.kl_per_token(policy, start, rows)
+    assert measure.kl_per_token(None, start, rows) == pytest.approx(by_model, rel=1e-9)
+    for row in rows:
+        row["logprobs"] = [logprob + 0.5 for logprob in row["logprobs"]]
+    assert measure.kl_per_token(None, start, rows) == pytest.approx(by_model + 0.5, rel=1e-9)
+
+
 def test_the_best_of_four_is_not_the_first_of_five() -> None:
     """The first of each prompt's five samples is the one that the others are compared with: no candidate."""
     start = [{"prompt_ids": [p], "completion_ids": [s]} for p in range(3) for s in range(5)]
@@ -74,7 +96,7 @@ def test_the_best_of_four_is_not_the_first_of_five() -> None:
     def score_ids(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
         return [float(scores[5 * p[0] + c[0]]) for p, c in zip(prompts, completions, strict=True)]
 
-    best = measure._best(start, cast(RewardModel, SimpleNamespace(score_ids=score_ids)))
+    best = measure.best(start, cast(RewardModel, SimpleNamespace(score_ids=score_ids)))
     assert [(row["prompt_ids"][0], row["completion_ids"][0]) for row in best] == [(0, 2), (1, 1), (2, 4)]
     assert measure.CANDIDATES == 4
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch.nn.utils.rnn import pad_sequence
 
 from plaudit.data.collate import micro_batches, pack
 from plaudit.evaluation.metrics import bootstrap, distinct_2
@@ -26,6 +28,7 @@ CONSTANT = "That is wonderful, I am so happy for you, what a great and lovely da
 CANDIDATES = 4
 SETS = ("before", "after", "best_of_4", "constant")
 Floats = NDArray[np.float64]
+Rows = list[dict[str, Any]]
 
 
 def evaluate(stage: Stage) -> Result:
@@ -38,16 +41,53 @@ def evaluate(stage: Stage) -> Result:
     scorer = load_reward_model(stage.place / "reward" / "model", stage.model)
 
     # 1. Four completions a prompt: the starting model's, the improved one's, its best of four, the constant.
-    start = _start_rows(stage)
+    start = start_rows(stage)
     after = stages.draw(stage, prompts, 1, "after", model=after_model)
     before = start[:: CANDIDATES + 1]
     rows = {"before": before, "after": after}
-    rows["best_of_4"] = _best(start, scorer)
+    rows["best_of_4"] = best(start, scorer)
     tokens = stage.model.tokenizer.encode(CONSTANT)[: stage.config.max_new_tokens]
     rows["constant"] = [row | {"completion": CONSTANT, "completion_ids": tokens} for row in before]
 
-    # 2. How the starting model sees them, and what the judges say, who took no part in the training.
-    interleaved = [rows[name][p] for p in range(len(prompts)) for name in SETS]
+    # 2. What they are worth, and the improved model against the start.
+    judged = judge(stage, {name: rows[name] for name in SETS}, scorer)
+    policy, _ = against_start(stage, judged, kl=kl_per_token(after_model, stage.model, after))
+    if stage.config.raters == "me":
+        policy |= _ask_me(stage, before, after)
+    stages.write_rows(
+        stage.place / "evaluation.jsonl",
+        [
+            {"prompt": before[p]["prompt"]}
+            | {name: rows[name][p]["completion"] for name in SETS}
+            | {f"{name}_overall": float(judged.overall[name][:, p].mean()) for name in SETS}
+            for p in range(len(prompts))
+        ],
+    )
+    if policy["win_rate"] is not None:
+        stage.say(
+            f"wins {policy['win_rate']:.0%} against the start, KL {policy['kl_per_token']:.2f} nats a token"
+        )
+    return {"policy": policy, "baselines": judged.figures}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Sets of completions, each one a held-out prompt, by name; one of them is "before", the starting model's.
+
+    overall, unseen: by all judges, and with the words alone that no training rater knows, [judges, prompts] in 0 to 1.
+    figures: means of each set.
+    """
+
+    rows: dict[str, Rows]
+    overall: dict[str, Floats]
+    unseen: dict[str, Floats]
+    figures: dict[str, Result]
+
+
+def judge(stage: Stage, rows: dict[str, Rows], scorer: RewardModel) -> Judged:
+    """How the starting model sees the sets, and what the judges say, who took no part in the training."""
+    names = list(rows)
+    interleaved = [rows[name][p] for p in range(len(rows["before"])) for name in names]
     views = stages.views_of(stage, interleaved, "held-out completions")
     band = stages.band_of(stage)
     relevance, fluency = views.relevance(band), views.fluency(band)
@@ -55,36 +95,35 @@ def evaluate(stage: Stage) -> Result:
         Impression(row["completion"], float(r), float(f))
         for row, r, f in zip(interleaved, relevance, fluency, strict=True)
     ]
-    verdict = {
-        "all": panel.criterion_scores(panel.judging_raters(stage.config.seed), seen),
-        "unseen": panel.criterion_scores(panel.judging_raters(stage.config.seed, unseen_only=True), seen),
-    }
+    seed = stage.config.seed
+    verdict = panel.criterion_scores(panel.judging_raters(seed), seen)
+    unseen = panel.criterion_scores(panel.judging_raters(seed, unseen_only=True), seen)["overall"]
     rewards = scorer.score_ids(
         [row["prompt_ids"] for row in interleaved], [row["completion_ids"] for row in interleaved]
     )
 
-    # 3. Figures of each set, and of the improved model against the start.
     def of(values: Any, name: str) -> Floats:
-        return np.asarray(values, dtype=np.float64)[..., SETS.index(name) :: len(SETS)]
+        return np.asarray(values, dtype=np.float64)[..., names.index(name) :: len(names)]
 
+    overall = {name: of(verdict["overall"], name) for name in names}
     figures = {
         name: {
-            **{k: float(of(v, name).mean()) for k, v in verdict["all"].items()},
+            **{k: float(of(v, name).mean()) for k, v in verdict.items()},
             "reward": float(of(rewards, name).mean()),
             "length": float(np.mean([len(row["completion_ids"]) for row in rows[name]])),
             "perplexity": float(np.exp(np.average(of(views.surprise, name), weights=of(views.tokens, name)))),
-            "win_rate": win_rate(
-                of(verdict["all"]["overall"], name), of(verdict["all"]["overall"], "before")
-            )[0],
+            "win_rate": win_rate(overall[name], overall["before"])[0],
         }
-        for name in SETS
+        for name in names
     }
-    wins, per_prompt = win_rate(
-        of(verdict["all"]["overall"], "after"), of(verdict["all"]["overall"], "before")
-    )
-    unseen, _ = win_rate(
-        of(verdict["unseen"]["overall"], "after"), of(verdict["unseen"]["overall"], "before")
-    )
+    return Judged(rows, overall, {name: of(unseen, name) for name in names}, figures)
+
+
+def against_start(stage: Stage, judged: Judged, *, kl: float) -> tuple[Result, list[float]]:
+    """The figures of the set "after" against "before", and its wins by prompt. kl: nats a token."""
+    rows, figures = judged.rows, judged.figures
+    wins, per_prompt = win_rate(judged.overall["after"], judged.overall["before"])
+    unseen, _ = win_rate(judged.unseen["after"], judged.unseen["before"])
     shared = min(sum(len(row["completion_ids"]) for row in rows[name]) for name in ("before", "after"))
     distinct = {
         n: distinct_2([row["completion_ids"] for row in rows[n]], shared) for n in ("before", "after")
@@ -98,31 +137,16 @@ def evaluate(stage: Stage) -> Result:
         "overall_after": figures["after"]["overall"],
         "relevance_before": figures["before"]["relevance"],
         "relevance_after": figures["after"]["relevance"],
-        "kl_per_token": kl_per_token(after_model, stage.model, after),
+        "kl_per_token": kl,
         "distinct2_ratio": distinct["after"] / max(distinct["before"], 1e-9),
         "perplexity_ratio": figures["after"]["perplexity"] / figures["before"]["perplexity"],
         "reward_before": figures["before"]["reward"],
         "reward_after": figures["after"]["reward"],
     }
-    if stage.config.raters == "me":
-        policy |= _ask_me(stage, before, after)
-    stages.write_rows(
-        stage.place / "evaluation.jsonl",
-        [
-            {"prompt": before[p]["prompt"]}
-            | {name: rows[name][p]["completion"] for name in SETS}
-            | {f"{name}_overall": float(of(verdict["all"]["overall"], name)[:, p].mean()) for name in SETS}
-            for p in range(len(prompts))
-        ],
-    )
-    if policy["win_rate"] is not None:
-        stage.say(
-            f"wins {policy['win_rate']:.0%} against the start, KL {policy['kl_per_token']:.2f} nats a token"
-        )
-    return {"policy": policy, "baselines": {name: figures[name] for name in SETS}}
+    return policy, per_prompt
 
 
-def _start_rows(stage: Stage) -> list[dict[str, Any]]:
+def start_rows(stage: Stage) -> list[dict[str, Any]]:
     """The starting model's samples of the held-out prompts: one to compare, then the candidates; drawn once."""
     path = stage.directory / "rounds" / "1" / "start.jsonl"
     if not path.exists():
@@ -130,14 +154,14 @@ def _start_rows(stage: Stage) -> list[dict[str, Any]]:
     return stages.read_rows(path)
 
 
-def _best(start: Sequence[dict[str, Any]], scorer: RewardModel) -> list[dict[str, Any]]:
+def best(start: Sequence[dict[str, Any]], scorer: RewardModel) -> list[dict[str, Any]]:
     """Of each prompt's candidates the one that the reward model likes best."""
     scores = scorer.score_ids([row["prompt_ids"] for row in start], [row["completion_ids"] for row in start])
-    best = []
+    chosen = []
     for first in range(0, len(start), CANDIDATES + 1):
         candidates = range(first + 1, first + 1 + CANDIDATES)
-        best.append(start[max(candidates, key=lambda i: scores[i])])
-    return best
+        chosen.append(start[max(candidates, key=lambda i: scores[i])])
+    return chosen
 
 
 def win_rate(after: Floats, before: Floats) -> tuple[float, list[float]]:
@@ -150,8 +174,11 @@ def win_rate(after: Floats, before: Floats) -> tuple[float, list[float]]:
     return float(won.mean()), won.mean(0).tolist()
 
 
-def kl_per_token(policy: Model, start: Model, rows: Sequence[dict[str, Any]]) -> float:
-    """Mean k1, log policy - log start, over the tokens of the policy's own samples (temperature 1), nats."""
+def kl_per_token(policy: Model | None, start: Model, rows: Sequence[dict[str, Any]]) -> float:
+    """Mean k1, log policy - log start, over the tokens of the policy's own samples (temperature 1), nats.
+
+    policy: None takes its log-probabilities from the rows, as they were drawn: a steered policy is no model alone.
+    """
     packed = pack(
         [row["prompt_ids"] for row in rows],
         [row["completion_ids"] for row in rows],
@@ -160,11 +187,13 @@ def kl_per_token(policy: Model, start: Model, rows: Sequence[dict[str, Any]]) ->
     total = 0.0
     with torch.no_grad():
         for index in micro_batches(packed, 4096):
-            part, _ = packed.take(index)
-            gap = (
-                token_logprobs(Branch(policy.trunk), part).logprobs
-                - token_logprobs(Branch(start.trunk), part).logprobs
-            )
+            part, own = packed.take(index)
+            if policy is None:
+                drawn = [torch.tensor(rows[int(i)]["logprobs"], dtype=torch.float64) for i in own]
+                mine = pad_sequence(drawn, batch_first=True).to(part.mask.device)
+            else:
+                mine = token_logprobs(Branch(policy.trunk), part).logprobs
+            gap = mine - token_logprobs(Branch(start.trunk), part).logprobs
             total += float(gap[part.mask].double().sum())
     return total / float(packed.mask.sum())
 

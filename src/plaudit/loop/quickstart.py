@@ -144,14 +144,7 @@ def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> d
     with Store.open(directory / "feedback.db") as store:
         for number in range(1, config.rounds + 1):
             stage = Stage(config, directory, number, model, store, splits, console, ask)
-            do = journal.do
-            do(number, "sample", partial(stages.sample, stage))
-            do(number, "look", partial(stages.look, stage))
-            do(number, "judge", partial(judging.judge, stage))
-            do(number, "agree", partial(stages.agree, stage))
-            do(number, "reward", partial(stages.reward, stage))
-            do(number, "improve", partial(stages.improve, stage))
-            do(number, "evaluate", partial(measure.evaluate, stage))
+            take_round(stage, journal)
 
     # 3. The last round's model is the run's; then the report, and the summary last of all.
     if not (directory / "model").exists():
@@ -164,6 +157,23 @@ def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> d
     files.write_json(directory / "summary.json", summary)
     closing_words(summary, directory, console)
     return summary
+
+
+def take_round(stage: Stage, journal: Journal, *, last: str = "evaluate") -> None:
+    """The round's transitions in order, up to the one named, from where the journal ends."""
+    transitions: dict[str, Callable[[Stage], stages.Result]] = {
+        "sample": stages.sample,
+        "look": stages.look,
+        "judge": judging.judge,
+        "agree": stages.agree,
+        "reward": stages.reward,
+        "improve": stages.improve,
+        "evaluate": measure.evaluate,
+    }
+    for name, transition in transitions.items():
+        journal.do(stage.number, name, partial(transition, stage))
+        if name == last:
+            return
 
 
 def check(config: Config, *, interactive: bool) -> None:

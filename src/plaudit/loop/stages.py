@@ -24,6 +24,7 @@ from plaudit.loop.rounds import Journal
 from plaudit.loop.show import Bar
 from plaudit.models.adapter import load_adapter
 from plaudit.models.load import Model, linear_sizes
+from plaudit.models.q_heads import Steering
 from plaudit.randomness import rng
 from plaudit.recipes import ppo, reward_model
 from plaudit.rollout.local import LocalEngine
@@ -97,11 +98,12 @@ def draw(
     *,
     adapter: Path | None = None,
     model: Model | None = None,
+    steer: Steering | None = None,
 ) -> list[dict[str, Any]]:
     """n samples a prompt, in prompt order, as rows for a file."""
     model = model or stage.model
     trunk, tokenizer = model.trunk, model.tokenizer
-    engine = LocalEngine(trunk, tokenizer)
+    engine = LocalEngine(trunk, tokenizer, steer=steer)
     if adapter is not None:
         weights = load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide)
         engine.load(weights.to(trunk.device), f"round-{stage.number - 1}")
@@ -247,10 +249,9 @@ def _begin(directory: Path, recipe: str, config: Any) -> Path:
 # 5. improve ------------------------------------------------------------------------------------------------
 
 
-def improve(stage: Stage) -> Result:
-    """PPO against the round's reward model, from the policy that the round began with."""
+def ppo_config(stage: Stage) -> ppo.Config:
     settings = stage.config.policy
-    config = ppo.Config(
+    return ppo.Config(
         model=stage.config.model,
         prompts=str(stage.directory / "prompts" / "train.jsonl"),
         reward=str(stage.place / "reward" / "model"),
@@ -272,7 +273,12 @@ def improve(stage: Stage) -> Result:
         threads=stage.config.threads,
         checkpoint_every=1,
     )
-    stage.say(f"improving the policy: PPO, {settings.steps} steps")
+
+
+def improve(stage: Stage) -> Result:
+    """PPO against the round's reward model, from the policy that the round began with."""
+    config = ppo_config(stage)
+    stage.say(f"improving the policy: PPO, {config.steps} steps")
     found = ppo.run(config, _begin(stage.place / "ppo", "ppo", config), model=stage.model)
     if found["stopped"] is not None:
         stage.say(f"PPO stopped by itself after step {found['steps']}: {found['stopped']}")
