@@ -1,7 +1,6 @@
 """When the reward is pushed too far: gold and proxy against KL, for best-of-n and PPO (Gao et al. 2022, small).
 
-    python benchmarks/overoptimisation.py --runs runs/overoptimisation     # about 12 minutes of one core
-    python benchmarks/overoptimisation.py --runs runs/overoptimisation --seeds 3 4 5
+    python benchmarks/overoptimisation.py --runs runs/overoptimisation     # about 9 minutes of one core
 
 A world is a small random Llama that speaks 32 words (the start) and a fixed random network that says what is good (the
 gold reward): a wider random Llama reads the text, eight random sines of what it read are added up, and the sum has
@@ -15,7 +14,7 @@ start. Every seed is a world of its own.
 
 Each part is a file below --runs and is read where it is there, so that a study that was stopped goes on. What is found
 goes to benchmarks/overoptimisation.json; the chart to overoptimisation.html below --runs and, where there is a
-Chromium, to docs/images/overoptimisation.png. The tables of benchmarks/README.md are printed.
+Chromium, to docs/images/overoptimisation.png (or --record and --image). The tables of benchmarks/README.md are printed.
 """
 
 from __future__ import annotations
@@ -56,20 +55,20 @@ WORDS = tuple(a + b for a in "bdfghjklmnprstvz" for b in "ao")
 SPECIAL = ("<|pad|>", "<|end|>")
 PROMPT_WORDS, LONGEST = 4, 16
 RATERS, COIN_TOSSERS, OVERLAP = 10, 3, 3
-SINES, BEND = 8, 0.8
-"""Of the gold network; BEND: the standard deviation inside each sine, in radians, over the start's samples."""
+SINES = 8
 SHARPNESS = 2.0
 """Of a careful rater: log-odds for each standard deviation of gold between two completions."""
-METHODS = ("single", "ensemble", "aware", "oracle")
-PUSHED = METHODS[:3]  # by PPO
+METHODS = ("single", "ensemble", "aware", "oracle")  # PPO: without the last
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """How large it is. labels: how many a proxy learns from; samples: of each prompt, for best-of-n."""
+    """How large it is. labels: how many a proxy learns from; samples: of each prompt, for best-of-n; bend: the
+    deviation inside each sine of gold over the start's samples, in radians."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    bend: float = 0.8
     labels: tuple[int, ...] = (300, 1200, 4800)
     width: int = 64
     depth: int = 2
@@ -132,16 +131,16 @@ def _write_model(place: Path, seed: int, width: int, depth: int) -> None:
     files.write_json(place / "config.json", config)
 
 
-def make_gold(model: Model, reference: Sequence[Sample], *key: int | str) -> None:
+def make_gold(model: Model, reference: Sequence[Sample], bend: float, seed: int) -> None:
     """The rest of the gold network, as gold.json beside the Llama that reads for it."""
-    states, draw = states_of(model, reference), rng("gold", *key)
+    states, draw = states_of(model, reference), rng("gold", seed)
     weights = draw.normal(size=(states.shape[1], SINES))
     inside = (states - states.mean(0)) @ weights
-    weights, inside = weights * BEND / inside.std(0), inside * BEND / inside.std(0)
+    weights, inside = weights * bend / inside.std(0), inside * bend / inside.std(0)
     phases, signs = draw.uniform(0, 2 * np.pi, SINES), draw.choice([-1.0, 1.0], SINES)
     raw = np.sin(inside + phases) @ signs
-    net = {"centre": states.mean(0), "weights": weights, "phases": phases, "signs": signs}
-    net |= {"mean": raw.mean(), "std": raw.std()}
+    net = {"centre": states.mean(0), "mean": raw.mean(), "std": raw.std()}
+    net |= {"weights": weights, "phases": phases, "signs": signs}
     files.write_json(model.directory / "gold.json", {name: value.tolist() for name, value in net.items()})
 
 
@@ -149,8 +148,7 @@ def gold(samples: Sequence[Sample], *, model: str) -> list[float]:
     """The gold reward of each sample, by the network in a directory: a rule, as a config names one."""
     llama, net = _gold(model)
     inside = (states_of(llama, samples) - net["centre"]) @ net["weights"]
-    found: list[float] = ((np.sin(inside + net["phases"]) @ net["signs"] - net["mean"]) / net["std"]).tolist()
-    return found
+    return list((np.sin(inside + net["phases"]) @ net["signs"] - net["mean"]) / net["std"])
 
 
 @cache
@@ -211,7 +209,7 @@ def make_world(study: Study, seed: int, runs: Path) -> World:
         write_rows(place / "prompts.jsonl", [{"prompt": prompt} for prompt in world.prompts])
         reference = world.reference()
         write_rows(place / "reference.jsonl", [sample_row(s, s.asked or "", seed) for s in reference])
-        make_gold(reader, reference, seed)
+        make_gold(reader, reference, study.bend, seed)
         told = {"kind": "rule", "rule": "overoptimisation:gold", "options": {"model": str(place / "gold")}}
         files.write_text(rule, yaml.safe_dump(told))
     return world
@@ -366,7 +364,7 @@ def measured(study: Study, seed: int, runs: Path) -> list[dict[str, Any]]:
                 drawn = samples, world.golden(samples)
             found: dict[str, Any] = {"seed": seed, "labels": labels}
             found["best_of_n"] = best_of_n(world, named, *drawn)
-            found["ppo"] = {m: pushed(world, named[m], place / f"ppo-{m}", study) for m in PUSHED}
+            found["ppo"] = {m: pushed(world, named[m], place / f"ppo-{m}", study) for m in METHODS[:-1]}
             files.write_json(record, found | {"cpu_seconds": round(time.process_time() - begun)})
         rows.append(json.loads(record.read_text(encoding="utf-8")))
     return rows
@@ -376,8 +374,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="where the parts are, or go")
     parser.add_argument("--seeds", type=int, nargs="+", default=Study().seeds)
+    parser.add_argument("--bend", type=float, default=Study().bend, help="of gold; give each its own --runs")
+    parser.add_argument("--record", type=Path, default=HERE / "overoptimisation.json")
+    parser.add_argument("--image", type=Path, default=HERE.parent / "docs/images/overoptimisation.png")
     given = parser.parse_args()
-    study, runs = replace(Study(), seeds=tuple(given.seeds)), given.runs.resolve()
+    study, runs = replace(Study(), seeds=tuple(given.seeds), bend=given.bend), given.runs.resolve()
     machine.prepare("float32", 1)
     runs.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -386,11 +387,12 @@ def main() -> None:
             with contextlib.redirect_stderr(log):  # the recipes' lines, one a step
                 rows += measured(study, seed, runs)
             print(
-                f"seed {seed}: {sum(r['cpu_seconds'] for r in rows if r['seed'] == seed)} CPU s", flush=True
+                f"seed {seed}: {[row['cpu_seconds'] for row in rows if row['seed'] == seed]} CPU s",
+                flush=True,
             )
-    (HERE / "overoptimisation.json").write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    files.write_text(given.record, json.dumps(rows) + "\n")
     print("\n\n".join(page.tables(rows)))
-    page.draw(rows, runs / "overoptimisation.html", HERE.parent / "docs" / "images" / "overoptimisation.png")
+    page.draw(rows, runs / "overoptimisation.html", given.image)
 
 
 if __name__ == "__main__":

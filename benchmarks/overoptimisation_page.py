@@ -32,6 +32,10 @@ LAST = 5
 STOP = 16.0
 """Nats a completion where the default stop.max_kl, 1 nat a token, ends a run of 16 tokens."""
 SIZE = (1280, 900)
+LEGEND = (
+    "Solid: gold, mean of the worlds; thin: of each world. Dashed: what the proxy says, mean. "
+    "Dotted: where the default stop.max_kl ends a run."
+)
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 
@@ -133,11 +137,11 @@ def _cell(values: Sequence[float], name: str, signed: bool) -> str:
 
 
 def figure(rows: Sequence[Row]) -> plots.Figure:
-    """Two rows, best-of-n and PPO, and a column a number of labels; gold solid with its interval, proxies dashed."""
+    """Two rows, best-of-n and PPO, and a column a number of labels; gold solid, thin for each world, proxies dashed."""
     sizes = sorted({row["labels"] for row in rows})
     data: list[Row] = []
-    layout: Row = {"annotations": []}
-    rooms = {"best_of_n": (0.66, 0.93), "ppo": (0.06, 0.53)}
+    layout: Row = {"annotations": [_note(LEGEND, 0.045, 0.942)], "shapes": []}
+    rooms = {"best_of_n": (0.63, 0.895), "ppo": (0.06, 0.505)}
     titles = {"best_of_n": "Best of n", "ppo": "PPO"}
     width = 1 / len(sizes)
     for row, kind in enumerate(titles):
@@ -164,6 +168,8 @@ def figure(rows: Sequence[Row]) -> plots.Figure:
             )
         low, high = ranges
         for column in range(len(sizes)):
+            if kind == "ppo":
+                layout["shapes"].append(_stop(len(sizes) + column + 1, low, high))
             pad = 0.04 * (high - low)
             layout[f"yaxis{row * len(sizes) + column + 1}"]["range"] = [low - pad, high + pad]
     return {
@@ -182,26 +188,21 @@ def figure(rows: Sequence[Row]) -> plots.Figure:
 
 
 def _lines(rows: Sequence[Row], kind: str, method: str, number: int) -> list[Row]:
-    """Gold's band, gold and proxy of one method in the panel of that number."""
+    """Gold of each world, the mean gold and the mean proxy of one method, in the panel of that number."""
     place = {"xaxis": f"x{number}", "yaxis": f"y{number}", "type": "scatter", "mode": "lines"}
-    colour = plots.colour(list(METHODS).index(method))
-    x, gold, half = curve(rows, kind, method, "gold")
-    _, proxy, _ = curve(rows, kind, method, "proxy")
-    band = {
-        "x": [*x, *x[::-1]], "y": [*(gold + half), *(gold - half)[::-1]], "fill": "toself", "fillcolor": colour,
-        "line": {"width": 0}, "opacity": 0.13, "showlegend": False, "hoverinfo": "skip",
-    }  # fmt: skip
-    line = {"color": colour, "width": 3}
-    solid = {
-        "x": [*x],
-        "y": [*gold],
-        "line": line,
-        "name": f"gold, {METHODS[method]}",
-        "showlegend": number == 1,
-    }
-    dashed: Row = {"x": [*x], "y": [*proxy], "line": line | {"width": 2, "dash": "dash"}}
-    dashed |= {"name": "dashed: what the proxy itself says", "showlegend": number == 1 and method == "single"}
-    return [place | band, place | solid, place | dashed]
+    line = {"color": plots.colour(list(METHODS).index(method)), "width": 3.2}
+
+    def drawn(which: Sequence[Row], figure: str, **more: Any) -> Row:
+        x, y, _ = curve(which, kind, method, figure)
+        return place | {"x": [*x], "y": [*y], "showlegend": False, "line": line} | more
+
+    thin = line | {"width": 1}
+    legend = {"showlegend": number == 1, "name": METHODS[method]}
+    return [
+        *(drawn([row], "gold", line=thin, opacity=0.55) for row in rows),
+        drawn(rows, "gold", **legend),
+        drawn(rows, "proxy", line=line | {"width": 2, "dash": "dash"}),
+    ]
 
 
 def _axis(title: str, anchor: str) -> Row:
@@ -219,6 +220,20 @@ def _note(text: str, x: float, y: float) -> Row:
         "text": text, "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom",
         "showarrow": False, "font": {"size": 15},
     }  # fmt: skip
+
+
+def _stop(number: int, low: float, high: float) -> Row:
+    """Where the default limit would have ended a run."""
+    line = {"color": "var(--soft)", "dash": "dot", "width": 1.5}
+    place = {
+        "xref": f"x{number}",
+        "yref": f"y{number}",
+        "x0": STOP**0.5,
+        "x1": STOP**0.5,
+        "y0": low,
+        "y1": high,
+    }
+    return {"type": "line", "line": line, **place}
 
 
 def draw(rows: Sequence[Row], page: Path, image: Path) -> None:
