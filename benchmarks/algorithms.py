@@ -86,7 +86,9 @@ def place_of(given: Path, seed: int) -> Path:
     """The quickstart's directory, begun unless it was."""
     directory = given if (given / "config.yaml").exists() else given / f"seed-{seed}"
     if not directory.exists():
-        rundir.start(directory, "quickstart", quickstart.Config(seed=seed))
+        config = quickstart.Config(seed=seed)
+        machine.prepare(config.precision, config.threads)  # which the run's record of its machine tells
+        rundir.start(directory, "quickstart", config)
     return directory
 
 

@@ -16,7 +16,7 @@ from plaudit.feedback.store import Store
 from plaudit.loop import quickstart
 from plaudit.loop.stages import Stage
 from plaudit.models.load import Model
-from plaudit.training import rundir
+from plaudit.training import machine, rundir
 from plaudit.types import UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -166,6 +166,7 @@ def test_every_algorithm_runs_is_measured_and_is_read_when_asked_again(
     monkeypatch.setattr(study, "TRIAL", 2)
     monkeypatch.setattr(study, "length_for", lambda *_: 2)  # how fast this machine is does not matter
     monkeypatch.setattr(shown, "BROWSERS", ())
+    machine.prepare("float32", 1)
     rundir.start(tmp_path / "quick", "quickstart", quickstart.Config(**TINY))
     given = ["--quickstart", str(tmp_path / "quick"), "--runs", str(tmp_path / "runs"), "--budget", "9",
              "--record", str(tmp_path / "found.json"), "--figure", str(tmp_path / "found.html"), "0"]  # fmt: skip
