@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -438,3 +439,24 @@ def test_which_answer_is_called_the_first_changes_nothing() -> None:
             [x for name in names for x in habits(effects, name)] + [float(x.detach()) for x in kinds]
         )
     assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
+def test_habits_beyond_all_bounds_are_no_better_than_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line search may try any: where the likelihood overflows, it must be told that it went too far."""
+    groups, scores = world()
+    losses = []
+
+    class Searching(torch.optim.LBFGS):
+        def step(self, closure: Any) -> Any:  # type: ignore[override]
+            learned = self.param_groups[0]["params"]
+            for far in (0.0, 31.0, 1e3, 1e91):
+                with torch.no_grad():
+                    for parameter in learned:
+                        parameter.fill_(far)
+                losses.append(float(closure().detach()))
+                assert all(bool(p.grad.isfinite().all()) for p in learned if p.numel())
+
+    monkeypatch.setattr(torch.optim, "LBFGS", Searching)
+    measured(groups, scores, NAMES)
+    assert losses == sorted(losses)
+    assert math.isfinite(losses[-1])

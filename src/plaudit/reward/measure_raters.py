@@ -69,6 +69,10 @@ DOUBT = 0.01
 """The chance that some pair of independent raters is named as copying (Bonferroni)."""
 
 
+FAR = 30.0
+"""Logarithms and logits beyond it are nobody's habits."""
+
+
 class Hidden(torch.nn.Module):
     """What is estimated beside the habits: of each kind how sharp the features are (log K, of priors scaled to 1), what
     they do not see (log tau) and the level; of each rater the own taste (its logarithm), and its share that features
@@ -176,12 +180,22 @@ def settle(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> 
         learned, max_iter=150, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
     )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = effects.prior() + hidden.prior()
+    def surprise() -> Tensor:
+        """Minus the log-likelihood of all that was said."""
+        spent = torch.zeros((), dtype=torch.float64)
         for kind, table in found.items():
             units = unit_logprobs(kind, table, hidden, reading, effects)
-            loss = loss - torch.logsumexp(item_logprobs(table, units), -1).sum()
+            spent = spent - torch.logsumexp(item_logprobs(table, units), -1).sum()
+        return spent
+
+    begin = surprise().detach()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        # A line search that looks too far would meet an overflow, and take it for progress. The beginning's surprise
+        # with the price of being there is more than the maximum can cost.
+        far = any(bool((p.detach().abs() > FAR).any()) for p in learned)
+        loss = effects.prior() + hidden.prior() + (begin if far else surprise())
         torch.autograd.backward(loss)
         return loss
 

@@ -93,6 +93,7 @@ RATERS = (
             "prior = table.prior - table.prior.mean()", "gaps centred on what is called the first"),
            ("prior.square().mean().sqrt().clamp(min=1e-6)", "prior.std(correction=0).clamp(min=1e-6)",
             "a scale that depends on what is called the first"),
+           ("(begin if far else surprise())", "surprise()", "an overflow taken for progress"),
            ("together + z_weights, -1)", "together, -1)", "a quadrature without weights"),
            ("- units[a] - units[b]", "", "copies as their own witnesses"),
            ("repeats = table.repeated(len(effects.names)) > 0", "repeats = table.repeated(len(effects.names)) > 1e9",
