@@ -1,6 +1,6 @@
 """When the reward is pushed too far: gold and proxy against KL, for best-of-n and PPO (Gao et al. 2022, small).
 
-    python benchmarks/overoptimisation.py --runs runs/overoptimisation     # about 9 minutes of one core
+    python benchmarks/overoptimisation.py --runs runs/overoptimisation     # about 25 minutes of one core
 
 A world is a small random Llama that speaks 32 words (the start) and a fixed random network that says what is good (the
 gold reward): a wider random Llama reads the text, eight random sines of what it read are added up, and the sum has
@@ -67,7 +67,7 @@ class Study:
     """How large it is. labels: how many a proxy learns from; samples: of each prompt, for best-of-n; bend: the
     deviation inside each sine of gold over the start's samples, in radians."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     bend: float = 0.8
     labels: tuple[int, ...] = (300, 1200, 4800)
     width: int = 64
