@@ -11,7 +11,8 @@ the same rank, and are measured as the quickstart measures its own: on held-out 
 --quickstart holds seed-N of each seed (as benchmarks/quickstart.py leaves them) or is itself the run of the one seed; a
 run that is missing is begun and taken as far as its reward model. What is finished is read, so that the study goes on
 where it was stopped; a training that was stopped begins again, since its seconds count. About 45 minutes a seed on two
-cores with nothing else running. Without seeds: the table and the chart of what is recorded.
+cores with nothing else running. Seeds that are recorded stay beside those that are asked for;
+without any, the table and the chart are drawn of what is recorded.
 """
 
 from __future__ import annotations
@@ -269,8 +270,8 @@ def study(stage: Stage, place: Path, budget: float) -> list[Result]:
         label = f"{name}-1"
         once = do(label, partial(train, name, stage, place / label, 1, median))
         length = length_for(budget, once)
+        add(name, f"{name}, one epoch", once, 0.0)
         if length > 1:
-            add(name, f"{name}, one epoch", once, 0.0)
             label = f"{name}-{length}"
             once = do(label, partial(train, name, stage, place / label, length, median))
         add(name, name, once, 0.0)
@@ -290,14 +291,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "algorithms.png")
     given = parser.parse_args(arguments)
     console, rows = Console(stderr=True), list[Result]()
+    if given.record.exists():
+        rows = json.loads(given.record.read_text(encoding="utf-8"))
     for seed in given.seeds:
         directory = place_of(given.quickstart, seed)
         place = given.runs / f"seed-{seed}-{given.budget:g}s"
         place.mkdir(parents=True, exist_ok=True)
         with rundir.alone(directory), rundir.alone(place), Store.open(directory / "feedback.db") as store:
-            rows += study(first_round(directory, seed, store, console), place, given.budget)
+            found = study(first_round(directory, seed, store, console), place, given.budget)
+        rows = [row for row in rows if row["seed"] != seed] + found
         files.write_text(given.record, json.dumps(rows) + "\n")
-    rows = rows or json.loads(given.record.read_text(encoding="utf-8"))
+    if not rows:
+        parser.error(f"{given.record} holds nothing yet: name a seed")
     algorithms_shown.draw(rows, given.figure, given.picture)
     print(algorithms_shown.table(rows))
 

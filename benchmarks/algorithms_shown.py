@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import plotly
+import picture
 
-from plaudit import files
 from plaudit.evaluation import plots
 from plaudit.evaluation.metrics import bootstrap
 
@@ -22,12 +16,6 @@ Row = dict[str, Any]
 NAMES = {"ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "rejection": "rejection sampling",
          "dpo": "DPO", "kto": "KTO", "ilql": "ILQL, steered"}  # fmt: skip
 BASELINES = ("best of 4", "rejection")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PAPER = {
-    "page": "#ffffff", "card": "#f5f2eb", "ink": "#1e2328", "soft": "#59636e", "line": "#dedad0",
-    "round-0": "#0b766f", "round-1": "#6a74b8", "round-2": "#a8527f", "round-3": "#7d6a1e",
-}  # fmt: skip
-"""The report's colours, as on paper."""
 KIND = {
     "reward": ("var(--round-0)", "circle"),
     "log": ("var(--round-1)", "diamond"),
@@ -138,46 +126,25 @@ def chart(rows: Sequence[Row]) -> plots.Figure:
     return figure
 
 
-def page(rows: Sequence[Row]) -> str:
-    """The chart's page; plotly's script inside, nothing loaded."""
-    figure = chart(rows)
-    figure["layout"] |= {"width": 880, "autosize": False}
-    drawn = json.dumps(figure).replace("<", "\\u003c")
-    for name, colour in PAPER.items():
-        drawn = drawn.replace(f"var(--{name})", colour)
+def above(rows: Sequence[Row]) -> str:
+    """What stands over the chart."""
     seeds = sorted({row["seed"] for row in rows})
     said = (
         f"Equal judgements, about {rows[0]['budget']:g} s of training each, "
         f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}."
     )
-    script: str = plotly.offline.get_plotlyjs()
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Which algorithm</title>"
-        "<style>body { margin: 20px 24px; width: 880px; font: 15px/1.5 system-ui, sans-serif; background: #ffffff; "
-        "color: #1e2328 } h1 { font-size: 20px; margin: 0 } p { margin: 0; color: #59636e }"
-        "b { font-weight: 650 }</style>"
+        "<style>body { margin: 20px 24px; width: 880px } h1 { font-size: 20px; margin: 0 } "
+        "p { margin: 0; color: var(--soft) } b { font-weight: 650 }</style>"
         f"<h1>Which algorithm for my feedback?</h1><p>{said}<br>"
-        "<b style='color: #0b766f'>● from the reward model</b> · <b style='color: #6a74b8'>◆ straight from the "
-        "judgements</b> · ■ no weight moved</p>"
-        f"<script>{script}</script><div id=chart></div><script>Plotly.newPlot('chart', {drawn}.data, "
-        f"{drawn}.layout, {{displayModeBar: false}})</script></html>\n"
+        "<b style='color: var(--round-0)'>● from the reward model</b> · "
+        "<b style='color: var(--round-1)'>◆ straight from the judgements</b> · "
+        "■ no weight moved; of best of 4 the KL is a bound</p>"
     )
 
 
-def draw(rows: Sequence[Row], figure: Path, picture: Path) -> None:
+def draw(rows: Sequence[Row], figure: Path, image: Path) -> None:
     """The page, and where a Chromium is found its picture."""
-    files.write_text(figure, page(rows))
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        print(f"no Chromium, so no picture; the chart is {figure}", file=sys.stderr)
-        return
-    height = chart(rows)["layout"]["height"] + 110
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   f"--user-data-dir={profile}", "--force-device-scale-factor=2", f"--window-size=928,{height}",
-                   "--virtual-time-budget=5000", f"--screenshot={picture.resolve()}",
-                   figure.resolve().as_uri()]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, check=False, timeout=120)
-    if done.returncode or not picture.exists():
-        print(f"{browser} drew no picture; the chart is {figure}", file=sys.stderr)
+    drawn = chart(rows)
+    drawn["layout"] |= {"width": 880, "autosize": False}
+    picture.draw(drawn, figure, image, (928, drawn["layout"]["height"] + 110), above=above(rows))

@@ -14,7 +14,8 @@ start. Every seed is a world of its own.
 
 Each part is a file below --runs and is read where it is there, so that a study that was stopped goes on. What is found
 goes to benchmarks/overoptimisation.json; the chart to overoptimisation.html below --runs and, where there is a
-Chromium, to docs/images/overoptimisation.png (or --record and --image). The tables of benchmarks/README.md are printed.
+Chromium, to docs/images/overoptimisation.png; with other seeds or another bend all of it goes below --runs. The tables
+of benchmarks/README.md are printed.
 """
 
 from __future__ import annotations
@@ -375,10 +376,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="where the parts are, or go")
     parser.add_argument("--seeds", type=int, nargs="+", default=Study().seeds)
     parser.add_argument("--bend", type=float, default=Study().bend, help="of gold; give each its own --runs")
-    parser.add_argument("--record", type=Path, default=HERE / "overoptimisation.json")
-    parser.add_argument("--image", type=Path, default=HERE.parent / "docs/images/overoptimisation.png")
+    parser.add_argument(
+        "--record", type=Path, help="by default the one in benchmarks/, of other settings below --runs"
+    )
+    parser.add_argument(
+        "--image", type=Path, help="by default the one in docs/images/, of other settings below --runs"
+    )
     given = parser.parse_args()
     study, runs = replace(Study(), seeds=tuple(given.seeds), bend=given.bend), given.runs.resolve()
+    if len(study.seeds) not in (1, *page.STUDENT):
+        parser.error(f"give 1 to {max(page.STUDENT)} seeds")
+    usual = study == Study()
+    record = given.record or (HERE if usual else runs) / "overoptimisation.json"
+    image = given.image or (HERE.parent / "docs" / "images" if usual else runs) / "overoptimisation.png"
     machine.prepare("float32", 1)
     runs.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -390,9 +400,9 @@ def main() -> None:
                 f"seed {seed}: {[row['cpu_seconds'] for row in rows if row['seed'] == seed]} CPU s",
                 flush=True,
             )
-    files.write_text(given.record, json.dumps(rows) + "\n")
+    files.write_text(record, json.dumps(rows) + "\n")
     print("\n\n".join(page.tables(rows)))
-    page.draw(rows, runs / "overoptimisation.html", given.image)
+    page.draw(rows, runs / "overoptimisation.html", image)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.offline
+import picture
 from numpy.typing import NDArray
 
-from plaudit import files
 from plaudit.evaluation import plots
 
 METHODS = {
@@ -41,10 +35,14 @@ Floats = NDArray[np.float64]
 
 
 def mean_and_interval(values: Sequence[Any]) -> tuple[Any, Any]:
-    """Over the first axis, seeds: the mean, and half the width of its 95 % interval (Student's t; 0 for one seed)."""
+    """Over the first axis, seeds: the mean, and half the width of its 95 % interval (Student's t; NaN for one seed)."""
     table = np.asarray(values, dtype=float)
     count = len(table)
-    half = STUDENT[count] * table.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(table.shape[1:])
+    half = (
+        STUDENT[count] * table.std(0, ddof=1) / np.sqrt(count)
+        if count > 1
+        else np.full(table.shape[1:], np.nan)
+    )
     return table.mean(0), half
 
 
@@ -70,7 +68,8 @@ def curve(rows: Sequence[Row], kind: str, method: str, name: str) -> tuple[Float
 
 
 def figures_of(row: Row, method: str) -> dict[str, float]:
-    """What the tables hold of one seed; peak: the highest of the smoothed gold, and the KL there."""
+    """What the tables hold of one seed; peak: the highest of the smoothed gold, and the KL there; fall: from where the
+    default limit is to the end, both of them known beforehand, so that noise alone makes none."""
     best = row["best_of_n"][method]
     found = {
         "correlation": best["correlation"],
@@ -83,7 +82,8 @@ def figures_of(row: Row, method: str) -> dict[str, float]:
         end = {name: float(np.mean([p[name] for p in points[-LAST:]])) for name in ("kl", "proxy", "gold")}
         found |= {"peak": float(y.max()), "peak_kl": float(x[y.argmax()] ** 2), "end": end["gold"]}
         found["stop"] = float(np.interp(np.sqrt(STOP), x, y))
-        found |= {"end_proxy": end["proxy"], "end_kl": end["kl"], "fall": found["peak"] - end["gold"]}
+        found["rise"] = end["proxy"] - float(np.interp(np.sqrt(STOP), *smoothed(points, "proxy")))
+        found |= {"end_proxy": end["proxy"], "end_kl": end["kl"], "fall": found["stop"] - end["gold"]}
     return found
 
 
@@ -97,7 +97,9 @@ def tables(rows: Sequence[Row]) -> list[str]:
     }
     ppo = {
         "peak": "gold at its peak", "peak_kl": "KL there", "stop": f"gold at {STOP:g} nats",
-        "end": "gold at the end", "fall": "fall", "end_proxy": "proxy at the end", "end_kl": "KL at the end",
+        "end": "gold at the end", "fall": f"fall from {STOP:g} nats on",
+        "rise": "the proxy's rise from there on", "end_proxy": "proxy at the end",
+        "end_kl": "KL at the end",
     }  # fmt: skip
     paired = {
         "best_gold": f"best of {most}",
@@ -237,24 +239,5 @@ def _stop(number: int, low: float, high: float) -> Row:
 
 
 def draw(rows: Sequence[Row], page: Path, image: Path) -> None:
-    """The chart as a page that loads nothing and, where there is a Chromium, as a picture."""
-    style = (Path(plots.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
-    light = dict(re.findall(r"(--[\w-]+): (#\w+)", style.split("@media")[0]))
-    drawn = re.sub(r"var\((--[\w-]+)\)", lambda found: light[found[1]], json.dumps(figure(rows)))
-    script: str = plotly.offline.get_plotlyjs()
-    files.write_text(
-        page,
-        "<!doctype html><meta charset=utf-8><title>When the reward is pushed too far</title>"
-        "<style>body { margin: 0; background: #ffffff }</style>"
-        f"<script>{script}</script><div id=chart></div><script>const drawn = {drawn};"
-        "Plotly.newPlot('chart', drawn.data, drawn.layout, { displayModeBar: false })</script>\n",
-    )
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        print(f"no Chromium is here: the chart is {page}, and {image} stays as it was")
-        return
-    command = [chromium, "--headless", "--disable-gpu", "--hide-scrollbars", f"--screenshot={image}"]
-    command += ["--no-sandbox"] if os.geteuid() == 0 else []
-    command += [f"--window-size={SIZE[0]},{SIZE[1]}", "--virtual-time-budget=5000", page.resolve().as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    print(f"drew {page} and {image}")
+    """The chart as a page and, where there is a Chromium, as a picture."""
+    picture.draw(figure(rows), page, image, SIZE)

@@ -12,8 +12,8 @@ ids of the same texts, cut as `cut` says, one epoch, and LoRA of rank 16, alpha 
 - quickstart: the recipe as the quickstart sets it: the head first fitted, 16 of 30 blocks read, mean over tokens.
 - defaults: the recipe as it is without a setting: all blocks, last token, no fit.
 - trl RATE: RewardTrainer's defaults but for the adapter and, where it says so, the learning rate.
-- length: the longer or the shorter answer, whichever was right more often in training; in tokens, uncut (the harder
-  rule, and the recipe's own), and in characters.
+- length: the longer or the shorter answer, whichever was right more often in training; in tokens, uncut (the
+  recipe's own, and on PandaLM the harder one), and in characters.
 
 Every fold is written to benchmarks/rewards.json when it is done, and read there when the command comes again. Estimated
 from CPU time on a busy machine, minutes a fold on two idle cores: quickstart 2 of PandaLM and 9 of HH, defaults twice
@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 from rewards_people import FOLDS, SETS, Choice, choices, fold_of, parts
 
+from plaudit import files
 from plaudit.data.formats import write_records
 from plaudit.data.judged import Judged, group_by_prompt, prompt_key
 from plaudit.models.llama import LINEARS
@@ -52,6 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
 }
 LENGTH = "length in tokens"
+MODEL = "smollm2"
 Row = dict[str, Any]
 Keep = Callable[[Row], None]
 
@@ -136,18 +137,23 @@ def ours(
                 continue
             begun, cpu = time.perf_counter(), time.process_time()
             place = given.work / f"{name}-{seed}-{fold}-{arm}"
+            anew = not place.exists()
             config = reward_model.Config(
-                model=given.model, data=[str(place) + ".jsonl"], seed=seed, heldout=0, threads=given.threads,
+                model=MODEL, data=[str(place) + ".jsonl"], seed=seed, heldout=0, threads=given.threads,
                 adapter=reward_model.AdapterConfig(rank=RANK, alpha=ALPHA, blocks=BLOCKS), **ARMS[arm],
             )  # fmt: skip
             row = row_of(name, arm, seed, fold, heldout, by_recipe(training, heldout, config, place, model))
-            keep(
-                {
-                    **row,
-                    "minutes": minutes(begun, time.perf_counter()),
-                    "cpu_minutes": minutes(cpu, time.process_time()),
-                }
-            )
+            took = {
+                "minutes": minutes(begun, time.perf_counter()),
+                "cpu_minutes": minutes(cpu, time.process_time()),
+            }
+            keep(row | (took if anew else {}))  # of a fold that was gone on with, nobody knows
+
+
+def recorded(path: Path) -> list[Row]:
+    """A row a fold that is done."""
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return rows
 
 
 def minutes(begun: float, ended: float) -> float:
@@ -203,10 +209,11 @@ def peer(
 
 
 def scored(path: Path) -> dict[tuple[int, int], Row]:
-    """The folds that a file of scores holds."""
+    """The folds that a file of scores holds; a last line that a kill cut short does not count."""
     if not path.exists():
         return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    lines = [json.loads(line) for line in whole.splitlines()]
     return {(line["seed"], line["fold"]): line for line in lines}
 
 
@@ -264,29 +271,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("ours", "trl", "table"))
     parser.add_argument("--data", type=Path, help="the folder that holds pandalm_3raters and hh_harmless")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that has trl and peft")
+    parser.add_argument("--python", help="the interpreter that has trl and peft")
     parser.add_argument("--sets", nargs="+", choices=[*SETS], default=[*SETS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=int, nargs="+", help="these alone")
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS], help="of ours")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4], help="trl's learning rates")
-    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/rewards"), help="where runs are kept")
     parser.add_argument("--record", type=Path, default=HERE / "rewards.json")
     given = parser.parse_args(argv)
-    found: list[Row] = json.loads(given.record.read_text(encoding="utf-8")) if given.record.exists() else []
+    if given.what != "table" and given.data is None:
+        parser.error("name the folder of real data: --data DIR")
+    if given.what == "trl" and given.python is None:
+        parser.error(f"name an interpreter that has trl {TRL} and peft: --python VENV/bin/python")
+    found = recorded(given.record)
 
     def keep(row: Row) -> None:
-        found.append(row)
+        found[:] = [*recorded(given.record), row]  # the other side may have written since
         lines = ",\n".join(json.dumps(one) for one in found)
-        given.record.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        files.write_text(given.record, f"[\n{lines}\n]\n")
         print({key: value for key, value in row.items() if key != "prompts"}, flush=True)
 
     if given.what != "table":
         given.work.mkdir(parents=True, exist_ok=True)
         device, dtype = machine.prepare("auto", given.threads)
-        model = load_model(str(find_model(given.model)), dtype, device)
+        model = load_model(str(find_model(MODEL)), dtype, device)
         for name in given.sets:
             every = choices(SETS[name](given.data), model.tokenizer)
             folds = given.folds or range(FOLDS[name])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
 from typing import Any, cast
 
+import algorithms_shown as shown
+import picture
 import pytest
 from rich.console import Console
 
+import algorithms
 from plaudit import files
 from plaudit.feedback.store import Store
 from plaudit.loop import quickstart
@@ -19,7 +21,7 @@ from plaudit.models.load import Model
 from plaudit.training import machine, rundir
 from plaudit.types import UserError
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+study: Any = algorithms
 TINY: dict[str, Any] = {
     "model": "tiny",
     "training_prompts": 10,
@@ -29,18 +31,6 @@ TINY: dict[str, Any] = {
     "precision": "float32",
     "threads": 1,
 }
-
-
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("algorithms")
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("algorithms_shown")
 
 
 def a_stage(directory: Path, **config: Any) -> Stage:
@@ -53,7 +43,7 @@ def a_stage(directory: Path, **config: Any) -> Stage:
 # What all learn from, and how long -------------------------------------------------------------------------
 
 
-def test_a_completions_rating_is_the_mean_of_all_that_was_said_of_it(study: Any, tmp_path: Path) -> None:
+def test_a_completions_rating_is_the_mean_of_all_that_was_said_of_it(tmp_path: Path) -> None:
     said = [
         {"prompt": "p", "completions": ["a", "b"], "choice": 0},
         {"prompt": "p", "completions": ["a", "b"], "choice": "tie"},
@@ -79,7 +69,7 @@ def test_a_completions_rating_is_the_mean_of_all_that_was_said_of_it(study: Any,
     assert choices == [0, "tie", "both_bad"]
 
 
-def test_the_length_comes_nearest_to_the_budget(study: Any) -> None:
+def test_the_length_comes_nearest_to_the_budget() -> None:
     steps = {"seconds": 36.0, "seconds_a_step": 10.0, "steps": 3, "length": 3}  # 6 s are no step
     assert [study.length_for(seconds, steps) for seconds in (126, 120.5, 121.5, 5)] == [12, 11, 12, 1]
     epoch = {"seconds": 60.0, "seconds_a_step": 2.0, "steps": 25, "length": 1}  # 50 s an epoch, 10 s once
@@ -89,7 +79,7 @@ def test_the_length_comes_nearest_to_the_budget(study: Any) -> None:
 
 
 def test_all_train_the_same_adapter_and_the_online_ones_learn_from_as_many_completions(
-    study: Any, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     stage = a_stage(tmp_path)
     found = {name: study.settings(name, stage, tmp_path, 7, 0.6) for name in study.ONLINE | study.OFFLINE}
@@ -106,7 +96,7 @@ def test_all_train_the_same_adapter_and_the_online_ones_learn_from_as_many_compl
     assert found["kto"].threshold == 0.6
 
 
-def test_a_run_of_another_seed_is_refused(study: Any, tmp_path: Path) -> None:
+def test_a_run_of_another_seed_is_refused(tmp_path: Path) -> None:
     rundir.start(tmp_path / "run", "quickstart", quickstart.Config(seed=1))
     with pytest.raises(UserError, match="no quickstart of seed 0"):
         study.first_round(study.place_of(tmp_path / "run", 0), 0, None, Console())
@@ -125,7 +115,7 @@ def a_row(name: str, seed: int, wins: list[float], **more: Any) -> dict[str, Any
     return row | more
 
 
-def test_a_row_of_the_table_is_the_mean_over_seeds(shown: Any) -> None:
+def test_a_row_of_the_table_is_the_mean_over_seeds() -> None:
     rows = [
         a_row("ppo", 0, [1.0, 0.5, 1.0, 0.5]),
         a_row("ppo", 1, [0.0, 0.5, 0.0, 0.5], taken="7 steps", seconds=130.0),
@@ -142,30 +132,33 @@ def test_a_row_of_the_table_is_the_mean_over_seeds(shown: Any) -> None:
     assert lines[3].endswith("| 0.75, 0.25 |")
 
 
-def test_the_chart_has_the_best_on_top_and_names_no_colour_that_is_not_filled_in(shown: Any) -> None:
+def test_the_chart_has_the_best_on_top_and_names_no_colour_that_is_not_filled_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [a_row("kto", 0, [0.0, 0.5], reward_seconds=0.0), a_row("grpo", 0, [1.0, 0.5])]
     figure = shown.chart(rows)
     assert figure["layout"]["yaxis"]["ticktext"] == ["GRPO", "KTO"]
     bars = figure["data"][-1]
     assert (bars["x"], bars["y"]) == ([0.1, 0.1], [0, 1])
-    body = shown.page(rows).rpartition("<script>")[2]
-    assert "GRPO" in body
-    assert not re.search(r"var\(--", body)
+    monkeypatch.setattr(picture, "BROWSERS", ())
+    shown.draw(rows, tmp_path / "chart.html", tmp_path / "chart.png")
+    head, _, drawn = (tmp_path / "chart.html").read_text(encoding="utf-8").partition("const drawn")
+    assert "straight from the judgements" in head
+    assert "GRPO" in drawn
+    assert not re.search(r"var\(--", drawn + head.partition("<script>")[0])
 
 
 # All of it -------------------------------------------------------------------------------------------------
 
 
 def test_every_algorithm_runs_is_measured_and_is_read_when_asked_again(
-    study: Any,
-    shown: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(study, "TRIAL", 2)
     monkeypatch.setattr(study, "length_for", lambda *_: 2)  # how fast this machine is does not matter
-    monkeypatch.setattr(shown, "BROWSERS", ())
+    monkeypatch.setattr(picture, "BROWSERS", ())
     machine.prepare("float32", 1)
     rundir.start(tmp_path / "quick", "quickstart", quickstart.Config(**TINY))
     given = ["--quickstart", str(tmp_path / "quick"), "--runs", str(tmp_path / "runs"), "--budget", "9",

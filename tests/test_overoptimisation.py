@@ -6,27 +6,19 @@ import json
 import math
 from itertools import combinations, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import overoptimisation
 import pytest
 
 from plaudit.randomness import rng
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import overoptimisation
-
-    return overoptimisation
+study: Any = overoptimisation
 
 
 @pytest.mark.parametrize("levels", [100, 3])
-def test_the_best_of_n_is_the_mean_over_all_choices(study: ModuleType, levels: int) -> None:
+def test_the_best_of_n_is_the_mean_over_all_choices(levels: int) -> None:
     """With 3 levels for 8 samples most proxies are equal, and any of the equal ones may be taken."""
     draw = rng("best of n", levels)
     proxy, gold = draw.integers(levels, size=8).astype(float), draw.normal(size=8)
@@ -41,14 +33,14 @@ def test_the_best_of_n_is_the_mean_over_all_choices(study: ModuleType, levels: i
         study.best_of(9, proxy, gold)
 
 
-def test_the_best_of_all_and_equal_scores_are_what_they_must_be(study: ModuleType) -> None:
+def test_the_best_of_all_and_equal_scores_are_what_they_must_be() -> None:
     gold = np.array([3.0, 1.0, 2.0])
     assert study.best_of(3, np.array([0.0, 9.0, 1.0]), gold) == pytest.approx((9.0, 1.0))
     for n in (1, 2, 3):
         assert study.best_of(n, np.zeros(3), gold) == pytest.approx((0.0, 2.0))
 
 
-def test_the_kl_of_the_best_of_n_is_that_of_its_distribution(study: ModuleType) -> None:
+def test_the_kl_of_the_best_of_n_is_that_of_its_distribution() -> None:
     """Of scores that are uniform on 0 to 1 the best of n has density n x^(n - 1)."""
     x = (np.arange(1_000_000) + 0.5) / 1_000_000
     for n in (1, 2, 16):
@@ -56,19 +48,18 @@ def test_the_kl_of_the_best_of_n_is_that_of_its_distribution(study: ModuleType) 
         assert study.best_of_kl(n) == pytest.approx(float(np.mean(density * np.log(density))), abs=1e-6)
 
 
-def tiny(study: ModuleType) -> Any:
+def tiny() -> Any:
     return study.Study(
         seeds=(0, 1), labels=(30,), width=16, depth=1, gold_width=16, members=2, prompts=4, samples=8, steps=3
     )
 
 
 @pytest.fixture
-def found(study: ModuleType, tmp_path: Path) -> list[dict[str, Any]]:
-    return [row for seed in (0, 1) for row in study.measured(tiny(study), seed, tmp_path)]
+def found(tmp_path: Path) -> list[dict[str, Any]]:
+    return [row for seed in (0, 1) for row in study.measured(tiny(), seed, tmp_path)]
 
 
 def test_the_study_runs_goes_on_and_is_drawn(
-    study: ModuleType,
     found: list[dict[str, Any]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,7 +81,7 @@ def test_the_study_runs_goes_on_and_is_drawn(
     with monkeypatch.context() as patch:
         for name in ("proxies", "best_of_n", "pushed"):
             patch.delattr(study, name)
-        again = [row for seed in (0, 1) for row in study.measured(tiny(study), seed, tmp_path)]
+        again = [row for seed in (0, 1) for row in study.measured(tiny(), seed, tmp_path)]
     assert again == found
 
     # A study that was stopped before its record goes on from its parts and finds the same.
@@ -99,7 +90,7 @@ def test_the_study_runs_goes_on_and_is_drawn(
     with monkeypatch.context() as patch:
         for recipe in (study.reward_model, study.ppo):
             patch.delattr(recipe, "run")
-        (row,) = study.measured(tiny(study), 0, tmp_path)
+        (row,) = study.measured(tiny(), 0, tmp_path)
     assert {k: v for k, v in row.items() if k != "cpu_seconds"} == {
         k: v for k, v in found[0].items() if k != "cpu_seconds"
     }
@@ -108,15 +99,15 @@ def test_the_study_runs_goes_on_and_is_drawn(
     monkeypatch.setenv("PATH", str(tmp_path))
     page, image = tmp_path / "chart.html", tmp_path / "chart.png"
     study.page.draw(found, page, image)
-    assert "no Chromium" in capsys.readouterr().out
+    assert "no Chromium" in capsys.readouterr().err
     assert not image.exists()
     assert "var(--" not in page.read_text(encoding="utf-8").split("const drawn = ")[1]
     best, ppo, paired = (table.splitlines() for table in study.page.tables(found))
     assert (len(best), len(ppo), len(paired)) == (2 + 4, 2 + 3, 2 + 3)
 
 
-def test_raters_choose_by_gold_but_three_toss_coins(study: ModuleType, tmp_path: Path) -> None:
-    world = study.make_world(tiny(study), 0, tmp_path)
+def test_raters_choose_by_gold_but_three_toss_coins(tmp_path: Path) -> None:
+    world = study.make_world(tiny(), 0, tmp_path)
     every, careful, _ = study.judge(world, 3000)
     rows = [json.loads(line) for line in every.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 3000
@@ -140,8 +131,8 @@ def test_raters_choose_by_gold_but_three_toss_coins(study: ModuleType, tmp_path:
     assert [json.loads(line) for line in few.read_text(encoding="utf-8").splitlines()] == rows[:30]
 
 
-def test_gold_has_its_unit_on_the_start_and_is_a_rule_of_configs(study: ModuleType, tmp_path: Path) -> None:
-    world = study.make_world(tiny(study), 0, tmp_path)
+def test_gold_has_its_unit_on_the_start_and_is_a_rule_of_configs(tmp_path: Path) -> None:
+    world = study.make_world(tiny(), 0, tmp_path)
     samples = world.reference()
     worth = world.golden(samples)
     assert worth.mean() == pytest.approx(0, abs=1e-6)

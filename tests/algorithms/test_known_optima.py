@@ -311,6 +311,7 @@ def test_the_price_of_the_kl_stops_a_policy_gradient_at_the_optimum(name: str, w
         return [algorithm(learner._replace(logits=logits), batch)] * epochs
 
     # There all that a prompt's answers earn is the same, so that noise dies out, but for a baseline of all prompts.
+    # Reached: at most 0.03 by REINFORCE, whose baseline is not its own prompt's, and 0.004 by the others.
     assert drawn(here, step, 150, [values]) < (0.1 if name.startswith("REINFORCE") else 0.02)
 
 
@@ -332,4 +333,4 @@ def test_comparing_its_own_draws_stops_at_the_optimum(world: str) -> None:
 
         return [loss]
 
-    assert drawn(here, step, 300, []) < 1e-3
+    assert drawn(here, step, 300, []) < 1e-3  # reached: 5e-6

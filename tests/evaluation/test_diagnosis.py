@@ -100,7 +100,7 @@ def test_without_a_gold_scorer_it_says_what_cannot_be_seen() -> None:
     [
         ({"reward": lambda _: 0.0}, "The reward has not clearly moved"),
         ({"reward": lambda _: 0.0, "kl": lambda _: 0.001}, "Neither reward"),
-        ({"kl": lambda t: 0.8 * t}, "nats a token from its start"),
+        ({"kl": lambda t: 0.8 * t}, "nats a token from its reference"),
         ({"entropy": lambda t: 3 - 2.5 * t}, "Entropy fell from 2.8 to 0.69"),
         ({"length": lambda t: 20 + 60 * t}, "Completions grew from 25 to 75"),
         ({"length": lambda t: 80 - 60 * t}, "Completions shrank from 75 to 25"),
@@ -136,7 +136,7 @@ def test_of_logged_samples_only_what_the_policy_did_is_said() -> None:
     assert diagnose(odd, logged=True) == []
     assert len(diagnose(odd)) == 4
     (far,) = diagnose(rows(kl=lambda t: 0.8 * t), logged=True)
-    assert "nats a token from its start" in far.what
+    assert "nats a token from its reference" in far.what
 
 
 def test_short_and_empty_runs_and_holes_are_no_trouble() -> None:
@@ -161,11 +161,12 @@ def test_a_curves_levels_and_noise_by_hand() -> None:
 @pytest.mark.parametrize(
     ("rose", "wins", "level", "said"),
     [
-        (0.4, (0.55, 0.7), "fine", r"together: \+0\.4, and it wins 55% to 70%"),
-        (0.4, (0.45, 0.7), "warning", r"no sure difference \(45% to 70%\)"),
+        (0.4, (0.55, 0.7), "fine", r"rose by 0\.4, and the judges agree: .* wins 55% to 70%"),
+        (0.4, (0.45, 0.7), "warning", r"no sure difference \(.* 45% to 70%\)"),
         (0.4, (0.5, 0.7), "warning", "no sure difference"),
         (0.4, (0.2, 0.4), "alarm", r"^Reward hacking: .*rose by 0\.4, and the judges prefer the start .*20% to 40%"),
-        (-0.1, (0.55, 0.7), "warning", r"did not rise \(-0\.1\)"),
+        (-0.1, (0.55, 0.7), "warning", r"fell by 0\.1, and yet the judges prefer the trained model .*55% to 70%"),
+        (-0.1, (0.1, 0.3), "alarm", r"^On held-out .*fell by 0\.1, and the judges prefer the start .*10% to 30%"),
     ],
 )  # fmt: skip
 def test_judges_say_whether_the_reward_was_gamed(
@@ -179,6 +180,13 @@ def test_judges_say_whether_the_reward_was_gamed(
 
 def test_a_run_that_was_judged_needs_no_gold_score() -> None:
     judged = against_judges(1.0, (0.1, 0.3))
-    found = diagnose(rows(gold=None), judged=judged)
+    found = diagnose(rows(gold=None), judged=[judged])
     assert found[0] is judged
     assert not any("gold" in finding.what for finding in found)
+    assert not any("gold" in finding.what for finding in diagnose(rows(gold=None), judged=[]))
+    assert diagnose([], judged=[judged]) == [judged]
+
+
+def test_a_policy_that_began_far_from_its_reference_has_not_moved() -> None:
+    found = diagnose(rows(reward=lambda _: 1.0, kl=lambda _: 0.3))
+    assert any(finding.what.startswith("Neither reward") for finding in found)

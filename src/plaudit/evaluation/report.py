@@ -136,12 +136,12 @@ def read_rounds(directory: Path, summary: dict[str, Any]) -> list[Round]:
 
 
 def findings(last: Round) -> list[Finding]:
-    """What the last round's training says of itself, and the judges of it."""
+    """What the last round's training says of itself, and the panel's judges, who took no part in it, of the model."""
     measured = last.summary.get("policy") or {}
     begin, end = number(measured.get("reward_before")), number(measured.get("reward_after"))
-    wins, judged = interval(measured.get("win_rate_ci95")), None
-    if begin is not None and end is not None and wins is not None:
-        judged = against_judges(end - begin, wins)
+    wins, judged = interval(measured.get("win_rate_ci95")), list[Finding]()
+    if measured.get("judges") == "panel" and begin is not None and end is not None and wins is not None:
+        judged.append(against_judges(end - begin, wins))
     return diagnose(last.ppo, dig(last.summary, "ppo", "stopped"), judged=judged)
 
 

@@ -160,7 +160,7 @@ def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> d
 
 
 def take_round(stage: Stage, journal: Journal, *, last: str = "evaluate") -> None:
-    """The round's transitions in order, up to the one named, from where the journal ends."""
+    """The round's transitions in order, up to the one named, from where the journal ends. ValueError: no such one."""
     transitions: dict[str, Callable[[Stage], stages.Result]] = {
         "sample": stages.sample,
         "look": stages.look,
@@ -170,10 +170,9 @@ def take_round(stage: Stage, journal: Journal, *, last: str = "evaluate") -> Non
         "improve": stages.improve,
         "evaluate": measure.evaluate,
     }
-    for name, transition in transitions.items():
-        journal.do(stage.number, name, partial(transition, stage))
-        if name == last:
-            return
+    order = list(transitions)
+    for name in order[: order.index(last) + 1]:
+        journal.do(stage.number, name, partial(transitions[name], stage))
 
 
 def check(config: Config, *, interactive: bool) -> None:

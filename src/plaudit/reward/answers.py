@@ -18,7 +18,7 @@ from plaudit.types import UserError
 
 SECONDS = 10.0
 """The most that `after` may take on one text."""
-_GROUPED = regex.compile(r"[-+]?\d{1,3}([, ]\d{3})+(\.\d+)?")
+_GROUPED = regex.compile(r"[-+]?[1-9]\d{0,2}([, ])\d{3}(\1\d{3})*(\.\d+)?")
 """A number whose thousands are set apart."""
 
 

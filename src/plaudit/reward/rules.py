@@ -101,7 +101,7 @@ def length(samples: Sequence[Sample], *, unit: Literal["characters", "tokens"] =
 def regex_match(samples: Sequence[Sample], *, pattern: str, whole: bool = False) -> list[float]:
     """1 where the pattern is found in the completion (whole: matches all of it), else 0.
 
-    By the module `regex`, whose patterns are those of `re` and more, and which can be cut off: see `RuleScorer`.
+    By the module `regex`, whose patterns are those of `re` and more, and which lets others run: see `RuleScorer`.
     """
     found = regex.compile(pattern, regex.DOTALL)
     return [float(bool(found.fullmatch(s.text) if whole else found.search(s.text))) for s in samples]
