@@ -39,6 +39,7 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
             | {
                 "name": name,
                 "shown": NAMES.get(name.split(",")[0], name) + name[len(name.split(",")[0]) :],
+                "wins": wins,
                 "interval": bootstrap(wins, seed=0),
                 "taken": " / ".join(dict.fromkeys(row["taken"] for row in mine)),
                 "rate": mine[0]["rate"],
@@ -56,8 +57,8 @@ def kind(row: Row) -> str:
 
 
 HEAD = (
-    "| algorithm | rate | training | seconds (reward + training) | win rate (95 %) | unseen words | relevance "
-    "| KL a token | distinct-2 | perplexity |"
+    "| algorithm | rate | training | seconds (reward + training) | win rate (95 %) | less PPO's (95 %) "
+    "| unseen words | relevance | KL a token | distinct-2 | perplexity |"
 )
 
 
@@ -65,8 +66,8 @@ def table(rows: Sequence[Row]) -> str:
     """In Markdown. The start against itself is what every figure is measured from."""
     many = len({row["seed"] for row in rows}) > 1
     found = over_seeds(rows)
-    start = f"| start | | | | 0.500 | 0.500 | {found[0]['relevance_before']:.3f} | 0 | 1 | 1 |"
-    lines = [HEAD + " by seed |" * many, "|---" * (10 + many) + "|", start + " |" * many]
+    start = f"| start | | | | 0.500 | | 0.500 | {found[0]['relevance_before']:.3f} | 0 | 1 | 1 |"
+    lines = [HEAD + " by seed |" * many, "|---" * (11 + many) + "|", start + " |" * many]
     for row in found:
         low, high = row["interval"]
         spent = [row["reward_seconds"]] * bool(row["reward_seconds"]) + [row["seconds"]] * (
@@ -78,6 +79,7 @@ def table(rows: Sequence[Row]) -> str:
             row["taken"],
             " + ".join(f"{seconds:.0f}" for seconds in spent),
             f"{row['win_rate']:.3f} ({low:.2f} to {high:.2f})",
+            less(row, found),
             f"{row['win_rate_unseen_words']:.3f}",
             f"{row['relevance_after']:.3f}",
             "at most " * (kind(row) == "none") + f"{row['kl_per_token']:.3f}",
@@ -87,6 +89,16 @@ def table(rows: Sequence[Row]) -> str:
         cells += [", ".join(f"{rate:.2f}" for rate in row["seeds"])] * many
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def less(row: Row, found: Sequence[Row]) -> str:
+    """The win rate less PPO's, with the interval of the difference by prompt; nothing of PPO itself, and without it."""
+    ppo = next((one for one in found if one["name"] == "ppo"), row)
+    if ppo is row:
+        return ""
+    gaps = [mine - other for mine, other in zip(row["wins"], ppo["wins"], strict=True)]
+    low, high = bootstrap(gaps, seed=0)
+    return f"{statistics.fmean(gaps):+.3f} ({low:+.2f} to {high:+.2f})"
 
 
 def chart(rows: Sequence[Row]) -> plots.Figure:
@@ -139,7 +151,7 @@ def above(rows: Sequence[Row]) -> str:
         f"<h1>Which algorithm for my feedback?</h1><p>{said}<br>"
         "<b style='color: var(--round-0)'>● from the reward model</b> · "
         "<b style='color: var(--round-1)'>◆ straight from the judgements</b> · "
-        "■ no weight moved; of best of 4 the KL is a bound</p>"
+        "■ no weight moved (its KL: a bound)</p>"
     )
 
 
@@ -147,4 +159,4 @@ def draw(rows: Sequence[Row], figure: Path, image: Path) -> None:
     """The page, and where a Chromium is found its picture."""
     drawn = chart(rows)
     drawn["layout"] |= {"width": 880, "autosize": False}
-    picture.draw(drawn, figure, image, (928, drawn["layout"]["height"] + 110), above=above(rows))
+    picture.draw(drawn, figure, image, (928, drawn["layout"]["height"] + 125), above=above(rows))
