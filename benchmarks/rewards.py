@@ -52,7 +52,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "defaults": {},
 }
 LENGTH = "length in tokens"
-MODEL = "smollm2"
 Row = dict[str, Any]
 Keep = Callable[[Row], None]
 
@@ -139,7 +138,7 @@ def ours(
             place = given.work / f"{name}-{seed}-{fold}-{arm}"
             anew = not place.exists()
             config = reward_model.Config(
-                model=MODEL, data=[str(place) + ".jsonl"], seed=seed, heldout=0, threads=given.threads,
+                model=given.model, data=[str(place) + ".jsonl"], seed=seed, heldout=0, threads=given.threads,
                 adapter=reward_model.AdapterConfig(rank=RANK, alpha=ALPHA, blocks=BLOCKS), **ARMS[arm],
             )  # fmt: skip
             row = row_of(name, arm, seed, fold, heldout, by_recipe(training, heldout, config, place, model))
@@ -277,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, nargs="+", help="these alone")
     parser.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS], help="of ours")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4], help="trl's learning rates")
+    parser.add_argument("--model", default="smollm2", help="each with a --work and a --record of its own")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/rewards"), help="where runs are kept")
     parser.add_argument("--record", type=Path, default=HERE / "rewards.json")
@@ -286,9 +286,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.what == "trl" and given.python is None:
         parser.error(f"name an interpreter that has trl {TRL} and peft: --python VENV/bin/python")
     found = recorded(given.record)
+    if given.what != "table" and any(row["model"] != given.model for row in found):
+        parser.error(f"{given.record} is of another model: name another --record, and another --work")
 
     def keep(row: Row) -> None:
-        found[:] = [*recorded(given.record), row]  # the other side may have written since
+        found[:] = [
+            *recorded(given.record),
+            {"model": given.model} | row,
+        ]  # the other side may have written since
         lines = ",\n".join(json.dumps(one) for one in found)
         files.write_text(given.record, f"[\n{lines}\n]\n")
         print({key: value for key, value in row.items() if key != "prompts"}, flush=True)
@@ -296,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.what != "table":
         given.work.mkdir(parents=True, exist_ok=True)
         device, dtype = machine.prepare("auto", given.threads)
-        model = load_model(str(find_model(MODEL)), dtype, device)
+        model = load_model(str(find_model(given.model)), dtype, device)
         for name in given.sets:
             every = choices(SETS[name](given.data), model.tokenizer)
             folds = given.folds or range(FOLDS[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,10 +96,10 @@ def test_the_peer_is_given_the_same_ids_and_folds(study: Any, monkeypatch: pytes
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(rewards, "subprocess", SimpleNamespace(run=peer))
-    rows = study("trl")
+    rows = study("trl", "--python", sys.executable)
     assert asked == [[0, 0], [0, 1]]
     assert sum(row["pairs"] * row["accuracy"] for row in rows) == pytest.approx(18, abs=0.01)
-    assert study("trl") == rows
+    assert study("trl", "--python", sys.executable) == rows
     assert len(asked) == 2
 
 
