@@ -1,6 +1,6 @@
 """What knowing who judged is worth: rater-aware reward models on simulated raters, and on real people.
 
-    python benchmarks/raters.py simulated            # about 20 minutes on one core
+    python benchmarks/raters.py simulated            # about 10 minutes on one core
     python benchmarks/raters.py people --data DIR    # PandaLM's three raters and MLQE-PE's six; about 10 minutes
 
 Simulated: an item is two answers, each 32 features; gold is a linear taste of them, and a careful rater prefers the
