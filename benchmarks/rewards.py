@@ -27,7 +27,7 @@ import argparse
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ ARMS: dict[str, dict[str, Any]] = {
 LENGTH = "length in tokens"
 Row = dict[str, Any]
 Keep = Callable[[Row], None]
+Place = tuple[str, str, int, int]
+"""Whose judgements, which arm, which seed, which fold."""
 
 
 # 1. One fold ---------------------------------------------------------------------------------------------------------
@@ -121,11 +123,10 @@ def ours(
     todo: Sequence[tuple[int, int]],
     model: Model,
     given: argparse.Namespace,
-    found: Sequence[Row],
+    known: Set[Place],
     keep: Keep,
 ) -> None:
     """The length rules and the recipe's arms on each fold that is not recorded."""
-    known = {(row["data"], row["arm"], row["seed"], row["fold"]) for row in found}
     for seed, fold in todo:
         training, heldout = parts(name, every, seed, fold)
         for unit in ("tokens", "characters"):
@@ -177,11 +178,10 @@ def peer(
     todo: Sequence[tuple[int, int]],
     model: Model,
     given: argparse.Namespace,
-    found: Sequence[Row],
+    known: Set[Place],
     keep: Keep,
 ) -> None:
     """trl on each fold that is neither recorded nor in its file of scores."""
-    known = {(row["data"], row["arm"], row["seed"], row["fold"]) for row in found}
     for rate in given.rates:
         arm, stem = f"trl {rate:g}", f"{name}-trl-{rate:g}"
         scores, plan = given.work / f"{stem}.scores.jsonl", given.work / f"{stem}.plan.json"
@@ -299,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print({key: value for key, value in row.items() if key != "prompts"}, flush=True)
 
     if given.what != "table":
+        known = {(row["data"], row["arm"], row["seed"], row["fold"]) for row in found}
         given.work.mkdir(parents=True, exist_ok=True)
         device, dtype = machine.prepare("auto", given.threads)
         model = load_model(str(find_model(given.model)), dtype, device)
@@ -306,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             every = choices(SETS[name](given.data), model.tokenizer)
             folds = given.folds or range(FOLDS[name])
             todo = [(seed, fold) for seed in given.seeds for fold in folds]
-            (ours if given.what == "ours" else peer)(name, every, todo, model, given, found, keep)
+            (ours if given.what == "ours" else peer)(name, every, todo, model, given, known, keep)
     print(table(found))
 
 
