@@ -18,7 +18,7 @@ import pytest
 
 from plaudit import files
 from plaudit.evaluation.page import num, pct, plain
-from plaudit.evaluation.report import write_report
+from plaudit.evaluation.report import Round, findings, write_report
 from plaudit.types import UserError
 
 ATTACK = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quoted" \''
@@ -573,3 +573,13 @@ def test_needs_no_torch() -> None:
     code = "import sys, plaudit.evaluation.report; assert not {'torch', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("judges", "told"), [("panel", True), ("me", False)])
+def test_those_alone_who_took_no_part_in_training_are_heard_of_the_reward(judges: str, told: bool) -> None:
+    measured = {"judges": judges, "reward_before": 0.0, "reward_after": 1.0, "win_rate_ci95": [0.1, 0.3]}
+    ppo = [{"step": step, "reward": 0.1 * step, "kl": 0.01 * step} for step in range(1, 9)]
+    last = Round(1, 0, {"policy": measured}, ppo, [], {}, [])
+    found = findings(last)
+    assert any("judges prefer the start" in finding.what for finding in found) == told
+    assert not any("gold" in finding.what for finding in found)

@@ -243,6 +243,11 @@ DIAGNOSIS = of_room(
     ("if low <= 0.5:", "if low < 0.4:", "an unsure win called one"),
     ("if high < 0.5:", "if high < 0.1:", "judges who prefer the start unheard"),
 )  # fmt: skip
+REPORT = of_room(
+    "evaluation/report",
+    "evaluation/test_report",
+    ('if measured.get("judges") == "panel" and', "if", "who trained the reward is asked of it"),
+)  # fmt: skip
 FEEDBACK = (
     *of_room("feedback/queries", "feedback/test_feedback_store",
            ("undo.c.seq > rule.c.seq", "undo.c.seq < rule.c.seq", "a restored rater stays away"),
