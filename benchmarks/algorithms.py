@@ -216,7 +216,7 @@ def measured(name: str, stage: Stage, directory: Path) -> Result:
     model = load_model(str(directory / "model"), trunk.dtype, trunk.device)
     steer = Steering(load_heads(directory, model), STEER_BETA) if name == "ilql" else None
     rows = stages.draw(stage, stage.splits["heldout"], 1, "after", model=model, steer=steer)
-    stages.write_rows(directory / "evaluation.jsonl", rows)
+    files.write_rows(directory / "evaluation.jsonl", rows)
     return compared(stage, rows, measure.kl_per_token(model if steer is None else None, stage.model, rows))
 
 

@@ -45,7 +45,7 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng, torch_seed
 from plaudit.recipes import ppo, reward_model
 from plaudit.reward.open import open_scorer
-from plaudit.rollout.generate import sample_row, write_rows
+from plaudit.rollout.generate import sample_row
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
 from plaudit.training import machine, metrics
@@ -207,9 +207,9 @@ def make_world(study: Study, seed: int, runs: Path) -> World:
     rule = place / "gold.yaml"
     world = World(seed, place, start, str(rule), draw_prompts(study.prompts, seed, "optimised"))
     if not rule.exists():
-        write_rows(place / "prompts.jsonl", [{"prompt": prompt} for prompt in world.prompts])
+        files.write_rows(place / "prompts.jsonl", [{"prompt": prompt} for prompt in world.prompts])
         reference = world.reference()
-        write_rows(place / "reference.jsonl", [sample_row(s, s.asked or "", seed) for s in reference])
+        files.write_rows(place / "reference.jsonl", [sample_row(s, s.asked or "", seed) for s in reference])
         make_gold(reader, reference, study.bend, seed)
         told = {"kind": "rule", "rule": "overoptimisation:gold", "options": {"model": str(place / "gold")}}
         files.write_text(rule, yaml.safe_dump(told))
@@ -237,9 +237,9 @@ def judge(world: World, labels: int) -> tuple[Path, Path, Path]:
                 }
                 rows.append({"prompt": two[0].asked, "completions": [s.text for s in two], **said})
         tossers = {f"rater {r}" for r in range(COIN_TOSSERS)}
-        write_rows(paths[0], rows[:labels])
-        write_rows(paths[1], [row for row in rows[:labels] if row["rater"] not in tossers])
-        write_rows(paths[2], [sample_row(s, s.asked or "", world.seed) for s in samples])
+        files.write_rows(paths[0], rows[:labels])
+        files.write_rows(paths[1], [row for row in rows[:labels] if row["rater"] not in tossers])
+        files.write_rows(paths[2], [sample_row(s, s.asked or "", world.seed) for s in samples])
     return paths
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from plaudit import files
 from plaudit.feedback import panel
 from plaudit.feedback.assignments import Assignment
 from plaudit.feedback.events import Event, Item, comparison_event, drawn_order, rating_event
@@ -58,9 +59,9 @@ def stage_of(directory: Path, store: Store, *, prompts: int = 6, ask: Any = None
         for n in range(len(stage.prompts))
         for s in range(4)
     ]
-    stages.write_rows(stage.place / "samples.jsonl", rows)
+    files.write_rows(stage.place / "samples.jsonl", rows)
     looks = [{"relevance": (i * 7 % 10) / 10, "fluency": (i * 3 % 10) / 10} for i in range(len(rows))]
-    stages.write_rows(stage.place / "looks.jsonl", looks)
+    files.write_rows(stage.place / "looks.jsonl", looks)
     return stage
 
 
@@ -317,9 +318,9 @@ def test_a_person_killed_while_judging_goes_on_with_the_same_pairs(tmp_path: Pat
 
 def test_rows_come_back_whatever_ends_a_line_elsewhere(tmp_path: Path) -> None:
     rows = [{"completion": f"a{mark}b"} for mark in "\n\r\x0b\x0c\x1c\x85\u2028\u2029\ufeff"]
-    stages.write_rows(tmp_path / "rows.jsonl", rows)
+    files.write_rows(tmp_path / "rows.jsonl", rows)
     assert stages.read_rows(tmp_path / "rows.jsonl") == rows
-    stages.write_rows(tmp_path / "none.jsonl", [])
+    files.write_rows(tmp_path / "none.jsonl", [])
     assert stages.read_rows(tmp_path / "none.jsonl") == []
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -97,6 +100,23 @@ def test_half_a_character_is_named_before_a_rule_is_asked(tmp_path: Path) -> Non
         UserError, match=r"in\.jsonl:1: completion holds half a character \(.ud800\); write the whole"
     ):
         score("plaudit.reward.rules:length", source, tmp_path / "out.jsonl")
+
+
+def test_other_keys_are_kept_whatever_they_hold(tmp_path: Path) -> None:
+    """Half a character, a number that is none, and a table's dates, which JSON has no word for."""
+    odd = '{"prompt": "a", "completion": "b", "id": "x\\ud800\u00e9", "n": NaN, "score": null}'
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(odd + "\n", encoding="utf-8")
+    score("plaudit.reward.rules:length", source, out)
+    row = json.loads(out.read_text(encoding="utf-8"))
+    assert row["id"] == "x\ud800\u00e9"
+    assert math.isnan(row["n"])
+    assert row["score"] == 1
+    table = tmp_path / "in.parquet"
+    when = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    datasets.Dataset.from_list([{"prompt": "a", "completion": "b", "at": when}]).to_parquet(table)
+    score("plaudit.reward.rules:length", table, out)
+    assert json.loads(out.read_text(encoding="utf-8"))["at"] == "2026-01-02 03:04:00+00:00"
 
 
 def test_ids_of_another_vocabulary_are_refused(reward: RewardModel, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from plaudit import files
 from plaudit.data.judged import known_ids, prompt_key
 from plaudit.models.adapter import save_adapter
 from plaudit.models.load import load_model, make_adapter
-from plaudit.rollout.generate import generate, write_rows
+from plaudit.rollout.generate import generate
 from plaudit.tensors import SamplingParams
 from plaudit.types import Message, UserError
 
@@ -76,7 +77,7 @@ def test_logprobs_and_greedy_tokens_are_transformers_own(prompts: Path) -> None:
 def test_the_sampled_ids_are_found_again_for_training(prompts: Path, tmp_path: Path) -> None:
     """Also where a completion holds what Unicode calls a line's end, which JSON leaves as it is."""
     row = rows_of(prompts)[1] | {"completion": "a\u2028b\x85c"}
-    write_rows(tmp_path / "more.jsonl", [row])
+    files.write_rows(tmp_path / "more.jsonl", [row])
     ids = known_ids([str(tmp_path / "out.jsonl"), str(tmp_path / "more.jsonl")])
     key = prompt_key((Message("user", "tell me more"),))
     assert ids[key, "a\u2028b\x85c"] == row["completion_ids"]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch.nn.utils.rnn import pad_sequence
 
+from plaudit import files
 from plaudit.data.collate import micro_batches, pack
 from plaudit.evaluation.metrics import bootstrap, distinct_2
 from plaudit.feedback import panel, terminal
@@ -54,7 +55,7 @@ def evaluate(stage: Stage) -> Result:
     policy, _ = against_start(stage, judged, kl=kl_per_token(after_model, stage.model, after))
     if stage.config.raters == "me":
         policy |= _ask_me(stage, before, after)
-    stages.write_rows(
+    files.write_rows(
         stage.place / "evaluation.jsonl",
         [
             {"prompt": before[p]["prompt"]}
@@ -150,7 +151,7 @@ def start_rows(stage: Stage) -> list[dict[str, Any]]:
     """The starting model's samples of the held-out prompts: one to compare, then the candidates; drawn once."""
     path = stage.directory / "rounds" / "1" / "start.jsonl"
     if not path.exists():
-        stages.write_rows(path, stages.draw(stage, stage.splits["heldout"], CANDIDATES + 1, "start"))
+        files.write_rows(path, stages.draw(stage, stage.splits["heldout"], CANDIDATES + 1, "start"))
     return stages.read_rows(path)
 
 

@@ -86,7 +86,7 @@ def sample(stage: Stage) -> Result:
     config, prompts = stage.config, stage.prompts
     stage.say(f"sampling {config.completions} completions of {len(prompts)} prompts")
     rows = draw(stage, prompts, config.completions, "sample", adapter=stage.parent_adapter)
-    write_rows(stage.place / "samples.jsonl", rows)
+    files.write_rows(stage.place / "samples.jsonl", rows)
     return {"samples": len(rows), "tokens": sum(len(row["completion_ids"]) for row in rows)}
 
 
@@ -141,7 +141,7 @@ def look(stage: Stage) -> Result:
         files.write_json(stage.directory / "band.json", asdict(Band.of(views)))
     band = band_of(stage)
     relevance, fluency = views.relevance(band), views.fluency(band)
-    write_rows(
+    files.write_rows(
         stage.place / "looks.jsonl",
         [{"relevance": float(r), "fluency": float(f)} for r, f in zip(relevance, fluency, strict=True)],
     )
@@ -206,7 +206,7 @@ def reward(stage: Stage) -> Result:
     transfer.export_file(stage.store, feedback, up_to=seq)
     # A person's blind answers on held-out prompts are there to measure by.
     heldout = [prompt_to_json(prompt) for prompt in stage.splits["heldout"]]
-    write_rows(feedback, [row for row in read_rows(feedback) if row["prompt"] not in heldout])
+    files.write_rows(feedback, [row for row in read_rows(feedback) if row["prompt"] not in heldout])
     every = [stage.directory / "rounds" / str(n) / "samples.jsonl" for n in range(1, stage.number + 1)]
     stage.say("learning a reward from the judgements")
     config = reward_model.Config(
@@ -286,10 +286,6 @@ def improve(stage: Stage) -> Result:
 
 
 # Files -----------------------------------------------------------------------------------------------------
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from plaudit.data.formats import read_prompts
 from plaudit.evaluation.evaluate import figures, look, read_looks
 from plaudit.models.load import Model, find_model, load_model
 from plaudit.reward.open import open_for_texts
-from plaudit.rollout.generate import write_rows
 from plaudit.tensors import SamplingParams
 from plaudit.training import machine
 from plaudit.training.metrics import Metrics
@@ -63,7 +62,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             if len(rows) > 1 and len({row["score"] for row in rows} - {None}) == 1:
                 line += ", every score is the same"
             metrics.log(number + 1, {"tokens": tokens}, line)
-            write_rows(path, (row for done in looks for row in done))
+            files.write_rows(path, (row for done in looks for row in done))
 
     # 3. Figures from the rows alone.
     found = figures(looks, baseline.tokenizer, n=config.n, seed=config.seed)

@@ -66,7 +66,7 @@ def score(
     if best is not None:
         lines = best_of(lines, best)
         summary |= {"kept": len(lines), "kept_mean": math.fsum(line["score"] for line in lines) / len(lines)}
-    files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    files.write_rows(out, lines)
     return summary | dict(said.figures)
 
 

@@ -109,7 +109,7 @@ class Chooser:
 
     def write(self, path: Path) -> None:
         """The log so far, in the shape that `data` takes."""
-        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+        files.write_rows(path, self.rows)
 
     def read(self, path: Path, count: int) -> None:
         """The first `count` rows of a log that was written."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from plaudit import files
 from plaudit.algorithms.off_policy import policy_probabilities
 from plaudit.data.choices import text_ids
 from plaudit.data.shapes import filled, read_prompt
@@ -14,7 +15,7 @@ from plaudit.data.sources import rows
 from plaudit.models.label_head import describe, load_classifier
 from plaudit.models.load import load_model
 from plaudit.randomness import rng
-from plaudit.rollout.generate import check_place, write_rows
+from plaudit.rollout.generate import check_place
 from plaudit.types import UserError
 
 POLICIES = ("greedy", "epsilon_greedy", "softmax")
@@ -57,7 +58,7 @@ def classify(
     values = classifier.values(texts).double().cpu()
     chances = policy_probabilities(policy, values, epsilon=epsilon, temperature=temperature)
     chosen = [draw_label(chances[i], seed, "classify", i) for i in range(len(texts))]
-    write_rows(
+    files.write_rows(
         out,
         (
             {

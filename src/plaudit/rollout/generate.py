@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -71,7 +70,7 @@ def generate(
     ids = [loaded.tokenizer.render(prompt) for prompt in asked]
     drawn = engine.sample(ids, n, params, (seed, "generate"))
     samples = sorted(watched(drawn, len(asked) * n, "generate"), key=lambda s: (s.prompt, s.index))
-    write_rows(out, (sample_row(sample, asked[sample.prompt], seed) for sample in samples))
+    files.write_rows(out, (sample_row(sample, asked[sample.prompt], seed) for sample in samples))
     tokens = sum(len(sample.completion_ids) for sample in samples)
     return {"prompts": len(asked), "samples": len(samples), "tokens": tokens}
 
@@ -93,13 +92,6 @@ def sample_row(sample: Sample, prompt: Prompt, seed: int) -> dict[str, Any]:
         "seed": seed,
         "sampling": asdict(sample.params),
     }
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """JSON lines, all at once. UserError when the place cannot be written."""
-    files.write_text(
-        path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    )
 
 
 def check_place(path: Path) -> None:

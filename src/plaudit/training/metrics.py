@@ -27,7 +27,7 @@ class Metrics:
 
         self.path, self.done, self.total = directory / "metrics.jsonl", done, total
         kept = [row for row in read(self.path) if row["step"] <= done]
-        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        files.write_rows(self.path, kept)
         self.history: list[dict[str, float]] = kept
         self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
         self.console = console or Console(stderr=True)
