@@ -244,7 +244,7 @@ def table(found: Sequence[Row]) -> str:
     arms = sorted({row["arm"] for row in found}, key=lambda arm: (arm.startswith("length"), arm))
     against = [LENGTH, *(arm for arm in arms if arm.startswith("trl"))]
     heads = ["people", "reward", "seeds", "folds", "pairs", "accuracy"]
-    heads += [*(f"less {arm} (95 %)" for arm in against), "minutes a fold"]
+    heads += [*(f"less {arm} (95 %)" for arm in against), "CPU minutes a fold"]
     lines, words = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], []
     for name in SETS:
         of = {arm: [row for row in found if (row["data"], row["arm"]) == (name, arm)] for arm in arms}
@@ -260,7 +260,7 @@ def table(found: Sequence[Row]) -> str:
                 if other == LENGTH and gap and not arm.startswith("length"):
                     verdict = "beats" if gap[1] > 0 else "FAILS, it does not beat"
                     words.append(f"{name}, {arm}: {verdict} {LENGTH}")
-            took = [row["minutes"] for row in mine if "minutes" in row]
+            took = [row["cpu_minutes"] for row in mine if "cpu_minutes" in row]
             cells.append(f"{np.mean(took):.1f}" if took else "")
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, "", *words])
