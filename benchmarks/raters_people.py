@@ -20,10 +20,10 @@ from plaudit.data.judged import Judged, group_by_prompt
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
-from plaudit.recipes.reward_model import exit_depth, states_of
+from plaudit.recipes.reward_model import exit_depth
 from plaudit.reward.judgements import Reading, begin
 from plaudit.reward.measure_raters import measure_raters
-from plaudit.reward.probe import Examples, fit, leave_out, standardised
+from plaudit.reward.probe import Examples, fit, leave_out, standardised, states_of
 from plaudit.reward.rater_figures import rater_figures
 from plaudit.training import machine
 from plaudit.types import Message, Preference, Rating, Record

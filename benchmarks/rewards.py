@@ -10,6 +10,7 @@ which several pairs share), anew for each seed; nothing of a left-out prompt is 
 ids of the same texts, cut as `cut` says, one epoch, and LoRA of rank 16, alpha 32 on every linear map of six blocks:
 
 - quickstart: the recipe as the quickstart sets it: the head first fitted, 16 of 30 blocks read, mean over tokens.
+- head: the same without the tuning: the head fitted to the trunk as it is.
 - defaults: the recipe as it is without a setting: all blocks, last token, no fit.
 - trl RATE: RewardTrainer's defaults but for the adapter and, where it says so, the learning rate.
 - length: the longer or the shorter answer, whichever was right more often in training; in tokens, uncut (the
@@ -49,6 +50,7 @@ HERE = Path(__file__).parent
 RANK, ALPHA, BLOCKS, TRL = 16, 32, 6, "1.16.0"
 ARMS: dict[str, dict[str, Any]] = {
     "quickstart": {"pool": "mean", "exit": 0.53, "probe": True, "learning_rate": 2e-4},
+    "head": {"pool": "mean", "exit": 0.53, "probe": True, "epochs": 0},
     "defaults": {},
 }
 LENGTH = "length in tokens"

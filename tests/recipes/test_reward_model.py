@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from plaudit.config import parse
 from plaudit.data.formats import write_records
 from plaudit.data.judged import Pair, Ranked, group_by_prompt, known_ids, prompt_key, split_by_prompt
+from plaudit.models.branch import Branch, ScalarHead
 from plaudit.models.load import load_model
 from plaudit.randomness import rng
 from plaudit.recipes import reward_model
+from plaudit.reward.judgements import Reading, begin
 from plaudit.reward.model import RewardModel, load_reward_model
+from plaudit.reward.probe import fit_head, states_of
 from plaudit.training import checkpoint
 from plaudit.training.metrics import Metrics
 from plaudit.types import Demonstration, Message, Preference, Ranking, Rating, Record, UserError
@@ -447,3 +450,24 @@ def test_an_early_exit_is_saved_and_loaded(
             reward_model.run(config, tmp_path / "broken")
     assert reward_model.run(config, tmp_path / "broken") == summary
     assert weights(tmp_path / "broken") == weights(tmp_path / "run")
+
+
+def test_without_an_epoch_it_is_the_fitted_head_alone(config: reward_model.Config, tmp_path: Path) -> None:
+    config = changed(config, epochs=0, probe=True, pool="mean")
+    summary = reward_model.run(config, tmp_path / "run")
+    assert summary["heldout_accuracy"] > 0.6
+    assert rows(tmp_path / "run") == []
+    reward = loaded(tmp_path / "run")
+    training, heldout = split_by_prompt(reward_model.read_judgements(config, reward.model), 0.2, 0)
+    frozen = Branch(reward.model.trunk, pool="mean")
+    head = ScalarHead(frozen.trunk.shape.width, dtype=torch.float64)
+    reading, effects = begin(training, Reading())
+    fit_head(head, training, states_of(frozen, training, 4096), reading=reading, effects=effects, seed=0)
+    group = heldout[0]
+    wanted = head(states_of(frozen, [group], 4096)[0]).tolist()
+    given = reward.score_ids([group.prompt] * len(wanted), group.completions)
+    unit = (given[1] - given[0]) / (wanted[1] - wanted[0])
+    assert unit > 0
+    assert [unit * (x - wanted[0]) for x in wanted] == pytest.approx([x - given[0] for x in given], abs=1e-9)
+    with pytest.raises(UserError, match="epochs: must be at least 1 without probe: true, not 0"):
+        parse(reward_model.Config, config.model_dump() | {"probe": False}, "a.yaml")

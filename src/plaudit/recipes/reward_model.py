@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
-from torch import Tensor
+from pydantic import Field, ValidationInfo, field_validator
 
 from plaudit import files
 from plaudit.config import Config as Base
@@ -30,7 +28,7 @@ from plaudit.reward.criteria import CriteriaHead
 from plaudit.reward.judgements import Judgements, Reading, begin, check_varied
 from plaudit.reward.measure_raters import measure_raters
 from plaudit.reward.model import RewardModel
-from plaudit.reward.probe import fit_head
+from plaudit.reward.probe import fit_head, states_of
 from plaudit.reward.rater_figures import rater_figures
 from plaudit.reward.raters import GOLD_RATER, RaterEffects
 from plaudit.reward.score import ids_of
@@ -62,7 +60,7 @@ class Config(Base):
     exit: float = Field(default=1.0, gt=0, le=1)
     probe: bool = False
     adapter: AdapterConfig = AdapterConfig()
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=0)
     prompts_per_step: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=3e-4, ge=0)
     comparison: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
@@ -76,6 +74,13 @@ class Config(Base):
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=20, ge=1)
+
+    @field_validator("epochs")
+    @classmethod
+    def _learn_something(cls, epochs: int, known: ValidationInfo) -> int:
+        if epochs == 0 and not known.data.get("probe"):
+            raise ValueError("must be at least 1 without probe: true")
+        return epochs
 
     @field_validator("criteria")
     @classmethod
@@ -246,18 +251,6 @@ def exit_depth(share: float, depth: int) -> int | None:
         )
     leave = max(1, round(share * depth))
     return None if leave == depth else leave
-
-
-@torch.no_grad()
-def states_of(branch: Branch, groups: Sequence[Judged], budget: int) -> list[Tensor]:
-    """[completions, width] of each prompt: what the head reads of its completions."""
-    completions = [c for g in groups for c in g.completions]
-    packed = pack([g.prompt for g in groups for _ in g.completions], completions, device=branch.trunk.device)
-    out = torch.zeros(len(completions), branch.trunk.shape.width, dtype=branch.trunk.wide)
-    for micro in micro_batches(packed, budget):
-        part, index = packed.take(micro)
-        out[index.cpu()] = pooled_states(branch, part).cpu()
-    return list(torch.split(out, [len(g.completions) for g in groups]))
 
 
 def train_on(

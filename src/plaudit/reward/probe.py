@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from plaudit.data.collate import micro_batches, pack
 from plaudit.data.judged import Judged
-from plaudit.models.branch import ScalarHead
+from plaudit.models.branch import Branch, ScalarHead, pooled_states
 from plaudit.randomness import rng
 from plaudit.reward.criteria import CriteriaHead
 from plaudit.reward.judgements import Judgements, Reading, starts_of
@@ -143,6 +144,18 @@ def leave_out(
                 found[penalty][places] = testing.scores(weights)[1]
     best = min(penalties, key=lambda penalty: (losses[penalty], penalty))
     return LeftOut(best, found[best] @ torch.tensor(list(shares), dtype=torch.float64), found[best])
+
+
+@torch.no_grad()
+def states_of(branch: Branch, groups: Sequence[Judged], budget: int) -> list[Tensor]:
+    """[completions, width] of each prompt: what the head reads of its completions."""
+    completions = [c for g in groups for c in g.completions]
+    packed = pack([g.prompt for g in groups for _ in g.completions], completions, device=branch.trunk.device)
+    out = torch.zeros(len(completions), branch.trunk.shape.width, dtype=branch.trunk.wide)
+    for micro in micro_batches(packed, budget):
+        part, index = packed.take(micro)
+        out[index.cpu()] = pooled_states(branch, part).cpu()
+    return list(torch.split(out, [len(g.completions) for g in groups]))
 
 
 def standardised(states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -21,11 +21,11 @@ REWARD = (
            ("float(self.weight.sum() + self.ranking_weight.sum())", "float(self.weight.sum())",
             "rankings left out of the total")),
     *of_room("recipes/reward_model", "recipes/test_reward_model",
+           ('epochs == 0 and not known.data.get("probe")', "False", "a head of chance taken for a reward"),
            ("head.gain.fill_(1 / spread)", "head.gain.fill_(spread)", "scaled the wrong way"),
            ("-float(raw.mean()) / spread", "-float(raw.mean())", "a shift in the wrong unit"),
            ("reading, effects, totals)", "reading, effects, judgements.totals())", "the micro-batch's own mean"),
-           ("            checkpoint.load_optimizer(optimizer, tensors)\n" if False else
-            "        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume")),
+           ("        checkpoint.load_optimizer(optimizer, tensors)\n", "", "moments lost at a resume")),
     *of_room("data/judged", "recipes/test_reward_model",
            ("1.0 if record.choice == 0 else 0.0", "0.0 if record.choice == 0 else 1.0", "the rejected one wanted")),
     *of_room("reward/model", "recipes/test_reward_model",
