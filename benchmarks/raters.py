@@ -35,6 +35,7 @@ import raters_people
 import torch
 from numpy.typing import NDArray
 
+from plaudit import files
 from plaudit.data.judged import Judged, Pair
 from plaudit.feedback.dawid_skene import dawid_skene
 from plaudit.randomness import rng
@@ -264,7 +265,7 @@ def main() -> None:
 
     def keep(part: str, rows: list[dict[str, Any]]) -> None:
         found[part] = rows
-        record.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        files.write_text(record, json.dumps(found) + "\n")
 
     if given.study == "simulated":
         simulated(partial(keep, "simulated"), found["simulated"])
