@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from plaudit.data.judged import Judged, Pair, Rated
 from plaudit.models.branch import ScalarHead
 from plaudit.randomness import rng
 from plaudit.reward.criteria import CriteriaHead
-from plaudit.reward.judgements import Reading
+from plaudit.reward.judgements import Reading, begin
 from plaudit.reward.probe import FEW, PENALTIES, Examples, fit, fit_head, leave_out, standardised
 from plaudit.reward.raters import RaterEffects
 
@@ -88,6 +89,38 @@ def test_the_penalty_is_the_one_that_does_best_on_left_out_prompts() -> None:
     assert fit_head(wide, clear, chance, reading=Reading(), effects=RaterEffects(), seed=0) == PENALTIES[-1]
     few, their_states = judged(9, noise=0.1)
     assert fit_head(head, few, their_states, reading=Reading(), effects=RaterEffects(), seed=0) == FEW
+
+
+def test_cut_points_that_cannot_be_are_no_better_than_those_at_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A line search may try any: gaps that vanish beside others, or overflow, are neither an error nor progress."""
+    groups, states = judged(8, noise=1.0)
+    reading, effects = begin(groups, Reading(rating="ordinal"))
+    assert effects.levels > 4
+    examples = Examples.of(groups, states, reading, effects)
+    losses = []
+
+    class Searching(torch.optim.LBFGS):
+        def step(self, closure: Any) -> Any:  # type: ignore[override]
+            weights, gaps = self.param_groups[0]["params"]
+            others = torch.tensor([1.0, -1.0]).repeat(len(gaps))[: len(gaps)]
+            for far in (
+                gaps.detach().clone(),
+                20 * others,
+                torch.tensor(31.0),
+                torch.tensor(-1e3),
+                torch.tensor(1e4),
+            ):
+                with torch.no_grad():
+                    gaps.copy_(far)
+                losses.append(float(closure().detach()))
+                assert bool(weights.grad.isfinite().all() and gaps.grad.isfinite().all())
+
+    monkeypatch.setattr(torch.optim, "LBFGS", Searching)
+    fit(examples, 1.0)
+    assert losses == sorted(losses)
+    assert math.isfinite(losses[-1])
 
 
 def test_a_dimension_that_never_moves_harms_nothing() -> None:

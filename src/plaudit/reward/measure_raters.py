@@ -45,9 +45,9 @@ from torch import Tensor
 from plaudit.algorithms.rater_loss import choice_logprobs, rating_logprobs
 from plaudit.data.judged import Judged
 from plaudit.reward.judgements import Reading, starts_of
-from plaudit.reward.probe import PENALTIES, leave_out, standardised
+from plaudit.reward.probe import PENALTIES, leave_out, minimise, standardised
 from plaudit.reward.rater_tables import Table, tables
-from plaudit.reward.raters import RaterEffects
+from plaudit.reward.raters import FAR, RaterEffects
 
 ROUNDS = 3
 """How often fit and measurement take turns."""
@@ -67,10 +67,6 @@ SHARED = 5
 """The fewest judgements that two raters must share before copying is looked for."""
 DOUBT = 0.01
 """The chance that some pair of independent raters is named as copying (Bonferroni)."""
-
-
-FAR = 30.0
-"""Logarithms and logits beyond it are nobody's habits."""
 
 
 class Hidden(torch.nn.Module):
@@ -175,10 +171,6 @@ def settle(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> 
     with torch.no_grad():
         for habit in (effects.reliability, effects.log_scale, effects.side, effects.severity):
             habit.zero_()
-    learned = [*effects.parameters(), *hidden.parameters()]
-    optimizer = torch.optim.LBFGS(
-        learned, max_iter=150, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
-    )
 
     def surprise() -> Tensor:
         """Minus the log-likelihood of all that was said."""
@@ -188,19 +180,14 @@ def settle(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> 
             spent = spent - torch.logsumexp(item_logprobs(table, units), -1).sum()
         return spent
 
-    begin = surprise().detach()
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        # A line search that looks too far would meet an overflow, and take it for progress. The beginning's surprise
-        # with the price of being there is more than the maximum can cost.
-        far = any(bool((p.detach().abs() > FAR).any()) for p in learned)
-        loss = effects.prior() + hidden.prior() + (begin if far else surprise())
-        torch.autograd.backward(loss)
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    optimizer.zero_grad()
+    minimise(
+        [*effects.parameters(), *hidden.parameters()],
+        surprise,
+        lambda: effects.prior() + hidden.prior(),
+        lambda: effects.bounded() and all(bool((p.abs() <= FAR).all()) for p in hidden.parameters()),
+        most=150,
+        tolerances=(1e-7, 1e-10),
+    )
     return hidden
 
 

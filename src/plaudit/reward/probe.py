@@ -9,7 +9,7 @@ answer; with habits given (`raters: aware`) it begins at none and ends at the sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +69,39 @@ class Examples:
         return self.judgements.loss(scores, by_criterion, self.reading, effects or self.effects, totals).loss
 
 
+def minimise(
+    learned: Sequence[Tensor],
+    cost: Callable[[], Tensor],
+    price: Callable[[], Tensor],
+    possible: Callable[[], bool],
+    *,
+    most: int,
+    tolerances: tuple[float, float],
+) -> None:
+    """Bring what is learned, in place, to where cost + price is least, in at most so many steps of L-BFGS (tolerances:
+    of the gradient and of the change). A line search that looks too far would meet an overflow, and take it for
+    progress or fail: where it is not `possible` to be, the cost is the beginning's, which with the price of being
+    there is more than the least can be."""
+    gradient, change = tolerances
+    optimizer = torch.optim.LBFGS(
+        learned,
+        max_iter=most,
+        tolerance_grad=gradient,
+        tolerance_change=change,
+        line_search_fn="strong_wolfe",
+    )
+    begin = cost().detach()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = price() + (cost() if possible() else begin)
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.zero_grad()
+
+
 class Fit(NamedTuple):
     """weights [C, width + 1], bias last; gaps: the logarithms of the gaps between cut-points."""
 
@@ -82,20 +115,17 @@ def fit(examples: Examples, penalty: float) -> Fit:
     weights = torch.zeros(len(examples.shares), width + 1, dtype=torch.float64, requires_grad=True)
     effects = copy.deepcopy(examples.effects).requires_grad_(False)
     effects.gaps.requires_grad_(examples.reading.rating == "ordinal")
-    learned = [weights, *(p for p in effects.parameters() if p.requires_grad)]
     total = examples.judgements.totals().ratings
-    optimizer = torch.optim.LBFGS(
-        learned, max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    minimise(
+        [weights, *(p for p in effects.parameters() if p.requires_grad)],
+        lambda: examples.loss(weights, effects),
+        lambda: (
+            penalty * weights[:, :-1].square().sum() + (effects.gaps / CUT_SD).square().sum() / (2 * total)
+        ),
+        effects.bounded,
+        most=200,
+        tolerances=(1e-9, 1e-12),
     )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = examples.loss(weights, effects) + penalty * weights[:, :-1].square().sum()
-        loss = loss + (effects.gaps / CUT_SD).square().sum() / (2 * total)
-        torch.autograd.backward(loss)
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Fit(weights.detach(), effects.gaps.detach())
 
 

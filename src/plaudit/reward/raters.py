@@ -35,6 +35,8 @@ RELIABILITY_SD, LOG_SCALE_SD, SIDE_SD, SEVERITY_SD = 2.0, 0.3, 0.7, 1.0
 and seven coin tosses' evidence."""
 CUT_SD = 2.0
 """Standard deviation of the logarithm of the gaps between cut-points."""
+FAR = 30.0
+"""Logarithms and logits beyond it are nobody's habits."""
 MOST_RATERS = 1000
 """Who copies whom is a table of raters by raters, in every checkpoint: 8 MB at this many."""
 CROWD_Q = 2.0 * math.atanh(1.0 - CROWD_CARELESS)
@@ -124,6 +126,12 @@ class RaterEffects(nn.Module):
             (self.gaps, CUT_SD),
         )
         return sum(((x / sd).square().sum() / 2 for x, sd in parts), self.gaps.new_zeros(()))
+
+    @torch.no_grad()
+    def bounded(self) -> bool:
+        """Whether they can be anybody's: nothing beyond `FAR`, and the cut-points apart."""
+        within = all(bool((p.abs() <= FAR).all()) for p in self.parameters())
+        return within and bool((self.cuts().diff() > 0).all())
 
     def frequencies(self, counts: Tensor) -> None:
         """Begin with cut-points, and a careless rater's levels, as often as levels were given; counts: [levels]."""

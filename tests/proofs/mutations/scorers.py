@@ -37,6 +37,12 @@ PROBE = of_room(
     ("penalty * weights[:, :-1].square().sum()", "penalty * weights.square().sum()", "a penalty on the bias"),
     ("if f == left_out]", "if f != left_out]", "a penalty chosen on what it was fitted to"),
     ("head.centre.copy_(centre)", "pass", "a head that reads raw states"),
+    ("(cost() if possible() else begin)", "cost()", "an overflow taken for progress"),
+    ("        effects.bounded,\n", "        lambda: True,\n", "cut-points that cannot be"),
+) + of_room(
+    "reward/raters",
+    "reward/test_probe",
+    ("bool((self.cuts().diff() > 0).all())", "True", "cut-points that vanish beside others"),
 ) + of_room(
     "reward/judgements",
     "reward/test_probe",
@@ -93,7 +99,8 @@ RATERS = (
             "prior = table.prior - table.prior.mean()", "gaps centred on what is called the first"),
            ("prior.square().mean().sqrt().clamp(min=1e-6)", "prior.std(correction=0).clamp(min=1e-6)",
             "a scale that depends on what is called the first"),
-           ("(begin if far else surprise())", "surprise()", "an overflow taken for progress"),
+           ("lambda: effects.bounded() and all(bool((p.abs() <= FAR).all()) for p in hidden.parameters())",
+            "lambda: True", "an overflow taken for progress"),
            ("together + z_weights, -1)", "together, -1)", "a quadrature without weights"),
            ("- units[a] - units[b]", "", "copies as their own witnesses"),
            ("repeats = table.repeated(len(effects.names)) > 0", "repeats = table.repeated(len(effects.names)) > 1e9",
