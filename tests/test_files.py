@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from safetensors import SafetensorError
 
 from plaudit.files import (
+    digest,
     is_left_over,
     new_directory,
     sweep,
@@ -271,3 +273,25 @@ with files.new_directory(path) as place:
         "deep/",
     ]
     assert sorted(tree(tmp_path)) == mine
+
+
+def test_a_digest_is_of_content_names_and_the_ends_of_what_is_large(tmp_path: Path) -> None:
+    small, large = tmp_path / "a" / "small", tmp_path / "a" / "b" / "large"
+    large.parent.mkdir(parents=True)
+    small.write_bytes(b"abc")
+    assert digest(small) == hashlib.sha256(b"abc").hexdigest()
+    seen = set()
+    many = 65 << 20
+    for size, place, byte in [
+        *((many, place, byte) for place in (0, -1) for byte in (b"1", b"2")),
+        (many + 1, 0, b"1"),
+    ]:
+        with large.open("wb") as file:  # sparse
+            file.truncate(size)
+            file.seek(place % size)
+            file.write(byte)
+        seen |= {digest(large), digest(tmp_path / "a")}
+    assert len(seen) == 10
+    before = digest(tmp_path / "a")
+    large.rename(large.with_name("larger"))
+    assert digest(tmp_path / "a") != before

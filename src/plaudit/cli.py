@@ -155,6 +155,7 @@ def resume(run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The dire
         with rundir.alone(run), _resumable(run):
             rundir.reopen(run)
             summary = recipe.run(config, run)
+            rundir.settle(run)
     _print(summary)
 
 

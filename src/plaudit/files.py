@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -72,6 +73,25 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         _sync(path.parent)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of a directory's files. Of a file beyond 64 MB, such as weights,
+    it is the size, the first and the last megabyte that count."""
+    found = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            found.update(f"{file.relative_to(path)}\n{digest(file)}\n".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()
+    size = path.stat().st_size
+    with path.open("rb") as opened:
+        if size <= 64 << 20:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+        for place in (0, size - (1 << 20)):
+            opened.seek(place)
+            found.update(opened.read(1 << 20))
+    found.update(str(size).encode())
+    return found.hexdigest()
 
 
 def is_left_over(path: Path) -> bool:

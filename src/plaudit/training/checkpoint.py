@@ -52,6 +52,8 @@ def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = place / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or "step" not in state:
+            raise ValueError("it names no step")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot be read ({error})", where=str(path), fix=f"remove {place.name}") from None
     return read_safetensors(place / "tensors.safetensors"), state

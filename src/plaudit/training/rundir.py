@@ -1,45 +1,64 @@
-"""A run's directory: it appears at once with its resolved config; summary.json comes last and marks the end."""
+"""A run's directory: it appears at once with its resolved config; summary.json comes last and marks the end.
+
+A run that is overwritten waits in `.overwritten` until the new one has taken a step, and stands again where that one
+could not take any.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from plaudit import config as configs
 from plaudit import files
 from plaudit.training import machine
 from plaudit.types import UserError
 
-_GOING = ".overwritten"
-"""Where config.yaml goes while the rest of a run that is overwritten is removed."""
+_MOVING, _OLD = ".overwriting", ".overwritten"
+"""Where a run that is overwritten waits: the first while it goes there or comes back, the second once it is whole."""
+_BESIDE = ("machine.json", "inputs.json")
+"""What is written before config.yaml, which begins a run."""
+_INPUTS = {
+    "model", "models", "data", "gold", "samples", "reference", "prompts", "contexts", "feedback", "reward", "start",
+}  # fmt: skip
+"""The settings that may name files, wherever they stand in a config."""
 
 
 def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bool = False) -> None:
     """Make the directory with config.yaml (resolved). UserError where another run stands, unless overwrite."""
     if directory.exists() and not directory.is_dir():
         raise UserError("is a file", where=str(directory), fix="choose another --out")
-    if directory.exists() and not is_empty_shell(directory):
-        if not overwrite:
-            raise UserError(
-                "already holds something",
-                where=str(directory),
-                fix="resume it with `plaudit resume`, choose another --out, or give --overwrite",
-            )
-        if not (directory / "config.yaml").exists():
-            raise UserError(
-                "is not a run, so it is not overwritten", where=str(directory), fix="choose another --out"
-            )
-        _refuse_to_lose_judgements(directory)
     with files.writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        with alone(directory):
-            _clear(directory)
-    files.write_json(directory / "machine.json", machine.record())
+    with alone(directory), files.writable(directory):
+        if (directory / _MOVING).exists() or not _has_begun(directory):
+            _take_back(directory)
+        settle(directory)
+        if not is_empty_shell(directory):
+            if not overwrite:
+                raise UserError(
+                    "already holds something",
+                    where=str(directory),
+                    fix="resume it with `plaudit resume`, choose another --out, or give --overwrite",
+                )
+            if not (directory / "config.yaml").exists():
+                raise UserError(
+                    "is not a run, so it is not overwritten", where=str(directory), fix="choose another --out"
+                )
+            _refuse_to_lose_judgements(directory)
+            _set_aside(directory)
+        read = _digests(configs.dump(config))  # what stood here is no longer there to be read
+        files.write_json(directory / "machine.json", machine.record())
+        files.write_json(directory / "inputs.json", read)
     files.write_text(directory / "config.yaml", f"recipe: {recipe}\n" + configs.dump(config))
 
 
@@ -73,35 +92,67 @@ def alone(directory: Path) -> Iterator[None]:
 
 def is_empty_shell(directory: Path) -> bool:
     """Whether no run stands here and nothing else does: all that a run killed before it began leaves, or one killed
-    while it was overwritten."""
-    return (directory / _GOING).exists() or all(
-        path.name == "machine.json" or files.is_left_over(path) for path in directory.iterdir()
+    while it was set aside."""
+    return (directory / _MOVING).exists() or all(
+        path.name in (*_BESIDE, _OLD) or files.is_left_over(path) for path in directory.iterdir()
     )
 
 
 @contextlib.contextmanager
 def first_try(directory: Path) -> Iterator[None]:
-    """Around a run that was just started: where it ends in a UserError before its first step, its directory goes, so
-    that the same command can be given again once the data is mended."""
+    """Around a run that was just started: where it ends in a UserError before its first step, its directory goes, or
+    holds again the run that was to be overwritten, so that the same command can be given once the data is mended."""
     try:
         yield
     except UserError:
-        log = directory / "metrics.jsonl"
-        begun = (directory / "checkpoints").exists() or (directory / "loop.json").exists()
-        if not begun and (not log.exists() or not log.read_bytes()):
-            _clear(directory)
+        if not _has_begun(directory) and not _take_back(directory):
+            for path in directory.iterdir():
+                files.remove(path)
             directory.rmdir()
         raise
+    finally:
+        settle(directory)
 
 
-def _clear(directory: Path) -> None:
-    """Remove what stands in a run's directory; a kill in the middle leaves an empty shell, never half a run."""
-    if (directory / "config.yaml").exists():
-        os.replace(directory / "config.yaml", directory / _GOING)
-    for path in directory.iterdir():
-        if path.name != _GOING:
-            files.remove(path)
-    files.remove(directory / _GOING)
+def settle(directory: Path) -> None:
+    """What the run has overwritten goes, once it has taken a step."""
+    if _has_begun(directory) and (directory / _OLD).exists():
+        going = Path(
+            tempfile.mkdtemp(dir=directory, prefix=f".new.{_OLD}.")
+        )  # a name that `files.sweep` knows
+        os.replace(directory / _OLD, going / _OLD)
+        files.remove(going)
+
+
+def _has_begun(directory: Path) -> bool:
+    """Whether a step of this run is worth keeping."""
+    log = directory / "metrics.jsonl"
+    marks = ("checkpoints", "loop.json", "summary.json")
+    return any((directory / mark).exists() for mark in marks) or (log.exists() and bool(log.read_bytes()))
+
+
+def _set_aside(directory: Path) -> None:
+    """All that stands here, into `_OLD`; config.yaml first, so that nobody takes the rest for a run."""
+    (directory / _MOVING).mkdir()
+    for path in sorted(directory.iterdir(), key=lambda path: path.name != "config.yaml"):
+        if path.name != _MOVING:
+            os.replace(path, directory / _MOVING / path.name)
+    os.replace(directory / _MOVING, directory / _OLD)
+
+
+def _take_back(directory: Path) -> bool:
+    """Whether a run was overwritten here; it stands again, and what was to come in its place is gone."""
+    if (directory / _OLD).exists():
+        for path in directory.iterdir():
+            if path.name != _OLD:
+                files.remove(path)
+        os.replace(directory / _OLD, directory / _MOVING)
+    if not (directory / _MOVING).exists():
+        return False
+    for path in sorted((directory / _MOVING).iterdir(), key=lambda path: path.name == "config.yaml"):
+        os.replace(path, directory / path.name)
+    (directory / _MOVING).rmdir()
+    return True
 
 
 def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
@@ -128,9 +179,47 @@ def check_machine(directory: Path) -> None:
 
 
 def reopen(directory: Path) -> None:
-    """Make ready a run that was stopped: `check_machine`, and clear away what a kill left half written. `alone`."""
+    """Make ready a run that was stopped: `check_machine`, `check_inputs`, and clear away what a kill left half written.
+    `alone`."""
     check_machine(directory)
+    check_inputs(directory)
+    settle(directory)
     files.sweep(directory)
+
+
+def check_inputs(directory: Path) -> None:
+    """UserError where the config, or a file or directory that it names, is no longer what the run was started with."""
+    path = directory / "inputs.json"
+    if not path.exists():
+        return
+    recorded, now = _read_json(path), _digests((directory / "config.yaml").read_text(encoding="utf-8"))
+    for name, digest in recorded.items():
+        if (
+            now.get(name, digest) != digest
+        ):  # one that is gone is for the recipe to miss, where it is still needed
+            where = name or str(directory / "config.yaml")
+            raise UserError(
+                "has changed since the run began, which would end as another",
+                where=where,
+                fix="put it back, or start a new run",
+            )
+
+
+def _digests(text: str) -> dict[str, str]:
+    """Of a config as it is dumped ("") and of the files and directories that it names, by their names."""
+
+    def named(tree: Any) -> Iterator[str]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from named(value)
+            elif key in _INPUTS:
+                yield from (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
+
+    tree = yaml.safe_load(text)
+    tree.pop("recipe", None)
+    paths = sorted({name for name in named(tree) if os.path.isfile(name) or os.path.isdir(name)})
+    settings = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return {"": settings, **{name: files.digest(Path(name)) for name in paths}}
 
 
 def summary(directory: Path) -> dict[str, Any] | None:
