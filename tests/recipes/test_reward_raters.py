@@ -16,7 +16,9 @@ from plaudit.models.load import load_model
 from plaudit.randomness import rng
 from plaudit.recipes import reward_model
 from plaudit.reward.model import load_reward_model
+from plaudit.reward.raters import RaterEffects
 from plaudit.reward.score import score
+from plaudit.training import optim
 from plaudit.training.metrics import Metrics
 from plaudit.types import Preference, Ranking, Rating, Record, UserError
 
@@ -167,6 +169,34 @@ def test_the_careless_one_is_told_and_the_reward_learns_from_the_others(
         "like the crowd",
         "copies",
     }  # they never differ
+
+
+def test_a_prior_weighs_beside_a_judgement_as_one_nat_beside_another(
+    config: reward_model.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nat a unit of reliability, or none: the difference is the share that one ranking has in the loss."""
+    pulls = []
+    trained, step = reward_model.train_on, optim.take_step
+    for slope in (1.0, 0.0):
+        found: list[torch.Tensor] = []
+
+        def train_on(*given: Any, slope: float = slope) -> Any:
+            monkeypatch.setattr(RaterEffects, "prior", lambda effects: slope * effects.reliability.sum())
+            return trained(*given)
+
+        def take_step(optimizer: Any, parameters: Any, found: list[torch.Tensor] = found, **rest: Any) -> Any:
+            found += [p.grad.clone() for p in parameters if p.shape == (2,) and p.grad is not None]
+            return step(optimizer, parameters, **rest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(reward_model, "train_on", train_on)
+            patched.setattr(reward_model, "take_step", take_step)
+            patched.setattr(RaterEffects, "prior", RaterEffects.prior)  # put back before the next run
+            data = [write(tmp_path / "rankings.jsonl", rankings(4))]  # too few to find copies among
+            one = {"data": data, "prompts_per_step": 6, "rating": "regression", "criteria": {}}
+            reward_model.run(changed(config, **one), tmp_path / f"run {slope}")
+        pulls.append(found[0])
+    assert (pulls[0] - pulls[1]).tolist() == pytest.approx([1 / 8] * 2, rel=1e-9)
 
 
 def test_criteria_are_written_and_add_up_to_the_score(config: reward_model.Config, tmp_path: Path) -> None:

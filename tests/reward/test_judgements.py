@@ -176,3 +176,29 @@ def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
     ):
         with pytest.raises(UserError, match="d: all ratings are the same, so there is nothing to learn"):
             check_varied(groups, reading, "d")
+
+
+def test_a_nat_of_a_prior_weighs_what_one_of_a_judgement_does() -> None:
+    """The loss of n judgements is their mean, so 1/n; of kinds that each have a mean, the mean over all judgements."""
+    compared = group(Pair(0, 1, 1.0), Pair(1, 2, 1.0), Pair(2, 3, 0.0))
+    rated = group(ratings=[Rated(i, 0.5, {"style": 0.5, "truth": 0.1}) for i in range(2)], key="r")
+    pairs = [Pair(a, b, 1.0, ranking=0) for a in range(4) for b in range(a + 1, 4)]
+    ranked = [group(*pairs, key=f"k{i}", rankings=[Ranked((0, 1, 2, 3))]) for i in range(5)]
+
+    def nat(groups: list[Judged], reading: Reading, effects: RaterEffects | None = None) -> float:
+        starts = [4 * i for i in range(len(groups))]
+        return Judgements.of(groups, starts, reading, effects or RaterEffects()).nat(reading)
+
+    assert nat([compared], Reading()) == pytest.approx(1 / 3)
+    both = Reading(criteria=("style", "truth"), rating_weight=20.0)
+    assert nat([rated], both) == pytest.approx(20 / 4)
+    assert nat([compared, rated], both) == pytest.approx((3 * 1 / 3 + 4 * 20 / 4) / 7)
+    assert nat([compared, rated], Reading(criteria=("style", "truth"), rating_weight=0.0)) == pytest.approx(
+        1 / 3
+    )
+    assert nat(ranked, Reading(comparison="plackett_luce")) == pytest.approx(1 / 5)
+    assert nat(ranked, Reading()) == pytest.approx(1 / 30)
+    copied = [group(Pair(0, 1, 1.0, rater="a"), Pair(0, 1, 1.0, rater="b"))]
+    effects = RaterEffects(["a", "b"])
+    effects.copied[0, 1] = effects.copied[1, 0] = 1.0
+    assert nat(copied, Reading(), effects) == pytest.approx(1)

@@ -25,7 +25,7 @@ from plaudit.models.branch import Branch, Pool, ScalarHead, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.criteria import CriteriaHead
-from plaudit.reward.judgements import Judgements, Reading, begin, check_varied
+from plaudit.reward.judgements import Judgements, Reading, begin, check_varied, starts_of
 from plaudit.reward.measure_raters import measure_raters
 from plaudit.reward.model import RewardModel
 from plaudit.reward.probe import fit_head, states_of
@@ -160,7 +160,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             fit_head(head, training, states, reading=reading, effects=effects, seed=config.seed)
 
     # 5. One step a batch of prompts, habits included; the learning rates go to 0.
-    judged = sum(len(group.pairs) + len(group.ratings) for group in training)
+    nat = Judgements.of(training, starts_of(training), reading, effects).nat(reading)
     with Metrics(directory, total=len(batches), done=done, title="reward") as metrics:
         for step in range(done, len(batches)):
             row = train_on([training[i] for i in batches[step]], branch, reading, effects, config)
@@ -170,7 +170,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 optimizer, parameters, learning_rate=rate, max_grad_norm=config.max_grad_norm
             )
             if habits_optimizer is not None:
-                torch.autograd.backward(effects.prior() / judged)
+                torch.autograd.backward(effects.prior() * nat)
                 take_step(
                     habits_optimizer,
                     habits,

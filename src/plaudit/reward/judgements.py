@@ -140,8 +140,18 @@ class Judgements:
 
     def totals(self) -> Totals:
         """Of a whole batch; never 0, so that a batch of one kind can be divided by both."""
-        compared = float(self.weight.sum() + self.ranking_weight.sum())
-        return Totals(compared or 1.0, float(self.ratings.weight.sum()) or 1.0)
+        compared, rated = self._weights()
+        return Totals(compared or 1.0, rated or 1.0)
+
+    def _weights(self) -> tuple[float, float]:
+        """How many comparisons and rankings there are, and ratings; copies count for less."""
+        return float(self.weight.sum() + self.ranking_weight.sum()), float(self.ratings.weight.sum())
+
+    def nat(self, reading: Reading) -> float:
+        """What a nat of one judgement weighs in the loss, the mean over all: as much does a nat of a prior."""
+        compared, rated = self._weights()
+        rated = rated if reading.rating_weight > 0 else 0.0
+        return ((compared > 0) + reading.rating_weight * (rated > 0)) / ((compared + rated) or 1.0)
 
     def loss(
         self, scores: Tensor, each: Tensor | None, reading: Reading, effects: RaterEffects, totals: Totals

@@ -115,13 +115,11 @@ def fit(examples: Examples, penalty: float) -> Fit:
     weights = torch.zeros(len(examples.shares), width + 1, dtype=torch.float64, requires_grad=True)
     effects = copy.deepcopy(examples.effects).requires_grad_(False)
     effects.gaps.requires_grad_(examples.reading.rating == "ordinal")
-    total = examples.judgements.totals().ratings
+    nat = examples.reading.rating_weight / examples.judgements.totals().ratings  # as the ratings' own
     minimise(
         [weights, *(p for p in effects.parameters() if p.requires_grad)],
         lambda: examples.loss(weights, effects),
-        lambda: (
-            penalty * weights[:, :-1].square().sum() + (effects.gaps / CUT_SD).square().sum() / (2 * total)
-        ),
+        lambda: penalty * weights[:, :-1].square().sum() + nat * (effects.gaps / CUT_SD).square().sum() / 2,
         effects.bounded,
         most=200,
         tolerances=(1e-9, 1e-12),

@@ -20,6 +20,9 @@ REWARD = (
     *of_room("reward/judgements", "recipes/test_reward_golden",
            ("float(self.weight.sum() + self.ranking_weight.sum())", "float(self.weight.sum())",
             "rankings left out of the total")),
+    *of_room("reward/judgements", "reward/test_judgements",
+           ("reading.rating_weight * (rated > 0)) /", "(rated > 0)) /", "a prior in other nats than the ratings'"),
+           ("if reading.rating_weight > 0 else 0.0", "", "judgements that teach nothing thin a prior")),
     *of_room("recipes/reward_model", "recipes/test_reward_model",
            ('epochs == 0 and not known.data.get("probe")', "False", "a head of chance taken for a reward"),
            ("head.gain.fill_(1 / spread)", "head.gain.fill_(spread)", "scaled the wrong way"),
@@ -54,6 +57,7 @@ PROBE = of_room(
 )  # fmt: skip
 RATERS = (
     *of_room("recipes/reward_model", "recipes/test_reward_raters",
+           ("effects.prior() * nat", "effects.prior()", "habits held by the crowd alone"),
            ('effects.load_state_dict(checkpoint.unprefixed("raters", tensors))', "pass", "habits lost at a resume"),
            ('checkpoint.load_optimizer(habits_optimizer, checkpoint.unprefixed("habits", tensors))', "pass",
             "the habits' moments lost at a resume"),
@@ -73,7 +77,7 @@ RATERS = (
             "levels.setdefault(0, set()).add(round(one.rating, 6))", "the mean of criteria for what was said by each"),
            ("return levels if len(levels) > 1 else middles(values)", "return levels", "one level of many values"),
            ("who.severity, guess, weight, total=total", "who.severity, guess, total=total", "copied ratings in full"),
-           ("float(self.ratings.weight.sum()) or 1.0", "float(len(self.ratings.place)) or 1.0",
+           ("float(self.ratings.weight.sum())", "float(len(self.ratings.place))",
             "a total that counts copied ratings in full"),
            ("if len(names) > MOST_RATERS:", "if False:", "a table of a million raters by a million"),
            ("- {GOLD_RATER}", "- set()", "gold as a rater")),
