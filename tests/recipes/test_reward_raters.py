@@ -192,8 +192,9 @@ def test_a_prior_weighs_beside_a_judgement_as_one_nat_beside_another(
             patched.setattr(reward_model, "train_on", train_on)
             patched.setattr(reward_model, "take_step", take_step)
             patched.setattr(RaterEffects, "prior", RaterEffects.prior)  # put back before the next run
-            data = [write(tmp_path / "rankings.jsonl", rankings(4))]  # too few to find copies among
-            one = {"data": data, "prompts_per_step": 6, "rating": "regression", "criteria": {}}
+            apart = rankings(12)[::3]  # by turns, of other prompts: nobody copies anybody
+            data = [write(tmp_path / "rankings.jsonl", apart)]
+            one = {"data": data, "prompts_per_step": 12, "rating": "regression", "criteria": {}}
             reward_model.run(changed(config, **one), tmp_path / f"run {slope}")
         pulls.append(found[0])
     assert (pulls[0] - pulls[1]).tolist() == pytest.approx([1 / 8] * 2, rel=1e-9)
