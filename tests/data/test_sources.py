@@ -75,6 +75,23 @@ FAULTS = [
     ("a.jsonl", LINE.decode().encode("utf-16"), ":1: is not UTF-8 text"),
     ("a.jsonl", b"[" * 200_000, ":1: is JSON nested too deep"),
     ("a.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", ":1: holds a number too long to read"),
+    (
+        "a.jsonl",
+        LINE + b'{"prompt": "p", "completion": "c", "scores": {"a": 0.1, "a": 0.9}}',
+        ":2: has the key 'a' twice in one object; leave one of the two out",
+    ),
+    ("a.jsonl", b'{"prompt": "p", "completion": "c", "prompt": "p"}', ":1: has the key 'prompt' twice"),
+    ("a.json", b'[{"prompt": "p", "completion": "c", "x": [{"y": 1, "y": 2}]}]', ": has the key 'y' twice"),
+    (
+        "a.csv",
+        b'prompt,completion,scores\np,c,"{""a"": 0.1, ""a"": 0.9}"\n',
+        ": row 1: has the key 'a' twice in one object",
+    ),
+    (
+        "a.csv",
+        b'prompt,completion\n"[{""role"": ""user"", ""role"": ""system"", ""content"": ""p""}]",c\n',
+        ": row 1: has the key 'role' twice in one object",
+    ),
     ("a.jsonl", b"", ": holds no records"),
     ("a.jsonl", b"\xef\xbb\xbf\r\n \n", ": holds no records"),
     ("a.json", b"", ": holds no records"),
