@@ -180,7 +180,7 @@ def test_a_file_of_other_answers_is_not_added_to(served: Served, tmp_path: Path)
         UserError, match="holds answers of another judge, or to other items; choose another --out"
     ):
         label(judge_of(describe(tmp_path, served, **named, model="small")), source, out)
-    with pytest.raises(UserError, match="is there, and holds no answers of a judge"):
+    with pytest.raises(UserError, match="is the input itself; choose another place"):
         label(judge_of(describe(tmp_path, served, protocol="pairwise")), source, source)
     assert source.read_text().count("\n") == 4
 

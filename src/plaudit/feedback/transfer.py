@@ -28,6 +28,7 @@ from plaudit.feedback.events import (
 from plaudit.feedback.judgements import Judged, demonstrations, preferences, rankings, ratings
 from plaudit.feedback.schema import to_json
 from plaudit.feedback.store import Store
+from plaudit.files import refuse_inputs
 from plaudit.types import Demonstration, Preference, Ranking, Rating, Record, UserError
 
 ANONYMOUS = "anonymous"
@@ -83,6 +84,8 @@ def export_file(
     is a UserError unless `skip_unrepresentable` is set. UserError when there is nothing to write, or there are not
     so many events.
     """
+    if store.engine.dialect.name == "sqlite":
+        refuse_inputs(Path(path), str(store.engine.url.database))
     up_to = store.as_of(up_to)
     views: tuple[Sequence[Judged[Record]], ...] = (
         preferences(store, up_to),

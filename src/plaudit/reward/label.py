@@ -34,6 +34,7 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
     reply), and what the swap revealed. UserError for a source or an `out` that cannot be read, and for an `out` that
     holds answers of another judge or to other items, or anything else.
     """
+    files.check_place(out, source)
     items = list(dict.fromkeys(read_items(source, judge.config.protocol)))
     if not items:
         raise UserError("holds nothing to judge", where=str(source), fix="check that it is the right file")

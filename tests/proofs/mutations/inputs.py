@@ -8,3 +8,20 @@ RECORDS = (
     *of_room("data/sources", "data/test_sources",
            ("if len(found) < len(pairs):", "if False:", "the last of two keys taken in silence")),
 )  # fmt: skip
+PLACES = (
+    *of_room("files", "test_files",
+           ("if path.samefile(Path(name).expanduser()):", "if path == Path(name).expanduser():",
+            "an input replaced through a link"),
+           ("if path.suffix.lower() in OTHER_KINDS:", "if False:", "JSON lines under the name of a table")),
+    *of_room("rollout/generate", "test_cli",
+           ("files.check_place(out, prompts)", "files.check_place(out)", "prompts replaced by samples")),
+    *of_room("rollout/classify", "test_cli",
+           ("files.check_place(out, source)", "files.check_place(out)", "texts replaced by their labels")),
+    *of_room("reward/score", "test_cli",
+           ("files.check_place(out, source, scorer)", "files.check_place(out, source)", "a scorer replaced by scores"),
+           ("files.check_place(out, source, scorer)", "files.check_place(out, scorer)", "rows replaced by the best")),
+    *of_room("feedback/transfer", "test_cli",
+           ("refuse_inputs(Path(path), str(store.engine.url.database))", "pass", "a store replaced by its export")),
+    *of_room("reward/label", "reward/test_label",
+           ("    files.check_place(out, source)\n", "", "records taken for answers of the judge")),
+)  # fmt: skip
