@@ -434,11 +434,12 @@ def _resumable(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _resumable_labels(out: Path) -> Iterator[None]:
-    """Says that what was answered is kept, should it be interrupted in here."""
+    """Says that what was answered is kept, where anything was, should it be interrupted in here."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{out} keeps what was answered; give the same command again") from None
+        kept = f"{out} keeps what was answered; give the same command again"
+        raise KeyboardInterrupt(*[kept] * out.exists()) from None
 
 
 def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, recipe: str | None) -> None:

@@ -23,5 +23,7 @@ PLACES = (
     *of_room("feedback/transfer", "test_cli",
            ("refuse_inputs(Path(path), str(store.engine.url.database))", "pass", "a store replaced by its export")),
     *of_room("reward/label", "reward/test_label",
-           ("    files.check_place(out, source)\n", "", "records taken for answers of the judge")),
+           ("    files.check_place(out, source)\n", "", "records taken for answers of the judge"),
+           ("    done = _resume(out, set(digests))\n", "    done = _resume(out, set(digests))\n    _add(out, \"\")\n",
+            "an empty file where nothing was answered")),
 )  # fmt: skip
