@@ -92,6 +92,17 @@ FAULTS = [
         b'prompt,completion\n"[{""role"": ""user"", ""role"": ""system"", ""content"": ""p""}]",c\n',
         ": row 1: has the key 'role' twice in one object",
     ),
+    (
+        "a.jsonl",
+        LINE + b'{"prompt": "p", "completion": "c", "rater": ""}',
+        ":2: rater is empty, not a name; correct the record or leave it out",
+    ),
+    ("a.jsonl", b'{"prompt": "p", "chosen": "a", "rejected": "b", "rater": ""}', ":1: rater is empty"),
+    (
+        "a.jsonl",
+        b'{"prompt": "p", "completion": "c", "scores": {"": 0.5}}',
+        ":1: scores hold a criterion without a name",
+    ),
     ("a.jsonl", b"", ": holds no records"),
     ("a.jsonl", b"\xef\xbb\xbf\r\n \n", ": holds no records"),
     ("a.json", b"", ": holds no records"),
@@ -179,6 +190,11 @@ def test_cells_of_other_programs(tmp_path: Path) -> None:
         Preference('"p"', ("a", "b"), "tie", rater="7"),
         Preference("[not json", ("a", ""), 0),
     ]
+
+
+def test_a_blank_cell_and_null_are_no_rater(tmp_path: Path) -> None:
+    assert read_records(write(tmp_path / "a.csv", b"prompt,completion,rater\np,c,\n")) == [RECORD]
+    assert read_records(write(tmp_path / "a.jsonl", LINE.replace(b"}", b', "rater": null}'))) == [RECORD]
 
 
 def test_blank_answers_of_pandalm_in_csv(tmp_path: Path) -> None:

@@ -7,6 +7,13 @@ from mutations.kinds import of_room
 RECORDS = (
     *of_room("data/sources", "data/test_sources",
            ("if len(found) < len(pairs):", "if False:", "the last of two keys taken in silence")),
+    *of_room("types", "test_types",
+           ('if rater == "":', "if False:", "a rater without a name"),
+           ("if not criterion:", "if False:", "a criterion without a name")),
+    *of_room("recipes/bandit", "recipes/test_bandit",
+           ("if not label.strip() or self.labels.count(label) > 1:", "if not label.strip():", "a label named twice"),
+           ("if not label.strip() or self.labels.count(label) > 1:", "if self.labels.count(label) > 1:",
+            "a label without a name")),
 )  # fmt: skip
 PLACES = (
     *of_room("files", "test_files",
