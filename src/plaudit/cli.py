@@ -282,11 +282,13 @@ def import_(
     policy_version: Annotated[str | None, typer.Option(help="The model that wrote the completions.")] = None,
 ) -> None:
     """Bring a file's records into the store; again is harmless."""
+    from plaudit.data.formats import read_records
     from plaudit.feedback.store import Store
-    from plaudit.feedback.transfer import import_file
+    from plaudit.feedback.transfer import import_records
 
+    records = read_records(file, format)  # a file at fault makes no store
     with Store.open(store) as opened:
-        _print(import_file(opened, file, format, policy_version=policy_version))
+        _print(import_records(opened, records, policy_version=policy_version))
 
 
 @feedback.command()
