@@ -276,12 +276,50 @@ def test_what_is_at_fault_is_told_in_one_line(plaudit: Told, words: str, line: s
     write(Path("long.jsonl"), [{"prompt": "a"}, {"prompt": "a cat " * 200}])
     before = {path.name for path in Path().iterdir()}
     assert plaudit.refused(*words.split()).startswith(line)
-    left = (
-        {path.name for path in Path().iterdir()}
-        - before
-        - {"feedback.db", "feedback.db-wal", "feedback.db-shm"}
-    )
-    assert not left
+    assert {path.name for path in Path().iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "generate tiny --prompts IN --out OUT",
+        "score plaudit.reward.rules:length --input IN --out OUT --best 1",
+        "score OUT --input rows.jsonl --out OUT",
+        "classify none --input IN --out OUT",
+        "judge IN --judge judge.yaml --out OUT",
+        "feedback export OUT --store IN",
+    ],
+)
+def test_no_command_writes_over_its_own_input(plaudit: Told, words: str) -> None:
+    Path("judge.yaml").write_text("kind: judge\nmodel: tiny\n")
+    rows = write(Path("rows.jsonl"), [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}])
+    if words.startswith("feedback"):
+        plaudit.done("feedback", "import", rows, "--store", "in.jsonl")
+    else:
+        shutil.copy(rows, "in.jsonl")
+    Path("out.jsonl").symlink_to("in.jsonl")
+    before = Path("in.jsonl").read_bytes()
+    for out in ("in.jsonl", "out.jsonl"):
+        said = plaudit.refused(*words.replace("IN", "in.jsonl").replace("OUT", out).split())
+        assert said == f"{out}: is the input itself; choose another place"
+        assert Path("in.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "generate tiny --prompts rows.jsonl",
+        "score plaudit.reward.rules:length --input rows.jsonl",
+        "classify none --input rows.jsonl",
+        "judge rows.jsonl --judge judge.yaml",
+    ],
+)
+def test_no_command_writes_json_lines_into_a_table(plaudit: Told, words: str) -> None:
+    Path("judge.yaml").write_text("kind: judge\nmodel: tiny\n")
+    write(Path("rows.jsonl"), [{"prompt": "a", "completion": "b"}])
+    said = plaudit.refused(*words.split(), "--out", "out.csv")
+    assert said == "out.csv: would hold JSON lines, not what .csv says; end it in .jsonl"
+    assert not Path("out.csv").exists()
 
 
 @pytest.mark.parametrize(

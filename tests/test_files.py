@@ -17,6 +17,7 @@ import pytest
 from safetensors import SafetensorError
 
 from plaudit.files import (
+    check_place,
     digest,
     is_left_over,
     new_directory,
@@ -56,6 +57,38 @@ def test_files_are_written_replaced_and_readable(tmp_path: Path) -> None:
     write_bytes(path, b"\x00two")
     assert tree(tmp_path) == {"new/": b"", "new/deep/": b"", "new/deep/file.txt": b"\x00two"}
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_place_that_would_do_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("in")
+    (tmp_path / "old.jsonl").write_text("old")
+    before = tree(tmp_path)
+    for name in ("new", "new.jsonl", "new.json", "old.jsonl"):
+        check_place(tmp_path / name, tmp_path / "in.jsonl", "rules:first", tmp_path / "none", "a\0b")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["in.jsonl", "./in.jsonl", "link.jsonl", "other/in.jsonl", "hard.jsonl"])
+@pytest.mark.parametrize("given", ["in.jsonl", "link.jsonl", "~/in.jsonl"])
+def test_an_input_is_not_written_over_by_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("in.jsonl").write_text("precious")
+    Path("link.jsonl").symlink_to("in.jsonl")
+    Path("other").symlink_to(".")
+    Path("hard.jsonl").hardlink_to("in.jsonl")
+    with pytest.raises(UserError) as caught:
+        check_place(Path(out), "prompts.txt", given)
+    assert str(caught.value) == f"{Path(out)}: is the input itself; choose another place"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.parquet", "a.jsonl.gz", "a.csv.gz"])
+def test_no_json_lines_under_the_name_of_something_else(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"would hold JSON lines, not what \.\w+ says; end it in \.jsonl"):
+        check_place(tmp_path / "deep" / name)
+    assert tree(tmp_path) == {}
 
 
 def test_json_is_indented_utf8_and_refuses_what_is_not_json(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_preferences_accept(changes: Any) -> None:
         ({"presented": (True, False)}, "presented"),
         ({"presented": 1}, "presented"),
         ({"rater": 3}, "rater"),
+        ({"rater": ""}, "rater is empty"),
     ],
 )
 def test_preferences_refuse(changes: Any, named: str) -> None:
@@ -151,6 +152,8 @@ def test_ratings_accept_zero_to_one(scores: Any) -> None:
         {"overall": "1"},
         {"overall": 0.5, "fluency": None},
         {1: 0.5},
+        {"": 0.5},
+        {"overall": 0.5, "": 0.5},
     ],
 )
 def test_ratings_refuse(scores: Any) -> None:

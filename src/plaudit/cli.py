@@ -283,11 +283,13 @@ def import_(
     policy_version: Annotated[str | None, typer.Option(help="The model that wrote the completions.")] = None,
 ) -> None:
     """Bring a file's records into the store; again is harmless."""
+    from plaudit.data.formats import read_records
     from plaudit.feedback.store import Store
-    from plaudit.feedback.transfer import import_file
+    from plaudit.feedback.transfer import import_records
 
+    records = read_records(file, format)  # a file at fault makes no store
     with Store.open(store) as opened:
-        _print(import_file(opened, file, format, policy_version=policy_version))
+        _print(import_records(opened, records, policy_version=policy_version))
 
 
 @feedback.command()
@@ -435,11 +437,12 @@ def _resumable(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _resumable_labels(out: Path) -> Iterator[None]:
-    """Says that what was answered is kept, should it be interrupted in here."""
+    """Says that what was answered is kept, where anything was, should it be interrupted in here."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{out} keeps what was answered; give the same command again") from None
+        kept = f"{out} keeps what was answered; give the same command again"
+        raise KeyboardInterrupt(*[kept] * out.exists()) from None
 
 
 def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, recipe: str | None) -> None:

@@ -18,6 +18,8 @@ from plaudit.types import UserError
 
 _BESIDE = re.compile(r"\.new\..+\.[a-z0-9_]{8}")
 """What is being written, or was when its writer was killed: .new.NAME.RANDOM."""
+OTHER_KINDS = (".csv", ".parquet", ".gz")
+"""Endings that say another kind of file than JSON lines."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,6 +56,31 @@ def write_bytes(path: Path, data: bytes) -> None:
                 os.unlink(beside)
             raise
         _sync(path.parent)
+
+
+def check_place(path: Path, *inputs: str | Path) -> None:
+    """UserError, before hours of work, where JSON lines could not be written at the end, would stand under the name of
+    something else, or would replace what they are made of."""
+    refuse_inputs(path, *inputs)
+    if path.is_dir():
+        raise UserError("is a directory", where=str(path), fix="name a file")
+    if path.suffix.lower() in OTHER_KINDS:
+        raise UserError(
+            f"would hold JSON lines, not what {path.suffix} says", where=str(path), fix="end it in .jsonl"
+        )
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+
+
+def refuse_inputs(path: Path, *inputs: str | Path) -> None:
+    """UserError where the path is that of an input, by whatever name or link."""
+    for name in inputs:
+        with contextlib.suppress(OSError, ValueError):  # what is not there is not the same
+            if path.samefile(Path(name).expanduser()):
+                raise UserError("is the input itself", where=str(path), fix="choose another place")
 
 
 @contextlib.contextmanager

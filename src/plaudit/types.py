@@ -60,6 +60,8 @@ def _check_prompt(prompt: Prompt) -> None:
 def _check_rater(rater: str | None) -> None:
     if rater is not None and not isinstance(rater, str):
         raise ValueError(f"rater is {type(rater).__name__}, not text")
+    if rater == "":
+        raise ValueError("rater is empty, not a name")
 
 
 def _are_texts(completions: object) -> bool:
@@ -159,6 +161,8 @@ class Rating:
         for criterion, score in self.scores.items():
             if not isinstance(criterion, str):
                 raise ValueError(f"criterion {criterion!r} is not text")
+            if not criterion:
+                raise ValueError("scores hold a criterion without a name")
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise ValueError(f"score of {criterion!r} is {score!r}, not a number")
             if not 0 <= score <= 1:

@@ -75,10 +75,10 @@ prompts: st.SearchStrategy[Prompt] = some | st.lists(
 dialogues = st.lists(
     st.builds(Message, st.sampled_from(["user", "assistant"]), plain), min_size=1, max_size=4
 ).map(tuple)
-raters = st.none() | plain
+raters = st.none() | some
 demonstrations = st.builds(Demonstration, prompts, some, raters)
 ratings = st.builds(
-    Rating, prompts, plain, st.dictionaries(plain, st.floats(0, 1), min_size=1, max_size=3), raters
+    Rating, prompts, plain, st.dictionaries(some, st.floats(0, 1), min_size=1, max_size=3), raters
 )
 rankings = st.lists(plain, min_size=2, max_size=4).flatmap(
     lambda texts: st.builds(

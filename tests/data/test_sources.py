@@ -75,6 +75,34 @@ FAULTS = [
     ("a.jsonl", LINE.decode().encode("utf-16"), ":1: is not UTF-8 text"),
     ("a.jsonl", b"[" * 200_000, ":1: is JSON nested too deep"),
     ("a.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}", ":1: holds a number too long to read"),
+    (
+        "a.jsonl",
+        LINE + b'{"prompt": "p", "completion": "c", "scores": {"a": 0.1, "a": 0.9}}',
+        ":2: has the key 'a' twice in one object; leave one of the two out",
+    ),
+    ("a.jsonl", b'{"prompt": "p", "completion": "c", "prompt": "p"}', ":1: has the key 'prompt' twice"),
+    ("a.json", b'[{"prompt": "p", "completion": "c", "x": [{"y": 1, "y": 2}]}]', ": has the key 'y' twice"),
+    (
+        "a.csv",
+        b'prompt,completion,scores\np,c,"{""a"": 0.1, ""a"": 0.9}"\n',
+        ": row 1: has the key 'a' twice in one object",
+    ),
+    (
+        "a.csv",
+        b'prompt,completion\n"[{""role"": ""user"", ""role"": ""system"", ""content"": ""p""}]",c\n',
+        ": row 1: has the key 'role' twice in one object",
+    ),
+    (
+        "a.jsonl",
+        LINE + b'{"prompt": "p", "completion": "c", "rater": ""}',
+        ":2: rater is empty, not a name; correct the record or leave it out",
+    ),
+    ("a.jsonl", b'{"prompt": "p", "chosen": "a", "rejected": "b", "rater": ""}', ":1: rater is empty"),
+    (
+        "a.jsonl",
+        b'{"prompt": "p", "completion": "c", "scores": {"": 0.5}}',
+        ":1: scores hold a criterion without a name",
+    ),
     ("a.jsonl", b"", ": holds no records"),
     ("a.jsonl", b"\xef\xbb\xbf\r\n \n", ": holds no records"),
     ("a.json", b"", ": holds no records"),
@@ -162,6 +190,11 @@ def test_cells_of_other_programs(tmp_path: Path) -> None:
         Preference('"p"', ("a", "b"), "tie", rater="7"),
         Preference("[not json", ("a", ""), 0),
     ]
+
+
+def test_a_blank_cell_and_null_are_no_rater(tmp_path: Path) -> None:
+    assert read_records(write(tmp_path / "a.csv", b"prompt,completion,rater\np,c,\n")) == [RECORD]
+    assert read_records(write(tmp_path / "a.jsonl", LINE.replace(b"}", b', "rater": null}'))) == [RECORD]
 
 
 def test_blank_answers_of_pandalm_in_csv(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plaudit.cli import main
 from plaudit.evaluation.evaluate import figures, kl
 from plaudit.evaluation.evaluate import look as real_look
 from plaudit.models import tiny
@@ -23,6 +24,8 @@ from plaudit.recipes import evaluate
 from plaudit.reward.model import RewardModel
 from plaudit.tensors import Sample
 from plaudit.types import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def longer_is_better(samples: Sequence[Sample]) -> list[float]:
@@ -215,6 +218,37 @@ def test_a_run_that_was_killed_asks_no_model_twice(
     assert evaluate.run(chosen, tmp_path / "cut") == whole
     assert asked == ["tiny", str(other), str(other), "tiny"]
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fault", ["no model", "another family", "nothing"])
+def test_a_model_at_fault_is_told_before_any_is_asked(
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    """And no run is left behind."""
+
+    def look(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(evaluate, "look", look)
+    monkeypatch.chdir(tmp_path)
+    if fault != "nothing":
+        Path("second").mkdir()
+    if fault == "another family":
+        Path("second/config.json").write_text('{"model_type": "gpt2"}')
+    words = [f"prompts={prompts}", "models=[tiny, ./second]", "reward=null", "threads=1", "--out", "run"]
+    assert main(["evaluate", str(CONFIGS / "evaluate.yaml"), *words]) == 2
+    assert capsys.readouterr().err.startswith(
+        {
+            "no model": "plaudit: second: holds no config.json; give a model directory",
+            "another family": "plaudit: second/config.json: model type 'gpt2' is not supported",
+            "nothing": "plaudit: ./second: there is no such model; give a directory",
+        }[fault]
+    )
+    assert not Path("run").exists()
 
 
 def test_a_prompt_that_leaves_no_room_is_named(prompts: Path, tmp_path: Path) -> None:

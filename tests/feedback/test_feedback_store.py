@@ -332,6 +332,7 @@ def test_items_are_written_once(store: Store) -> None:
         (lambda: rating_event("pair-0", "ann", {"overall": 1.1}), "1.1, not within 0 to 1"),
         (lambda: rating_event("pair-0", "ann", {"overall": float("nan")}), "nan, not a number"),
         (lambda: rating_event("pair-0", "ann", {}), "no scores"),
+        (lambda: rating_event("pair-0", "ann", {"": 0.5}), "a criterion without a name"),
         (lambda: rating_event("pair-0", "ann", {"overall": 1}, completion=2), "completion 2 is none"),
         (lambda: ranking_event("pair-0", "ann", [0, 0]), "does not name each of 2"),
         (lambda: ranking_event("pair-0", "ann", [0, 1, 2]), "does not name each of 2"),

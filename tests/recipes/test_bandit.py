@@ -304,6 +304,9 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         ({}, "data names no log"),
         ({"data": ["a"], "reward": "a:b"}, "reward and contexts go together"),
         ({"contexts": "a", "reward": "a:b", "labels": ["one"]}, "labels names at least two"),
+        ({"data": ["a"], "labels": ["a", "a", "b"]}, "labels names 'a' twice; name each label once"),
+        ({"data": ["a"], "labels": ["", "a", "b"]}, "labels holds an empty label; name each"),
+        ({"data": ["a"], "labels": ["a", " "]}, "labels holds an empty label"),
     ):
         with pytest.raises(ValidationError, match=line):
             config(**settings)

@@ -327,13 +327,25 @@ def test_feedback_at_fault_is_named_in_one_line(
     lines = [{"prompt": p, "completion": c, "scores": {"overall": s}} for p, c, s in feedback]
     path = tmp_path / "ratings.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = [*SMALL, f"feedback=[{path}]", "samples=[]", "prompts_per_step=13", *settings]
+    words = [*SMALL, f"feedback=[{path}]", "prompts_per_step=13", *settings]
     status, told_ = told(
         capsys, "train", CONFIGS / "reinforce_feedback.yaml", *words, "--out", tmp_path / "run"
     )
     assert status == 2
     assert said in told_
     assert len(told_.splitlines()) == 1
+
+
+def test_rankings_alone_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The config as it is shipped names no samples, and a ranking is as many comparisons."""
+    path = tmp_path / "rankings.jsonl"
+    ranked = {"prompt": "tell me", "completions": [" a", " b", " c"], "ranking": [2, 0, 1]}
+    path.write_text(json.dumps(ranked) + "\n")
+    words = [*SMALL, f"feedback=[{path}]", "steps=1", "prompts_per_step=1"]
+    config = CONFIGS / "reinforce_feedback.yaml"
+    status, said = told(capsys, "train", config, *words, "--out", tmp_path / "run")
+    assert status == 0, said
+    assert [row["reward"] for row in rows(tmp_path / "run")] == pytest.approx([0.5])
 
 
 def test_equal_scores_are_said_to_teach_nothing_and_change_nothing(

@@ -180,9 +180,29 @@ def test_a_file_of_other_answers_is_not_added_to(served: Served, tmp_path: Path)
         UserError, match="holds answers of another judge, or to other items; choose another --out"
     ):
         label(judge_of(describe(tmp_path, served, **named, model="small")), source, out)
-    with pytest.raises(UserError, match="is there, and holds no answers of a judge"):
+    with pytest.raises(UserError, match="is the input itself; choose another place"):
         label(judge_of(describe(tmp_path, served, protocol="pairwise")), source, source)
     assert source.read_text().count("\n") == 4
+
+
+def test_before_the_first_answer_there_is_no_file(served: Served, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.jsonl", PAIRS), tmp_path / "out.jsonl"
+    silent = judge_of(describe(tmp_path, served, base_url="http://127.0.0.1:9/v1", retries=0))
+    with pytest.raises(UserError, match="127"):
+        label(silent, source, out)
+    assert not out.exists()
+    local = {"model": "tiny", "base_url": None, "cache": None}
+    write(source, [{"prompt": "a cat " * 500, "completion": "b"}])
+    with pytest.raises(UserError, match="tokens"):
+        label(judge_of(describe(tmp_path, served, **local)), source, out)
+    assert not out.exists()
+
+
+def test_where_no_reply_holds_a_verdict_the_file_is_empty(served: Served, tmp_path: Path) -> None:
+    served.brain = lambda *_: "Hm."
+    source, out = write(tmp_path / "in.jsonl", PAIRS), tmp_path / "out.jsonl"
+    label(judge_of(describe(tmp_path, served, no_verdict="count")), source, out)
+    assert out.read_bytes() == b""
 
 
 def test_what_it_cost_is_counted(served: Served, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def _json_array(path: Path) -> list[Any]:
 
 def _parse_json(text: str, where: str, fix: str) -> Any:
     try:
-        return json.loads(text)
+        return _loads(text, where)
     except json.JSONDecodeError as error:
         place = where if "\n" not in text else f"{where}:{error.lineno}"
         raise UserError(f"is not JSON ({error.msg}, column {error.colno})", where=place, fix=fix) from None
@@ -148,6 +148,22 @@ def _parse_json(text: str, where: str, fix: str) -> Any:
         raise UserError("is JSON nested too deep", where=where, fix="flatten it") from None
     except ValueError:
         raise UserError("holds a number too long to read", where=where, fix="shorten it") from None
+
+
+def _loads(text: str, where: str) -> Any:
+    """As json.loads. UserError for a key that stands twice in one object: which of the two was meant, nobody knows."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UserError(
+                f"has the key {twice!r} twice in one object", where=where, fix="leave one of the two out"
+            )
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
 
 
 def _numbered(source: str, values: Iterable[Any]) -> Iterator[tuple[str, Row]]:
@@ -221,12 +237,12 @@ def _from_cell(column: str, cell: str, where: str) -> Any:
     """Undoes `_to_cell` exactly."""
     if _JSON_COLUMN.fullmatch(column):
         try:
-            return json.loads(cell)
+            return _loads(cell, where)
         except (ValueError, RecursionError):
             return {"True": True, "False": False}.get(cell, cell)
     if _MESSAGES.match(cell):
         try:
-            return json.loads(cell)
+            return _loads(cell, where)
         except (ValueError, RecursionError):
             raise UserError(
                 f"{column} begins like messages but is not JSON",

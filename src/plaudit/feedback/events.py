@@ -203,6 +203,8 @@ def _rating_fault(payload: Mapping[str, Any], completions: int | None) -> str | 
     if not isinstance(scores, dict) or not scores:
         return "there are no scores"
     for criterion, score in scores.items():
+        if not criterion:
+            return "there is a criterion without a name"
         if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
             return f"score of {criterion!r} is {score!r}, not a number"
         if not 0 <= score <= 1:

@@ -28,6 +28,7 @@ from plaudit.feedback.events import (
 from plaudit.feedback.judgements import Judged, demonstrations, preferences, rankings, ratings
 from plaudit.feedback.schema import to_json
 from plaudit.feedback.store import Store
+from plaudit.files import refuse_inputs
 from plaudit.types import Demonstration, Preference, Ranking, Rating, Record, UserError
 
 ANONYMOUS = "anonymous"
@@ -37,14 +38,20 @@ ANONYMOUS = "anonymous"
 def import_file(
     store: Store, path: str | Path, format: str = "auto", *, policy_version: str | None = None
 ) -> dict[str, int]:
-    """Enters the records of a file as items and events, all or none.
+    """As `import_records`, of a file. UserError for one that cannot be read."""
+    return import_records(store, read_records(path, format), policy_version=policy_version)
 
-    Ids come from the content, so importing the file again adds nothing; a record that stands in the file twice
-    counts twice. policy_version: the model that wrote the completions, where one did. Returns the counts:
+
+def import_records(
+    store: Store, records: Sequence[Record], *, policy_version: str | None = None
+) -> dict[str, int]:
+    """Enters records as items and events, all or none.
+
+    Ids come from the content, so importing them again adds nothing; a record that stands among them twice counts
+    twice. policy_version: the model that wrote the completions, where one did. Returns the counts:
     records, items and events that are new, events that were there already ("known"), and records left out
-    because their rater is retracted or forgotten ("left_out"). UserError for a file that cannot be read.
+    because their rater is retracted or forgotten ("left_out").
     """
-    records = read_records(path, format)
     barred = {rater for rater, state in store.raters().items() if state != "active"}
     welcome = [record for record in records if _rater(record) not in barred]
     items = [_item(record, policy_version) for record in welcome]
@@ -83,6 +90,8 @@ def export_file(
     is a UserError unless `skip_unrepresentable` is set. UserError when there is nothing to write, or there are not
     so many events.
     """
+    if store.engine.dialect.name == "sqlite":
+        refuse_inputs(Path(path), str(store.engine.url.database))
     up_to = store.as_of(up_to)
     views: tuple[Sequence[Judged[Record]], ...] = (
         preferences(store, up_to),

@@ -136,10 +136,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def look_up(name: str) -> tuple[Path, Shape]:
+    """The directory of a model and its shape, without its weights. UserError as for `find_model`, and for a directory
+    that holds no model, or one of an unknown family."""
+    directory = find_model(name)
+    return directory, Shape.of(read_config(directory), str(directory / "config.json"))
+
+
 def load_model(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Model:
     """The model with its trunk frozen. UserError for files that are missing, corrupt or of an unknown family."""
-    directory = find_model(name)
-    shape = Shape.of(read_config(directory), str(directory / "config.json"))
+    directory, shape = look_up(name)
     tensors = read_sharded(directory)
     trunk = _empty(shape, dtype, device)
     with torch.no_grad():

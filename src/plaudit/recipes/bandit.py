@@ -83,11 +83,15 @@ class Config(Base):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Config:
+        for label in self.labels:
+            if not label.strip() or self.labels.count(label) > 1:
+                fault = f"names {label!r} twice" if label.strip() else "holds an empty label"
+                raise ValueError(f"labels {fault}; name each label once")
         if (self.reward is None) != (self.contexts is None):
             raise ValueError("reward and contexts go together: a rule, and the texts that it is asked about")
         if self.reward is None and not self.data:
             raise ValueError("data names no log; give one, or reward and contexts to choose labels here")
-        if self.reward is not None and (self.data or len(set(self.labels)) < 2):
+        if self.reward is not None and (self.data or len(self.labels) < 2):
             raise ValueError("with reward, data stays empty and labels names at least two")
         return self
 
@@ -197,7 +201,7 @@ def labels_of(log: Sequence[Chosen], config: Config) -> tuple[str, ...]:
     """The settings' labels, or all that were chosen. UserError for a row whose label is none of them."""
     if not config.labels:
         return tuple(sorted({c.label for c in log}))
-    labels = tuple(dict.fromkeys(config.labels))
+    labels = tuple(config.labels)
     for chosen in log:
         if chosen.label not in labels:
             raise UserError(

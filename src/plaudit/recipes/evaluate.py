@@ -11,7 +11,7 @@ from plaudit import files
 from plaudit.config import Config as Base
 from plaudit.data.formats import read_prompts
 from plaudit.evaluation.evaluate import figures, look, read_looks
-from plaudit.models.load import Model, find_model, load_model
+from plaudit.models.load import Model, load_model, look_up
 from plaudit.reward.open import open_for_texts
 from plaudit.tensors import SamplingParams
 from plaudit.training import machine
@@ -37,9 +37,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
     model: the baseline, where it is in memory already.
     """
-    # 1. The baseline, which every model is measured against, the prompts and the scorer.
+    # 1. The baseline, which every model is measured against, the prompts and the scorer. That all models are there is
+    # known before the first is asked.
     device, dtype = machine.prepare(config.precision, config.threads)
-    places = [find_model(name) for name in config.models]
+    places = [look_up(name)[0] for name in config.models]
     baseline = model or load_model(config.models[0], dtype, device)
     prompts = read_prompts(config.prompts)
     scorer = None

@@ -29,11 +29,13 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
     """Write a preference or rating of each item in `source` to `out`, one line each, with the judge as its rater.
 
     A line is a record (docs/records.md) with "judge" beside it: the item's digest, and for a preference the places
-    that won in the two orders. Lines are added as answers come, in the items' order, and synced; started again, it asks
-    only for what is missing. Returns counts (of questions, too: asked, kept from before, without a verdict in their
-    reply), and what the swap revealed. UserError for a source or an `out` that cannot be read, and for an `out` that
-    holds answers of another judge or to other items, or anything else.
+    that won in the two orders. Lines are added as answers come, in the items' order, and synced; before the first
+    there is no file. Started again, it asks only for what is missing. Returns counts (of questions, too: asked, kept
+    from before, without a verdict in their reply), and what the swap revealed. UserError for a source or an `out` that
+    cannot be read, and for an `out` that is the source, holds answers of another judge or to other items, or anything
+    else.
     """
+    files.check_place(out, source)
     items = list(dict.fromkeys(read_items(source, judge.config.protocol)))
     if not items:
         raise UserError("holds nothing to judge", where=str(source), fix="check that it is the right file")
@@ -42,21 +44,17 @@ def label(judge: Judge, source: Path, out: Path) -> dict[str, float]:
     missing = [(item, digest) for item, digest in zip(items, digests, strict=True) if digest not in done]
     counts: dict[str, float] = {"items": len(items), "already": len(items) - len(missing), "no_verdict": 0}
     counts |= {"questions_asked": 0, "replies_kept": 0, "replies_refused": 0}
-    with files.writable(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("a", encoding="utf-8") as file:
-            for (item, digest), found in zip(missing, judged(judge, [i for i, _ in missing]), strict=True):
-                counts["questions_asked"] += sum(shares.sent for shares in found.cost)
-                counts["replies_kept"] += sum(shares.kept for shares in found.cost)
-                counts["replies_refused"] += sum(shares.refused for shares in found.cost)
-                row = line_of(judge, item, digest, found)
-                if row is None:
-                    counts["no_verdict"] += 1
-                    continue
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                done[digest] = row
+    for (item, digest), found in zip(missing, judged(judge, [i for i, _ in missing]), strict=True):
+        counts["questions_asked"] += sum(shares.sent for shares in found.cost)
+        counts["replies_kept"] += sum(shares.kept for shares in found.cost)
+        counts["replies_refused"] += sum(shares.refused for shares in found.cost)
+        row = line_of(judge, item, digest, found)
+        if row is None:
+            counts["no_verdict"] += 1
+            continue
+        _add(out, json.dumps(row, ensure_ascii=False) + "\n")
+        done[digest] = row
+    _add(out, "")
     return counts | {"written": len(done)} | swap_figures(list(done.values()))
 
 
@@ -148,6 +146,14 @@ def swap_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "ties": sum(line["choice"] == "tie" for line in lines) / len(pairs),
     }
     return figures | ({"first_place": named.count(0) / len(named)} if named else {})
+
+
+def _add(out: Path, text: str) -> None:
+    """Add to the file, which is made where it is not there, and sync it: an answer that was paid for is kept."""
+    with files.writable(out), out.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _resume(out: Path, digests: set[str]) -> dict[str, dict[str, Any]]:

@@ -46,6 +46,7 @@ def score(
     deviation, the mean uncertainty, and a judge's counts. UserError for a scorer, its base or a row that cannot be
     read, for a row too long for the model, and for a place that cannot be written.
     """
+    files.check_place(out, source, scorer)
     opened = open_for_texts(str(scorer), model, dtype=dtype, device=device)
     found = list(rows(source))
     if not found:

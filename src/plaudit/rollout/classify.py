@@ -15,7 +15,6 @@ from plaudit.data.sources import rows
 from plaudit.models.label_head import describe, load_classifier
 from plaudit.models.load import load_model
 from plaudit.randomness import rng
-from plaudit.rollout.generate import check_place
 from plaudit.types import UserError
 
 POLICIES = ("greedy", "epsilon_greedy", "softmax")
@@ -41,7 +40,7 @@ def classify(
     Returns the counts. UserError for a classifier, a policy or a row that cannot be read, and for a place that cannot
     be written.
     """
-    check_place(out)
+    files.check_place(out, source)
     if policy not in POLICIES:
         raise UserError(f"unknown policy {policy!r}", where="--policy", fix=f"known: {', '.join(POLICIES)}")
     base = model or str(describe(directory).get("base_model"))

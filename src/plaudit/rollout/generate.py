@@ -42,7 +42,7 @@ def generate(
     UserError for a model, an adapter, heads or prompts that cannot be read, for a prompt that leaves no room, and
     for a place that cannot be written.
     """
-    check_place(out)
+    files.check_place(out, prompts)
     if not math.isfinite(params.temperature):
         raise UserError(f"is {params.temperature}", where="temperature", fix="give a number, 0 or more")
     if not math.isfinite(steer_beta):
@@ -92,17 +92,6 @@ def sample_row(sample: Sample, prompt: Prompt, seed: int) -> dict[str, Any]:
         "seed": seed,
         "sampling": asdict(sample.params),
     }
-
-
-def check_place(path: Path) -> None:
-    """UserError, before hours of work, where a file could not be written at the end."""
-    if path.is_dir():
-        raise UserError("is a directory", where=str(path), fix="name a file")
-    with files.writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.parent / f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
 
 
 def watched(samples: Iterable[Sample], total: int, title: str) -> Iterator[Sample]:
