@@ -32,6 +32,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """The object that the file holds. UserError, with how to mend it, where it cannot be read or holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=str(path), fix=fix) from None
+    return found
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the file with the rows as JSON lines. Half a character stays the escape that it was read as, and what
     JSON has no word for (a table's dates) is written as text."""

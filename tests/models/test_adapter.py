@@ -15,7 +15,15 @@ from plaudit.data.collate import pack
 from plaudit.models.adapter import Adapter, load_adapter, save_adapter
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.llama import LINEARS, Llama
-from plaudit.models.load import Model, export, linear_sizes, load_model, make_adapter, trunk_names
+from plaudit.models.load import (
+    Model,
+    export,
+    linear_sizes,
+    load_model,
+    make_adapter,
+    open_adapter,
+    trunk_names,
+)
 from plaudit.types import UserError
 from tiny_models import random_adapter, transformers_model
 
@@ -201,6 +209,27 @@ def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.dty
     assert again.factors.keys() == adapter.factors.keys()
     assert all(torch.equal(again.factors[name], factor) for name, factor in adapter.factors.items())
     assert all(p.requires_grad for p in again.parameters()), "a loaded adapter can be trained on"
+
+
+def test_an_adapter_is_of_its_trunk_at_any_precision_and_of_a_policy(tmp_path: Path) -> None:
+    trunk = load_model("tiny", torch.float64).trunk
+    save_adapter(random_adapter(trunk, blocks=1), tmp_path, base="here")
+    about = {"base_model": "here", "trunk": trunk.fingerprint()}
+    (tmp_path / "policy.json").write_text(json.dumps(about))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        open_adapter(tmp_path, load_model("tiny", dtype).trunk)
+    other = load_model("tiny", torch.float64).trunk
+    with torch.no_grad():
+        other.stack()[3].weights["up_proj"].mul_(1.1)
+    with pytest.raises(UserError, match="was trained on another model; use here"):
+        open_adapter(tmp_path, other)
+    (tmp_path / "policy.json").unlink()  # peft's own files say nothing of it
+    open_adapter(tmp_path, other)
+    (tmp_path / "reward_model.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"is no policy's adapter: reward_model\.json stands beside it; name the"
+    ):
+        open_adapter(tmp_path, trunk)
 
 
 @pytest.fixture

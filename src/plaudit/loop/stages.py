@@ -22,8 +22,7 @@ from plaudit.feedback import agreement, transfer
 from plaudit.feedback.store import Store
 from plaudit.loop.rounds import Journal
 from plaudit.loop.show import Bar
-from plaudit.models.adapter import load_adapter
-from plaudit.models.load import Model, linear_sizes
+from plaudit.models.load import Model, open_adapter
 from plaudit.models.q_heads import Steering
 from plaudit.randomness import rng
 from plaudit.recipes import ppo, reward_model
@@ -105,8 +104,7 @@ def draw(
     trunk, tokenizer = model.trunk, model.tokenizer
     engine = LocalEngine(trunk, tokenizer, steer=steer)
     if adapter is not None:
-        weights = load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide)
-        engine.load(weights.to(trunk.device), f"round-{stage.number - 1}")
+        engine.load(open_adapter(adapter, trunk), f"round-{stage.number - 1}")
     params = SamplingParams(max_new_tokens=stage.config.max_new_tokens)
     ids = [tokenizer.render(prompt) for prompt in prompts]
     key = (stage.config.seed, purpose, stage.number)

@@ -17,7 +17,7 @@ from torch import Tensor
 from plaudit import files
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.models import tiny
-from plaudit.models.adapter import Adapter
+from plaudit.models.adapter import Adapter, load_adapter
 from plaudit.models.llama import LINEARS, Llama, Shape
 from plaudit.models.weights import read_sharded
 from plaudit.types import UserError
@@ -196,6 +196,25 @@ def make_adapter(
     wide = torch.promote_types(trunk.dtype, torch.float32)
     adapter = Adapter(linear_sizes(trunk), first=first, depth=depth, rank=rank, alpha=alpha, dtype=wide)
     return adapter.initialise(seed).to(trunk.device)
+
+
+def open_adapter(directory: Path, trunk: Llama) -> Adapter:
+    """A policy's adapter from peft's files, on the trunk's device. UserError where it does not fit, where it was trained
+    on another trunk as far as that is known (policy.json), and where it is a reward model's or a classifier's."""
+    for other in ("reward_model.json", "classifier.json"):
+        if (directory / other).exists():
+            what = f"is no policy's adapter: {other} stands beside it"
+            raise UserError(
+                what, where=str(directory), fix="name the adapter/ of a run that trained a policy"
+            )
+    path = directory / "policy.json"
+    about = files.read_json(path, "remove it") if path.exists() else {}
+    if about.get("trunk", trunk.fingerprint()) != trunk.fingerprint():
+        raise UserError(
+            "was trained on another model", where=str(directory), fix=f"use {about.get('base_model')}"
+        )
+    found = load_adapter(directory, linear_sizes(trunk), trunk.shape.depth, trunk.wide)
+    return found.to(trunk.device)
 
 
 def export(model: Model, directory: Path, adapter: Adapter | None, trunk: Llama | None = None) -> None:

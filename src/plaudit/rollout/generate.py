@@ -12,8 +12,7 @@ import torch
 
 from plaudit import files
 from plaudit.data.formats import read_prompts
-from plaudit.models.adapter import load_adapter
-from plaudit.models.load import linear_sizes, load_model
+from plaudit.models.load import load_model, open_adapter
 from plaudit.models.q_heads import Steering, load_heads
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
@@ -63,8 +62,7 @@ def generate(
     engine = LocalEngine(trunk, loaded.tokenizer, steer=steering)
     if adapter is not None:
         version = f"{model} with {adapter}"
-        weights = load_adapter(adapter, linear_sizes(trunk), trunk.shape.depth, trunk.wide)
-        engine.load(weights.to(trunk.device), version)
+        engine.load(open_adapter(adapter, trunk), version)
     else:
         engine.load(None, version)
     ids = [loaded.tokenizer.render(prompt) for prompt in asked]

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from plaudit import files
 from plaudit.config import Config
-from plaudit.models.adapter import load_adapter, save_adapter
+from plaudit.models.adapter import save_adapter
 from plaudit.models.branch import Branch
-from plaudit.models.load import Model, export, linear_sizes, make_adapter
+from plaudit.models.load import Model, export, make_adapter, open_adapter
 
 
 class AdapterConfig(Config):
@@ -38,8 +38,7 @@ def make_policy(model: Model, adapter: AdapterConfig, *, seed: int, start: str |
     if adapter.rank == 0:
         return Branch(copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True))
     if start is not None:
-        found = load_adapter(Path(start), linear_sizes(trunk), trunk.shape.depth, trunk.wide)
-        return Branch(trunk, found.to(trunk.device))
+        return Branch(trunk, open_adapter(Path(start), trunk))
     fresh = make_adapter(trunk, rank=adapter.rank, alpha=adapter.alpha, blocks=adapter.blocks, seed=seed)
     return Branch(trunk, fresh)
 
@@ -49,4 +48,6 @@ def write_policy(policy: Branch, model: Model, directory: Path) -> None:
     if policy.adapter is not None:
         with files.new_directory(directory / "adapter") as place:
             save_adapter(policy.adapter, place, base=str(model.directory))
+            about = {"base_model": str(model.directory), "trunk": model.trunk.fingerprint()}
+            files.write_json(place / "policy.json", about)
     export(model, directory / "model", policy.adapter, None if policy.adapter else policy.trunk)

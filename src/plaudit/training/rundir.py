@@ -27,6 +27,7 @@ _MOVING, _OLD = ".overwriting", ".overwritten"
 """Where a run that is overwritten waits: the first while it goes there or comes back, the second once it is whole."""
 _BESIDE = ("machine.json", "inputs.json")
 """What is written before config.yaml, which begins a run."""
+_MEND = "remove it, and resume"
 _INPUTS = {
     "model", "models", "data", "gold", "samples", "reference", "prompts", "contexts", "feedback", "reward", "start",
 }  # fmt: skip
@@ -175,7 +176,7 @@ def check_machine(directory: Path) -> None:
     """UserError where the run was started on a machine that would give other bits."""
     path = directory / "machine.json"
     if path.exists():
-        machine.check_same(_read_json(path))
+        machine.check_same(files.read_json(path, _MEND))
 
 
 def reopen(directory: Path) -> None:
@@ -192,7 +193,10 @@ def check_inputs(directory: Path) -> None:
     path = directory / "inputs.json"
     if not path.exists():
         return
-    recorded, now = _read_json(path), _digests((directory / "config.yaml").read_text(encoding="utf-8"))
+    recorded, now = (
+        files.read_json(path, _MEND),
+        _digests((directory / "config.yaml").read_text(encoding="utf-8")),
+    )
     for name, digest in recorded.items():
         if (
             now.get(name, digest) != digest
@@ -227,14 +231,4 @@ def summary(directory: Path) -> dict[str, Any] | None:
     path = directory / "summary.json"
     if not path.exists():
         return None
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path), fix="remove it, and resume") from None
-    return found
+    return files.read_json(path, _MEND)
