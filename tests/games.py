@@ -89,6 +89,16 @@ class GivesNaN(Faulty):
         return action, float("nan"), False, False, {}
 
 
+class GivesTooMuch(Faulty):
+    def fault(self, action: str) -> Any:
+        return action, -1e308, False, False, {}
+
+
+class GivesAllDigits(Faulty):
+    def fault(self, action: str) -> Any:
+        return action, 10**400, False, False, {}
+
+
 class GivesNothing(Faulty):
     def fault(self, action: str) -> Any:
         return action, None, False, False, {}

@@ -338,6 +338,11 @@ def test_a_truncation_is_the_environments_word(agent: Agent) -> None:
     [
         (games.Raises, r"^Raises, start 0, turn 2: step failed \(KeyError: 'True answer', of the action '"),
         (games.GivesNaN, r"^GivesNaN, start 0, turn 2: gave the reward nan, which is not a finite number$"),
+        (
+            games.GivesTooMuch,
+            r"turn 2: gave the reward -1e\+308, which is beyond 1e\+09; scale it",
+        ),
+        (games.GivesAllDigits, r"turn 2: gave the reward 10{59}, which is not a finite number$"),
         (games.GivesNothing, r"turn 2: gave the reward None"),
         (games.GivesFour, r"turn 2: step gave no 5 values"),
         (games.SeesNumbers, r"turn 2: observed int, not text"),

@@ -273,7 +273,7 @@ def test_faults_of_the_other_side_are_named(settings: dict[str, Any], message: s
 def test_a_score_that_is_no_number_is_refused() -> None:
     env = TurnEnv(tokenizer(), PROMPTS, GivesNaN())
     env.reset()
-    with pytest.raises(UserError, match="scorer: gave nan"):
+    with pytest.raises(UserError, match="scorer: gave the score nan, which is not"):
         env.step("hope")
 
 

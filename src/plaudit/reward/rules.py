@@ -16,7 +16,7 @@ from typing import Any, Literal
 import regex
 
 from plaudit.tensors import Sample
-from plaudit.types import UserError
+from plaudit.types import UserError, check_score
 
 Rule = Callable[[Sequence[Sample]], Sequence[float]]
 
@@ -30,8 +30,8 @@ class RuleScorer:
     seconds: float = 60.0
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """The rule's numbers. UserError when it raises, takes longer than `seconds`, gives another count than
-        one a sample, or something that is not a finite number.
+        """The rule's numbers. UserError when it raises, takes longer than `seconds`, or gives something else than one
+        finite number a sample.
 
         A rule that keeps Python's lock, as one long call of `re` does, cannot be cut off: it is refused when it comes
         back. `regex`, which gives the lock away, can be.
@@ -60,8 +60,8 @@ class RuleScorer:
             raise UserError(f"failed ({type(scores).__name__}: {scores})", where=self.name) from scores
         if len(scores) != len(samples):
             raise UserError(f"gave {len(scores)} scores for {len(samples)} samples", where=self.name)
-        if not all(math.isfinite(score) for score in scores):
-            raise UserError("gave a score that is not a finite number", where=self.name)
+        for score in scores:
+            check_score(score, f"score {score:g}", self.name, largest=math.inf)  # a transform may follow
         return scores
 
 

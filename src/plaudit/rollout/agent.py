@@ -25,7 +25,7 @@ from plaudit.randomness import rng
 from plaudit.rollout.local import LocalEngine
 from plaudit.rollout.transcript import Transcript
 from plaudit.tensors import Key, Sample, SamplingParams
-from plaudit.types import Message, Prompt, UserError
+from plaudit.types import Message, Prompt, UserError, check_score
 
 End = Literal["terminated", "truncated", "turns", "context"]
 """How an episode ended: by the environment's word (the first two), at the limit of turns, or for want of context."""
@@ -140,8 +140,8 @@ def episodes(
     at most; an environment that goes on is cut off there, and the episode marked, as it is where the context is full.
 
     UserError, in one line that names environment, start and turn: for spaces or observations that are not text, a
-    reward that is not a finite number, an exception in the environment, a first observation that leaves no room, or
-    one that is another with the same seed.
+    reward that is not finite or beyond `LARGEST_SCORE`, an exception in the environment, a first observation that
+    leaves no room, or one that is another with the same seed.
     """
     if not environments or len({id(environment) for environment in environments}) < len(environments):
         raise ValueError("give one environment or more, each once")
@@ -278,10 +278,9 @@ def _step(play: _Play, action: str | int) -> tuple[Any, float]:
     )
     try:
         number = float(reward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"gave the reward {reward!r}, which is not a finite number", where=play.where)
+    check_score(number, f"reward {reward!r:.60}", play.where)
     if terminated or truncated:
         play.end = "terminated" if terminated else "truncated"
     return observation, number

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.rollout.transcript import Transcript
 from plaudit.tensors import FinishReason, SamplingParams, Scorer
-from plaudit.types import Message, Prompt, UserError, prompt_to_json
+from plaudit.types import Message, Prompt, UserError, check_score, prompt_to_json
 
 Respond = Callable[[tuple[Message, ...]], str | None]
 """The other side: all messages so far -> what it says to the policy, or None where the episode is over."""
@@ -190,8 +190,7 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
             return 0.0
         sample = transcript.sample(finish, SamplingParams(max_new_tokens=self.turn_tokens))
         (score,) = self.scorer.score([sample])
-        if not math.isfinite(score):
-            raise UserError(f"gave {score}, which is not a finite number", where="scorer")
+        check_score(score, f"score {score:g}", "scorer")
         if self._over:
             info["sample"] = sample
         before, self._scored = self._scored, float(score)

@@ -303,7 +303,7 @@ def describe(
         / len(everything),
     }
     if world.gold is not None:
-        gold = world.gold.score(everything)
+        gold = scored(world.gold, everything).scores
         row["gold"] = sum(gold) / len(gold)
     return row
 

@@ -30,6 +30,15 @@ REWARD = (
            ("1.0 if record.choice == 0 else 0.0", "0.0 if record.choice == 0 else 1.0", "the rejected one wanted")),
     *of_room("reward/model", "recipes/test_reward_model",
            ("scores[m, index.cpu()] =", "scores[m, : len(index)] =", "scores given to other samples")),
+    *of_room("reward/scores", "reward/test_combine",
+           ("check_score(number, f\"score {number:g}\", name, largest)", "pass", "scores that no loss can square"),
+           ("for numbers in (said.scores, *said.members):", "for numbers in said.members:", "members alone looked at")),
+    *of_room("reward/rules", "reward/test_combine",
+           ("check_score(score, f\"score {score:g}\", self.name, largest=math.inf)", "pass", "a rule's NaN")),
+    *of_room("rollout/agent", "rollout/test_agent",
+           ("check_score(number, f\"reward {reward!r:.60}\", play.where)", "pass", "rewards of no size")),
+    *of_room("rollout/environment", "rollout/test_environment",
+           ("check_score(score, f\"score {score:g}\", \"scorer\")", "pass", "a score that is NaN")),
 )  # fmt: skip
 PROBE = of_room(
     "reward/probe",
