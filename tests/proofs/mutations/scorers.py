@@ -37,6 +37,10 @@ REWARD = (
            ("check_score(score, f\"score {score:g}\", self.name, largest=math.inf)", "pass", "a rule's NaN")),
     *of_room("rollout/agent", "rollout/test_agent",
            ("check_score(number, f\"reward {reward!r:.60}\", play.where)", "pass", "rewards of no size")),
+    *of_room("config", "test_config",
+           (" allow_inf_nan=False,", "", "a setting of .nan, which turns a rule off"),
+           ("Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)", "Field()", "a penalty that float32 does not hold"),
+           (', "finite_number": 1', "", "a NaN told that it is no truth value")),
     *of_room("rollout/environment", "rollout/test_environment",
            ("check_score(score, f\"score {score:g}\", \"scorer\")", "pass", "a score that is NaN")),
 )  # fmt: skip
