@@ -442,14 +442,17 @@ def test_resume_elsewhere_is_refused_and_a_finished_run_is_told(plaudit: Told, d
     assert "was started elsewhere (torch 1.0 -> " in plaudit.refused("resume", "run")
 
 
-def test_a_bug_shows_where_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), SystemExit("oh")])
+def test_a_bug_shows_where_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     def wrong() -> None:
-        raise ZeroDivisionError("oh")
+        raise error
 
     monkeypatch.setattr(doctor, "examine", wrong)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().err
-    assert "ZeroDivisionError: oh" in said
+    assert f"{type(error).__name__}: oh" in said
     assert (
         said.splitlines()[-1] == "plaudit: this is a bug of Plaudit's; please report it with the lines above"
     )

@@ -74,13 +74,12 @@ def rule_scorer(spec: str, seconds: float = 60.0, options: Mapping[str, Any] | N
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        rule = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"there is no such function ({error})", where=spec, fix="write package.module:function"
-        ) from None
-    except Exception as error:  # the module is the user's code and may raise anything
-        raise UserError(f"cannot be imported ({type(error).__name__}: {error})", where=spec) from error
+        rule = getattr(importlib.import_module(module), name, None) if module else None
+    except (Exception, SystemExit) as error:  # the module is the user's code and may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else "?"
+        if not f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"cannot be imported ({type(error).__name__}: {error})", where=spec) from error
+        rule = None
     if not callable(rule):
         raise UserError("there is no such function", where=spec, fix="write package.module:function")
     return RuleScorer(functools.partial(rule, **options) if options else rule, spec, seconds)

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from plaudit.data.tokenizer import Tokenizer
-from plaudit.rollout.transcript import Transcript
+from plaudit.rollout.transcript import Transcript, whole
 from plaudit.tensors import FinishReason, SamplingParams, Scorer
 from plaudit.types import Message, Prompt, UserError, check_score, prompt_to_json
 
@@ -46,7 +46,7 @@ def open_environments(spec: str, count: int) -> list[gymnasium.Env[Any, Any]]:
         made = [maker() if maker else gymnasium.make(spec, disable_env_checker=True) for _ in range(count)]
     except UserError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(
             f"cannot be made ({type(error).__name__}: {error})",
             where=f"environment {spec}",
@@ -179,11 +179,11 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
             return None
         try:
             said = self.respond(tuple(transcript.messages))
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise UserError(f"failed ({type(error).__name__}: {error})", where="respond") from error
         if said is not None and not isinstance(said, str):
             raise UserError(f"gave {type(said).__name__}, not text or None", where="respond")
-        return None if said is None else (Message("user", said),)
+        return None if said is None else (Message("user", whole(said, "what it said", "respond")),)
 
     def _reward(self, transcript: Transcript, finish: FinishReason, info: dict[str, Any]) -> float:
         if not (self._over or self.per_turn):
