@@ -239,6 +239,15 @@ def test_feedback_comes_from_the_hub(plaudit: Told, monkeypatch: pytest.MonkeyPa
             "sft.yaml: unknown setting 'adapter.ranks'; did you mean 'adapter.rank'?",
         ),
         ("train sft.yaml epochs=0", "sft.yaml: epochs: input should be greater than or equal to 1, not 0"),
+        (
+            "train sft.yaml learning_rate=.inf",
+            "sft.yaml: learning_rate: input should be a finite number, not inf",
+        ),
+        ("train sft.yaml threads=99999999999", "threads: 99999999999 is more than help any machine; set "),
+        (
+            "generate tiny --prompts p.jsonl --out o.jsonl --threads 20000",
+            "threads: 20000 is more than help any machine; set ",
+        ),
         ("train sft.yaml precision=half", "sft.yaml: precision: input should be 'auto', 'float32'"),
         (
             "train sft.yaml recipe=cpo",
