@@ -52,8 +52,6 @@ REWARD = (
     *of_room("training/machine", "test_cli",
            ("if threads > (most := most_threads()):", "if threads > (most := 10**12):", "a segmentation fault")),
     *of_room("algorithms/off_policy", "algorithms/test_off_policy",
-           ("propensities[chances > 0].min()", "propensities.min()", "a row that the policy never takes"),
-           ("    return shares / shares.max()", "    return shares", "squares that vanish"),
            ("chances * (least / propensities).clamp(max=1.0)", "chances / propensities",
             "weights that overflow")),
     *of_room("config", "test_config",
