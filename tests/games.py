@@ -89,6 +89,36 @@ class GivesNaN(Faulty):
         return action, float("nan"), False, False, {}
 
 
+class GivesTooMuch(Faulty):
+    def fault(self, action: str) -> Any:
+        return action, -1e308, False, False, {}
+
+
+class GivesAllDigits(Faulty):
+    def fault(self, action: str) -> Any:
+        return action, 10**400, False, False, {}
+
+
+class Exits(Faulty):
+    def fault(self, action: str) -> Any:
+        raise SystemExit(f"{len(action) >= 0} exit")
+
+
+class SaysHalf(Faulty):
+    def fault(self, action: str) -> Any:
+        return action + "\ud83d", 0.0, False, False, {}
+
+
+class BeginsWithHalf(Guess):
+    def reset(self, **words: Any) -> tuple[str, dict[str, Any]]:
+        return "\ud83d", super().reset(**words)[1]
+
+
+class HalfADialogue(Guess):
+    def reset(self, **words: Any) -> tuple[str, dict[str, Any]]:
+        return super().reset(**words)[0], {"dialogue": [{"role": "user", "content": "\ud83d"}]}
+
+
 class GivesNothing(Faulty):
     def fault(self, action: str) -> Any:
         return action, None, False, False, {}
@@ -144,6 +174,10 @@ NOT_AN_ENVIRONMENT = 3
 
 def no_environment() -> int:
     return 3
+
+
+def exits() -> Guess:
+    raise SystemExit(0)
 
 
 def cannot_be_made() -> None:

@@ -239,6 +239,15 @@ def test_feedback_comes_from_the_hub(plaudit: Told, monkeypatch: pytest.MonkeyPa
             "sft.yaml: unknown setting 'adapter.ranks'; did you mean 'adapter.rank'?",
         ),
         ("train sft.yaml epochs=0", "sft.yaml: epochs: input should be greater than or equal to 1, not 0"),
+        (
+            "train sft.yaml learning_rate=.inf",
+            "sft.yaml: learning_rate: input should be a finite number, not inf",
+        ),
+        ("train sft.yaml threads=99999999999", "threads: 99999999999 is more than help any machine; set "),
+        (
+            "generate tiny --prompts p.jsonl --out o.jsonl --threads 20000",
+            "threads: 20000 is more than help any machine; set ",
+        ),
         ("train sft.yaml precision=half", "sft.yaml: precision: input should be 'auto', 'float32'"),
         (
             "train sft.yaml recipe=cpo",
@@ -480,14 +489,17 @@ def test_resume_elsewhere_is_refused_and_a_finished_run_is_told(plaudit: Told, d
     assert "was started elsewhere (torch 1.0 -> " in plaudit.refused("resume", "run")
 
 
-def test_a_bug_shows_where_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError("oh"), SystemExit("oh")])
+def test_a_bug_shows_where_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     def wrong() -> None:
-        raise ZeroDivisionError("oh")
+        raise error
 
     monkeypatch.setattr(doctor, "examine", wrong)
     assert main(["doctor"]) == 1
     said = capsys.readouterr().err
-    assert "ZeroDivisionError: oh" in said
+    assert f"{type(error).__name__}: oh" in said
     assert (
         said.splitlines()[-1] == "plaudit: this is a bug of Plaudit's; please report it with the lines above"
     )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from plaudit.config import Config, dump, load, parse, read_yaml, with_overrides
+from plaudit.config import Config, Score, dump, load, parse, read_yaml, with_overrides
 from plaudit.types import UserError
 
 
@@ -30,6 +30,8 @@ class Run(Config):
     merged: bool = False
     stops: tuple[str, ...] = ()
     weights: dict[str, float] = Field(default_factory=dict)
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    penalty: Score | None = None
     optimiser: Optimiser = Optimiser()
     second: Optimiser | None = None
 
@@ -65,7 +67,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ({"steps": 3, "learning_rate": 1.0}, "did you mean 'optimiser.learning_rate'?"),
         ({"steps": 3, "optimiser": {"merge": True}}, "did you mean 'merged'?"),
         ({"steps": 3, "optimiser": {"qqq": 1}}, "known here: betas, kind, learning_rate"),
-        ({"steps": 3, 7: 1}, "unknown setting '7'; known here: clip, merged, name, optimiser, out,"),
+        ({"steps": 3, 7: 1}, "unknown setting '7'; known here: clip, merged, name, optimiser, options,"),
         # the misspelling explains the missing one, so it is named though it comes second
         ({"name": 5, "stepz": 3}, "unknown setting 'stepz'; did you mean 'steps'?"),
     ],
@@ -97,6 +99,36 @@ def test_unknown_settings_are_refused_with_the_nearest_known(tree: dict[str, Any
 )
 def test_nothing_is_coerced(tree: dict[str, Any], message: str) -> None:
     assert fault(tree).startswith(message)
+
+
+ODD = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("number", ODD)
+@pytest.mark.parametrize(
+    ("place", "path"),
+    [
+        (lambda x: {"clip": x}, "clip"),
+        (lambda x: {"optimiser": {"learning_rate": x}}, "optimiser.learning_rate"),
+        (lambda x: {"second": {"betas": [0.5, x]}}, "second.betas.1"),
+        (lambda x: {"weights": {"joy": 1.0, "flow": x}}, "weights.flow"),
+        (lambda x: {"options": {"low": x}}, "options.low.float"),
+    ],
+)
+def test_numbers_are_finite_wherever_they_stand(place: Any, path: str, number: float) -> None:
+    assert fault({"steps": 3} | place(number)) == f"{path}: input should be a finite number, not {number}"
+
+
+def test_a_number_beyond_every_float_is_not_finite() -> None:
+    assert fault({"steps": 3, "clip": 10**400}) == "clip: input should be a finite number"
+    with pytest.raises(UserError, match="clip: input should be a finite number, not inf"):
+        parse(Run, with_overrides({"steps": 3}, ["clip=1e400"]), "")
+
+
+@pytest.mark.parametrize("number", [1e39, -1e39, 1000000001])
+def test_what_stands_for_a_score_is_within_the_scores(number: float) -> None:
+    assert fault({"steps": 3, "penalty": number}).startswith("penalty: input should be ")
+    assert parse(Run, {"steps": 3, "penalty": -1e9}, "").penalty == -1e9
 
 
 def test_a_whole_number_is_a_float_and_a_list_is_a_tuple() -> None:
@@ -240,7 +272,7 @@ TEXTS = st.text() | st.sampled_from(
         ">",
     ]
 )
-FLOATS = st.floats(allow_nan=False)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 OPTIMISERS = st.builds(
     Optimiser,
     learning_rate=FLOATS,

@@ -343,8 +343,6 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except typer.Exit as done:
         return done.exit_code
-    except SystemExit:
-        raise
     except BrokenPipeError:  # whoever read our output has heard enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,19 +7,25 @@ import difflib
 import re
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from plaudit.types import UserError
+from plaudit.types import LARGEST_SCORE, UserError
 
 
 class Config(BaseModel):
-    """Base of every config: unknown keys are refused, types are not coerced, values cannot change."""
+    """Base of every config: unknown keys are refused, types are not coerced, numbers are finite, values stay."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+Score = Annotated[float, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
+"""A setting that stands for a score."""
 
 
 C = TypeVar("C", bound=Config)
@@ -125,8 +131,10 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 def _explain(cls: type[Config], error: ValidationError) -> str:
-    # A misspelt key explains the faults that follow from it, so it is named first.
-    fault = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    # A misspelt key explains the faults that follow from it, so it is named first; and of the faults of a value that
+    # may be of several kinds, that it is not finite says more than that it is no truth value.
+    said_first = {"extra_forbidden": 0, "finite_number": 1}
+    fault = min(error.errors(), key=lambda e: said_first.get(e["type"], 2))
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown setting {path!r}; {_hint(cls, fault['loc'])}"

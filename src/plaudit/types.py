@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,22 @@ class UserError(Exception):
         self.what, self.where, self.fix = what, where, fix
         line = (f"{where}: " if where else "") + what + (f"; {fix}" if fix else "")
         super().__init__(" ".join(line.split()))
+
+
+LARGEST_SCORE = 1e9
+"""Nobody means a score or a reward beyond it, either way: in float32 the losses' squares of it drown all else."""
+
+
+def check_score(number: float, said: str, where: str, largest: float = LARGEST_SCORE) -> None:
+    """UserError for a number that is not finite, or beyond the largest. said: what it is, and how it was given."""
+    if not math.isfinite(number):
+        raise UserError(f"gave the {said}, which is not a finite number", where=where)
+    if abs(number) > largest:
+        raise UserError(
+            f"gave the {said}, which is beyond {largest:g}",
+            where=where,
+            fix="scale it (a scorer takes a `transform`)",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,25 @@ def test_effective_rows_by_hand() -> None:
     assert effective_sample_size(vec(0.0, 0.0), vec(0.5, 0.5)) == 0.0
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e-300, 1e-307])
+def test_however_small_propensities_are_weights_count_by_their_shares(scale: float) -> None:
+    logged = scale * LOGGED
+    assert effective_sample_size(CHANCES, logged) == pytest.approx(25 / 9, rel=1e-12)
+    assert snips(CHANCES, logged, REWARDS) == pytest.approx((0.6, math.sqrt(1.04) / 5), rel=1e-12)
+
+
+@pytest.mark.parametrize("least", [1e-200, 1e-300, 5e-324])
+def test_one_row_of_hardly_any_propensity_is_all_that_counts(least: float) -> None:
+    """Its weight is the sum of all, so the estimate is its reward, and certain; where the policy never takes it, it
+    is as if it were not there."""
+    logged = vec(0.5, 0.5, least, 1.0)
+    assert effective_sample_size(CHANCES, logged) == pytest.approx(1.0)
+    assert snips(CHANCES, logged, REWARDS) == pytest.approx((0.5, 0.0))
+    chances = vec(1.0, 0.5, 0.0, 1.0)
+    assert effective_sample_size(chances, logged) == pytest.approx(16 / 6)  # weights 2, 1, 0, 1
+    assert snips(chances, logged, REWARDS).value == pytest.approx(3 / 4)
+
+
 def test_direct_and_doubly_robust_by_hand() -> None:
     policy, q = torch.stack([vec(0.5, 0.5), vec(1.0, 0.0)]), torch.stack([vec(0.2, 0.4), vec(0.6, 0.1)])
     # direct: 0.3 and 0.6; corrections: 0.5 / 0.25 (1 - 0.4) = 1.2 and 0 / 0.5 (..) = 0: rows 1.5, 0.6

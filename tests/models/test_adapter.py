@@ -73,6 +73,14 @@ def test_a_fresh_adapter_is_drawn_as_in_peft(model: Model) -> None:
             assert not bool(factor.any())
 
 
+def test_a_rank_above_the_width_is_refused_before_anything_is_made(model: Model) -> None:
+    width = model.trunk.shape.width
+    assert make_adapter(model.trunk, rank=width, alpha=1.0, blocks=1, seed=0).rank == width
+    for rank in (width + 1, 10**30):
+        with pytest.raises(UserError, match=f"^adapter: rank {rank} is above the model's width, {width}; "):
+            make_adapter(model.trunk, rank=rank, alpha=1.0, blocks=1, seed=0)
+
+
 @pytest.mark.parametrize(("blocks", "first"), [(0, 0), (1, 3), (3, 1), (4, 0), (9, 0)])
 def test_only_the_top_blocks_are_adapted(model: Model, blocks: int, first: int) -> None:
     adapter = random_adapter(model.trunk, blocks=blocks)

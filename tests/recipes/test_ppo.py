@@ -459,6 +459,7 @@ def test_preflight_draws_its_line_at_the_mean_difference(gap: float, refused: bo
     [
         ("raises", "failed .KeyError"),
         ("times_out", "failed .TimeoutError: a service"),
+        ("leaves", "failed .SystemExit: 6 samples"),
         ("gives_nan", "not a finite number"),
         ("gives_infinity", "not a finite number"),
         ("one_too_few", "gave 5 scores for 6 samples"),
@@ -540,14 +541,37 @@ def test_a_rule_is_given_the_samples_and_its_numbers_come_back() -> None:
     assert scorer.score(as_samples([[1], [1]], [[2], [3]])) == [2.0, 3.0]
 
 
-@pytest.mark.parametrize("spec", ["rules:", ":fourths", "no_such_module:f", "broken_rules:f"])
+NO_FUNCTION = "there is no such function; write package.module:function"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("rules:", NO_FUNCTION),
+        (":fourths", NO_FUNCTION),
+        ("no_such_module:f", NO_FUNCTION),
+        ("no_such.module:f", NO_FUNCTION),
+        ("rules.module:f", NO_FUNCTION),
+        ("broken_rules:f", "cannot be imported (SyntaxError: "),
+        ("needy_rules:f", "cannot be imported (ModuleNotFoundError: No module named 'needy')"),
+        ("wrong_rules:f", "cannot be imported (ValueError: no table)"),
+        ("leaving_rules:f", "cannot be imported (SystemExit: 0)"),
+    ],
+)
 def test_a_rule_that_is_not_there_is_refused(
-    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken_rules.py").write_text("def f(:\n")
+    for name, text in (
+        ("broken", "def f(:"),
+        ("needy", "import needy"),
+        ("wrong", "raise ValueError('no table')"),
+        ("leaving", "raise SystemExit(0)"),
+    ):
+        (tmp_path / f"{name}_rules.py").write_text(text + "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match=r"no such function|cannot be imported"):
+    with pytest.raises(UserError) as caught:
         rule_scorer(spec)
+    assert str(caught.value).startswith(f"{spec}: {said}")
 
 
 @pytest.mark.parametrize(

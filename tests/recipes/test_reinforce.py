@@ -265,7 +265,7 @@ def test_patience_is_not_asked_where_the_reward_cannot_rise(tmp_path: Path) -> N
             "kl: k1's slope is 0 on average, so in the loss it holds nothing; take k2 or k3 there",
         ),
         (["reward=rules:raises"], "rules:raises: failed (KeyError"),
-        (["reward=rules:gives_nan"], "rules:gives_nan: gave a score that is not a finite number"),
+        (["reward=rules:gives_nan"], "rules:gives_nan: gave the score nan, which is not a finite number"),
         (["reward=rules:one_too_few"], "rules:one_too_few: gave 11 scores for 12 samples"),
         (["reward=rules:sleeps"], "rules:sleeps: took longer than 0.1 s; make it faster"),
         (["gold=rules:raises"], "rules:raises: failed"),

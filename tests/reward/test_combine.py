@@ -21,7 +21,7 @@ from plaudit.reward.open import open_for_texts, open_scorer, reward_models
 from plaudit.reward.rules import RuleScorer
 from plaudit.reward.score import score
 from plaudit.reward.scores import figures_of, scored
-from plaudit.reward.transform import linear, rank
+from plaudit.reward.transform import clip, linear, rank
 from plaudit.tensors import Sample
 from plaudit.types import UserError
 from tiny_models import as_samples, random_branch, random_ids
@@ -62,8 +62,43 @@ def test_members_go_through_the_transforms_too() -> None:
     assert found.scores == [-5.0, -5.0, -11.0]
     assert found.uncertainty == [3.0, 0.0, 3.0]
     assert Transformed(says(8, 1, 5), (rank, lambda x: linear(x, gain=2))).score(THREE) == [2.0, 0.0, 1.0]
-    with pytest.raises(UserError, match=r"mine\.yaml: a transform gave a score that is not a finite number"):
-        Transformed(says(1e300, 1, 1), (lambda x: linear(x, gain=1e300),), "mine.yaml").score(THREE)
+
+
+TIMES = 1e300
+"""Twice this many times more is no number that a float holds."""
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        Transformed(says(TIMES, 1, 1), (lambda x: linear(x, gain=TIMES),), "mine.yaml"),
+        WeightedSum(((TIMES, says(1e9, 1, 1)),), "mine.yaml"),
+        WeightedSum(((math.nan, says(1, 1, 1)),), "mine.yaml"),
+        Ensemble((says(1, 2, 3), says(-1e9, 2, 3)), "mean_minus_std", TIMES, "mine.yaml"),
+        WeightedSum(((1.0, Ensemble((says(1, 1, 1), says(1, 1, 1)))), (TIMES, says(1e9, 1, 1))), "mine.yaml"),
+    ],
+    ids=["transform", "sum", "no weight", "ensemble", "members"],
+)
+def test_what_is_made_of_scores_is_finite(scorer: Transformed | WeightedSum | Ensemble) -> None:
+    for what in (scorer, Transformed(scorer, (lambda x: clip(x, low=-1, high=1),), "clipped.yaml")):
+        with pytest.raises(
+            UserError, match=r"^mine\.yaml: gave the score (-?inf|nan), which is not a finite number$"
+        ):
+            what.score(THREE)
+
+
+def test_a_score_beyond_what_a_loss_can_square_is_refused_unless_a_transform_scales_it() -> None:
+    assert scored(says(1e9, -1e9, 0), THREE).scores == [1e9, -1e9, 0.0]
+    line = (
+        r"^says: gave the score -1e\+30, which is beyond 1e\+09; scale it \(a scorer takes a `transform`\)$"
+    )
+    huge = says(0, -1e30, 1)
+    for scorer in (huge, WeightedSum(((1.0, huge),)), Ensemble((says(1, 1, 1), huge))):
+        with pytest.raises(UserError, match=line):
+            scored(scorer, THREE)
+    assert Transformed(huge, (lambda x: linear(x, gain=1e-30),)).score(THREE) == [0.0, -1.0, 1e-30]
+    with pytest.raises(UserError, match=r"^mine\.yaml: gave the score 1e\+12"):
+        Transformed(says(1, 1, 1), (lambda x: linear(x, gain=1e12),), "mine.yaml").score(THREE)
 
 
 def models(count: int) -> list[RewardModel]:
@@ -180,7 +215,7 @@ def test_a_rule_scores_a_file_without_any_model(tmp_path: Path, monkeypatch: pyt
         ("kind: transform\nscorer: rules:fourths\ntransform: [{name: cube}]\n", "transform.0.name"),
         ("kind: sum\nterms: [{scorer: rules:fourths, options: {no: 1}}]\n", "failed .TypeError"),
         ("kind: rule\nrule: rules:sleeps\nseconds: 0.1\n", "rules:sleeps: took longer than 0.1 s"),
-        ("kind: rule\nrule: rules:gives_nan\n", "rules:gives_nan: gave a score that is not a finite number"),
+        ("kind: rule\nrule: rules:gives_nan\n", "rules:gives_nan: gave the score nan, which is not a finite number"),
         ("kind: transform\nscorer: rules:fourths\ntransform: [{name: log_odds, margin: 2.0}]\n", "SELF: log_odds with"),
     ],
 )  # fmt: skip

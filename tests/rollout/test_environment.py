@@ -255,13 +255,19 @@ def fails(messages: tuple[Message, ...]) -> str:
     raise LookupError(f"no answer to {len(messages)}")
 
 
+def exits(messages: tuple[Message, ...]) -> str:
+    raise SystemExit(len(messages))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"respond": fails}, r"respond: failed \(LookupError: no answer to 3\)"),
+        ({"respond": exits}, r"respond: failed \(SystemExit: 3\)"),
         ({"respond": lambda messages: len(messages)}, r"respond: gave int, not text or None"),
+        ({"respond": lambda _: "\ud83d"}, r"respond: what it said holds half a character \(\\ud83d\); write"),
     ],
-    ids=["raises", "no text"],
+    ids=["raises", "exits", "no text", "half"],
 )
 def test_faults_of_the_other_side_are_named(settings: dict[str, Any], message: str) -> None:
     env = turn_env(turns=2, **settings)
@@ -273,7 +279,7 @@ def test_faults_of_the_other_side_are_named(settings: dict[str, Any], message: s
 def test_a_score_that_is_no_number_is_refused() -> None:
     env = TurnEnv(tokenizer(), PROMPTS, GivesNaN())
     env.reset()
-    with pytest.raises(UserError, match="scorer: gave nan"):
+    with pytest.raises(UserError, match="scorer: gave the score nan, which is not"):
         env.step("hope")
 
 
@@ -347,6 +353,7 @@ def test_environments_are_opened_by_name(registered: Callable[..., str]) -> None
         ("NoSuchGame-v0", r"environment NoSuchGame-v0: cannot be made"),
         ("games:NOT_AN_ENVIRONMENT", r"cannot be made \(TypeError"),
         ("games:no_environment", r"gave int, not a gymnasium.Env"),
+        ("games:exits", r"cannot be made \(SystemExit: 0\)"),
         ("games:cannot_be_made", r"cannot be made \(OSError: no display\)"),
     ],
 )

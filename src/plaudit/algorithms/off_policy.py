@@ -58,7 +58,7 @@ def snips(chances: Tensor, propensities: Tensor, rewards: Tensor) -> Estimate:
     the delta method's, sqrt(sum of w_i^2 (r_i - value)^2) / sum of w_i.
     Source: Swaminathan & Joachims 2015, equation 7; Owen 2013, equation 9.8, for the error.
     """
-    weights = _weights(chances, propensities, rewards)
+    weights = _shares(chances, propensities, rewards)
     value = (weights * rewards).sum() / weights.sum()
     error = (weights * (rewards - value)).square().sum().sqrt() / weights.sum()
     return Estimate(float(value), float(error))
@@ -91,16 +91,31 @@ def effective_sample_size(chances: Tensor, propensities: Tensor) -> float:
     """(sum of w)^2 / sum of w^2: how many rows of pi's own the log is worth. 0 where no row has weight.
     Raises ValueError as `ips`. Source: Kish 1965; Owen 2013, equation 9.13.
     """
-    weights = _weights(chances, propensities, propensities)
+    weights = _shares(chances, propensities, propensities)
     squares = float(weights.square().sum())
     return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def _weights(chances: Tensor, propensities: Tensor, rewards: Tensor) -> Tensor:
+    """w, of any size: infinite where a propensity is small enough."""
+    _check(chances, propensities, rewards)
+    return chances / propensities
+
+
+def _shares(chances: Tensor, propensities: Tensor, rewards: Tensor) -> Tensor:
+    """w over the largest w, which no propensity can make overflow; all 0 where every w is."""
+    _check(chances, propensities, rewards)
+    if not bool((chances > 0).any()):
+        return torch.zeros_like(chances)
+    least = propensities[chances > 0].min()
+    shares = chances * (least / propensities).clamp(max=1.0)  # beyond 1 only where the chance is 0
+    return shares / shares.max()
+
+
+def _check(chances: Tensor, propensities: Tensor, rewards: Tensor) -> None:
     check_same_shape(chances=chances, propensities=propensities, rewards=rewards)
     if not bool((propensities > 0).all()):
         raise ValueError("a propensity is not > 0")
-    return chances / propensities
 
 
 def _mean(rows: Tensor) -> Estimate:

@@ -190,7 +190,11 @@ def make_adapter(
     trunk: Llama, *, rank: int, alpha: float, blocks: int, seed: int, depth: int | None = None
 ) -> Adapter:
     """A fresh adapter on every linear map of the last `blocks` blocks (0: all) below `depth` (None: the whole
-    depth); at first it changes nothing."""
+    depth); at first it changes nothing. UserError for a rank above the model's width: no map has a higher."""
+    if rank > trunk.shape.width:
+        raise UserError(
+            f"rank {rank} is above the model's width, {trunk.shape.width}", where="adapter", fix="lower it"
+        )
     depth = depth or trunk.shape.depth
     first = 0 if blocks <= 0 else max(0, depth - blocks)
     wide = torch.promote_types(trunk.dtype, torch.float32)

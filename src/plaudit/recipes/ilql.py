@@ -29,6 +29,7 @@ from plaudit.algorithms.q_loss import (
     td_targets,
 )
 from plaudit.config import Config as Base
+from plaudit.config import Score
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.episodes import Episode, read_episodes
 from plaudit.data.judged import is_held_out, known_ids
@@ -53,9 +54,9 @@ class Config(Base):
     model: str = "smollm2"
     data: list[str] = Field(min_length=1)
     samples: list[str] = Field(default=[])
-    rating_centre: float = 0.5
-    rating_scale: float = Field(default=2.0, gt=0)
-    demonstration_reward: float | None = None
+    rating_centre: Score = 0.5
+    rating_scale: Score = Field(default=2.0, gt=0)
+    demonstration_reward: Score | None = None
     seed: int = 0
     heldout: float = Field(default=0.1, ge=0, lt=1)
     target: Target = "ilql"

@@ -5,7 +5,6 @@ Stiennon et al. 2020, section 3.4, with ratings, criteria and raters beside: rea
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from plaudit import files
 from plaudit.config import Config as Base
+from plaudit.config import Score
 from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
@@ -67,7 +67,7 @@ class Config(Base):
     margin: float = Field(default=0.0, ge=0)
     rating: Literal["regression", "ordinal"] = "regression"
     rating_weight: float = Field(default=1.0, ge=0)
-    criteria: dict[str, float] = Field(default={})
+    criteria: dict[str, Score] = Field(default={})
     raters: Literal["crowd", "aware"] = "crowd"
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_batch_tokens: int = Field(default=4096, ge=1)
@@ -84,9 +84,9 @@ class Config(Base):
 
     @field_validator("criteria")
     @classmethod
-    def _weigh_something(cls, criteria: dict[str, float]) -> dict[str, float]:
-        if criteria and not (all(map(math.isfinite, criteria.values())) and any(criteria.values())):
-            raise ValueError("its weights are all 0 or no numbers")
+    def _weigh_something(cls, criteria: dict[str, Score]) -> dict[str, Score]:
+        if criteria and not any(criteria.values()):
+            raise ValueError("its weights are all 0")
         return criteria
 
 

@@ -42,7 +42,7 @@ class Ensemble:
     name: str = "ensemble"
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        return self.detail(samples).scores
+        return scored(self, samples).scores
 
     def detail(self, samples: Sequence[Sample]) -> Scores:
         """The combined scores, and what each member said. UserError as of any member."""
@@ -69,7 +69,7 @@ class WeightedSum:
     name: str = "sum"
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        return self.detail(samples).scores
+        return scored(self, samples).scores
 
     def detail(self, samples: Sequence[Sample]) -> Scores:
         """The sums; members are those of the uncertain term, with all others' scores added to each."""
@@ -99,11 +99,11 @@ class Transformed:
     name: str = "transform"
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        return self.detail(samples).scores
+        return scored(self, samples).scores
 
     def detail(self, samples: Sequence[Sample]) -> Scores:
-        """UserError names this scorer where a transform refuses its scores or makes one that is no number."""
-        said = scored(self.scorer, samples)
+        """UserError names this scorer where a transform refuses its scores."""
+        said = scored(self.scorer, samples, largest=math.inf)
         return Scores(self._apply(said.scores), tuple(map(self._apply, said.members)), said.figures)
 
     def _apply(self, scores: list[float]) -> list[float]:
@@ -112,8 +112,6 @@ class Transformed:
                 scores = step(scores)
             except UserError as error:
                 raise UserError(error.what, where=self.name, fix=error.fix) from None
-        if not all(map(math.isfinite, scores)):
-            raise UserError("a transform gave a score that is not a finite number", where=self.name)
         return scores
 
 

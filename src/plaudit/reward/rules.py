@@ -16,7 +16,7 @@ from typing import Any, Literal
 import regex
 
 from plaudit.tensors import Sample
-from plaudit.types import UserError
+from plaudit.types import UserError, check_score
 
 Rule = Callable[[Sequence[Sample]], Sequence[float]]
 
@@ -30,8 +30,8 @@ class RuleScorer:
     seconds: float = 60.0
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """The rule's numbers. UserError when it raises, takes longer than `seconds`, gives another count than
-        one a sample, or something that is not a finite number.
+        """The rule's numbers. UserError when it raises, takes longer than `seconds`, or gives something else than one
+        finite number a sample.
 
         A rule that keeps Python's lock, as one long call of `re` does, cannot be cut off: it is refused when it comes
         back. `regex`, which gives the lock away, can be.
@@ -60,8 +60,8 @@ class RuleScorer:
             raise UserError(f"failed ({type(scores).__name__}: {scores})", where=self.name) from scores
         if len(scores) != len(samples):
             raise UserError(f"gave {len(scores)} scores for {len(samples)} samples", where=self.name)
-        if not all(math.isfinite(score) for score in scores):
-            raise UserError("gave a score that is not a finite number", where=self.name)
+        for score in scores:
+            check_score(score, f"score {score:g}", self.name, largest=math.inf)  # a transform may follow
         return scores
 
 
@@ -74,13 +74,12 @@ def rule_scorer(spec: str, seconds: float = 60.0, options: Mapping[str, Any] | N
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        rule = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"there is no such function ({error})", where=spec, fix="write package.module:function"
-        ) from None
-    except Exception as error:  # the module is the user's code and may raise anything
-        raise UserError(f"cannot be imported ({type(error).__name__}: {error})", where=spec) from error
+        rule = getattr(importlib.import_module(module), name, None) if module else None
+    except (Exception, SystemExit) as error:  # the module is the user's code and may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else "?"
+        if not f"{module}.".startswith(f"{missing}."):
+            raise UserError(f"cannot be imported ({type(error).__name__}: {error})", where=spec) from error
+        rule = None
     if not callable(rule):
         raise UserError("there is no such function", where=spec, fix="write package.module:function")
     return RuleScorer(functools.partial(rule, **options) if options else rule, spec, seconds)

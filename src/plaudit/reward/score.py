@@ -92,7 +92,7 @@ def scored_in_parts(scorer: Scorer, samples: Sequence[Sample]) -> Scores:
     starts = range(0, len(samples), PART)
     scores: list[float] = []
     for start in track(starts, "score", console=console, transient=True, disable=not console.is_terminal):
-        scores += scorer.score(samples[start : start + PART])
+        scores += scored(scorer, samples[start : start + PART]).scores
     return Scores(scores)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from plaudit.tensors import Sample, Scorer
+from plaudit.types import LARGEST_SCORE, check_score
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,18 @@ class Detailed(Protocol):
         ...
 
 
-def scored(scorer: Scorer, samples: Sequence[Sample]) -> Scores:
-    """All that the scorer says of the samples: what a recipe calls that logs uncertainty."""
-    return scorer.detail(samples) if isinstance(scorer, Detailed) else Scores(scorer.score(samples))
+def scored(scorer: Scorer, samples: Sequence[Sample], largest: float = LARGEST_SCORE) -> Scores:
+    """All that the scorer says of the samples: what everyone calls who learns from it or writes it down.
+
+    UserError names the scorer where a number, of its own or a member's, is not finite, or beyond the largest: lifted
+    for what a transform may bring back.
+    """
+    said = scorer.detail(samples) if isinstance(scorer, Detailed) else Scores(scorer.score(samples))
+    name = getattr(scorer, "name", "scorer")
+    for numbers in (said.scores, *said.members):
+        for number in numbers:
+            check_score(number, f"score {number:g}", name, largest)
+    return said
 
 
 def figures_of(said: Scores) -> dict[str, float]:

@@ -18,14 +18,15 @@ from gymnasium import spaces
 from torch import Tensor
 
 from plaudit.data.collate import Packed, pack
+from plaudit.data.shapes import read_prompt
 from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch, token_values
 from plaudit.models.load import Model
 from plaudit.randomness import rng
 from plaudit.rollout.local import LocalEngine
-from plaudit.rollout.transcript import Transcript
+from plaudit.rollout.transcript import Transcript, whole
 from plaudit.tensors import Key, Sample, SamplingParams
-from plaudit.types import Message, Prompt, UserError
+from plaudit.types import Message, Prompt, UserError, check_score
 
 End = Literal["terminated", "truncated", "turns", "context"]
 """How an episode ended: by the environment's word (the first two), at the limit of turns, or for want of context."""
@@ -90,7 +91,7 @@ class Agent:
             heard = Transcript(self.engine.tokenizer, first_prompt(observation, info, self.chat, "reset"))
         else:
             heard = self._transcript.copy()
-            heard.hear((Message("user", observation),))
+            heard.hear((Message("user", _text(observation, "step")),))
         return heard, heard.all_ids
 
 
@@ -140,8 +141,8 @@ def episodes(
     at most; an environment that goes on is cut off there, and the episode marked, as it is where the context is full.
 
     UserError, in one line that names environment, start and turn: for spaces or observations that are not text, a
-    reward that is not a finite number, an exception in the environment, a first observation that leaves no room, or
-    one that is another with the same seed.
+    reward that is not finite or beyond `LARGEST_SCORE`, an exception in the environment, a first observation that
+    leaves no room, or one that is another with the same seed.
     """
     if not environments or len({id(environment) for environment in environments}) < len(environments):
         raise ValueError("give one environment or more, each once")
@@ -278,10 +279,9 @@ def _step(play: _Play, action: str | int) -> tuple[Any, float]:
     )
     try:
         number = float(reward)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"gave the reward {reward!r}, which is not a finite number", where=play.where)
+    check_score(number, f"reward {reward!r:.60}", play.where)
     if terminated or truncated:
         play.end = "terminated" if terminated else "truncated"
     return observation, number
@@ -293,7 +293,7 @@ def _called(where: str, name: str, count: int, call: Any, *words: Any, **named: 
         given = call(*words, **named)
     except UserError:
         raise
-    except Exception as error:  # the environment is the user's code and may raise anything
+    except (Exception, SystemExit) as error:  # the environment is the user's code and may raise anything
         said = f", of the action {words[0]!r:.60}" if words else ""
         raise UserError(f"{name} failed ({type(error).__name__}: {error}{said})", where=where) from error
     if not isinstance(given, tuple) or len(given) != count:
@@ -326,10 +326,10 @@ def first_prompt(observation: Any, info: dict[str, Any], chat: bool, where: str)
         text = _text(observation, where)
         return (Message("user", text),) if chat else text
     try:
-        return given if isinstance(given, str) else tuple(Message(m["role"], m["content"]) for m in given)
-    except (TypeError, KeyError, ValueError) as error:
+        return read_prompt({"prompt": list(given) if isinstance(given, tuple) else given})
+    except UserError as error:
         raise UserError(
-            f'info["dialogue"] is no dialogue ({type(error).__name__}: {error})',
+            f'info["dialogue"] is no dialogue ({error.what})',
             where=where,
             fix='give a list of {"role": ..., "content": ...}',
         ) from None
@@ -349,7 +349,7 @@ def token_ids(observation: Any, where: str) -> list[int]:
 def _text(observation: Any, where: str) -> str:
     if not isinstance(observation, str):
         raise UserError(f"observed {type(observation).__name__}, not text", where=where)
-    return observation
+    return whole(observation, "the observation", where)
 
 
 def _name(environment: gymnasium.Env[Any, Any]) -> str:

@@ -22,9 +22,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from plaudit.data.tokenizer import Tokenizer
-from plaudit.rollout.transcript import Transcript
+from plaudit.rollout.transcript import Transcript, whole
 from plaudit.tensors import FinishReason, SamplingParams, Scorer
-from plaudit.types import Message, Prompt, UserError, prompt_to_json
+from plaudit.types import Message, Prompt, UserError, check_score, prompt_to_json
 
 Respond = Callable[[tuple[Message, ...]], str | None]
 """The other side: all messages so far -> what it says to the policy, or None where the episode is over."""
@@ -46,7 +46,7 @@ def open_environments(spec: str, count: int) -> list[gymnasium.Env[Any, Any]]:
         made = [maker() if maker else gymnasium.make(spec, disable_env_checker=True) for _ in range(count)]
     except UserError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(
             f"cannot be made ({type(error).__name__}: {error})",
             where=f"environment {spec}",
@@ -179,19 +179,18 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
             return None
         try:
             said = self.respond(tuple(transcript.messages))
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise UserError(f"failed ({type(error).__name__}: {error})", where="respond") from error
         if said is not None and not isinstance(said, str):
             raise UserError(f"gave {type(said).__name__}, not text or None", where="respond")
-        return None if said is None else (Message("user", said),)
+        return None if said is None else (Message("user", whole(said, "what it said", "respond")),)
 
     def _reward(self, transcript: Transcript, finish: FinishReason, info: dict[str, Any]) -> float:
         if not (self._over or self.per_turn):
             return 0.0
         sample = transcript.sample(finish, SamplingParams(max_new_tokens=self.turn_tokens))
         (score,) = self.scorer.score([sample])
-        if not math.isfinite(score):
-            raise UserError(f"gave {score}, which is not a finite number", where="scorer")
+        check_score(score, f"score {score:g}", "scorer")
         if self._over:
             info["sample"] = sample
         before, self._scored = self._scored, float(score)

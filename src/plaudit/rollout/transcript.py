@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plaudit.data.shapes import whole_text
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.tensors import FinishReason, Sample, SamplingParams
-from plaudit.types import Message, Prompt
+from plaudit.types import Message, Prompt, UserError
+
+
+def whole(text: str, said: str, where: str) -> str:
+    """The text. UserError where it holds half a character, which no tokenizer takes. said: what it is."""
+    try:
+        return whole_text(text, said)
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=error.fix) from None
 
 
 class Transcript:

@@ -22,9 +22,15 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
     """Choose device and dtype, fix the thread count, make kernels deterministic, keep freed memory.
 
     precision "auto": bfloat16 on a GPU or on a CPU that multiplies it natively, else float32.
-    threads 0: one a core that this process may use. Freed blocks are kept rather than given back to the system:
-    fresh pages cost a CPU training step more than half of its time.
+    threads 0: one a core that this process may use; UserError for more than `most_threads`. Freed blocks are kept
+    rather than given back to the system: fresh pages cost a CPU training step more than half of its time.
     """
+    if threads > (most := most_threads()):
+        raise UserError(
+            f"{threads} is more than help any machine",
+            where="threads",
+            fix=f"set {most} or fewer, or 0: one a core",
+        )
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         libc = ctypes.CDLL(None)
         for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
@@ -44,6 +50,11 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def most_threads() -> int:
+    """More help no machine, and some thousands bring the process down: 256, or a thread a core where there are more."""
+    return max(256, available_cores())
 
 
 def fast_bfloat16() -> bool:

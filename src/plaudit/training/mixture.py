@@ -38,7 +38,7 @@ class MixtureConfig(Config):
     def _settings_fit(self) -> MixtureConfig:
         if self.weights and self.rule == "all":
             raise ValueError("rule all takes every example once; weights want rule fixed, excess or ratio")
-        if any(not 0 < weight < math.inf for weight in self.weights):
+        if any(weight <= 0 for weight in self.weights):
             raise ValueError("weights must be above 0; leave a task's file out instead")
         if (self.rule == "excess") != (self.reference is not None):
             raise ValueError("reference names the run whose held-out losses rule excess compares with")

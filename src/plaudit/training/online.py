@@ -16,6 +16,7 @@ from plaudit.algorithms.advantages import replace_missing_eos
 from plaudit.algorithms.kl import ESTIMATORS, adaptive_coefficient, k1
 from plaudit.algorithms.masking import masked_mean
 from plaudit.config import Config as Base
+from plaudit.config import Score
 from plaudit.data.formats import read_prompts
 from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch
@@ -90,7 +91,7 @@ class OnlineConfig(Base):
     samples_per_prompt: int = Field(default=4, ge=1)
     max_new_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=1.0, gt=0)
-    missing_eos_penalty: float | None = -1.0
+    missing_eos_penalty: Score | None = -1.0
     epochs: int = Field(default=1, ge=1)
     minibatches: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=1e-4, ge=0)
@@ -303,7 +304,7 @@ def describe(
         / len(everything),
     }
     if world.gold is not None:
-        gold = world.gold.score(everything)
+        gold = scored(world.gold, everything).scores
         row["gold"] = sum(gold) / len(gold)
     return row
 

@@ -230,7 +230,6 @@ AGENT = of_room(
     ("out[row, list(episode.ends)]", "out[row, [place - 1 for place in episode.ends]]", "rewards a token early"),
     ('"terminated" if terminated else "truncated"', '"terminated"', "a truncation called an end"),
     ("if play.end is None and len(play.transcript.all_ids) > context:", "if False:", "an episode beyond the context"),
-    ("if not math.isfinite(number):", "if False:", "a reward that is no number"),
     ('(*self._key, "act", self._calls)', '(*self._key, "act")', "an agent that repeats its draws"),
     ("heard = self._transcript.copy()", "heard = self._transcript", "an observation heard twice, by value and by act"),
 )  # fmt: skip

@@ -71,7 +71,7 @@ ONLINE_STEPS = of_room(
     ('if self.place == "loss" and self.estimator == "k1":', "if False:", "k1 in the loss let in"),
     ("everything, given = drawn or (samples, scores)", "everything, given = samples, scores",
      "the reward of the groups that were chosen"),
-    ("gold = world.gold.score(everything)", "gold = world.gold.score(samples)", "the gold of other samples"),
+    ("scored(world.gold, everything)", "scored(world.gold, samples)", "the gold of other samples"),
 )  # fmt: skip
 LOGGED = of_room(
     "data/logged",
