@@ -203,8 +203,8 @@ def make_adapter(
 
 
 def open_adapter(directory: Path, trunk: Llama) -> Adapter:
-    """A policy's adapter from peft's files, on the trunk's device. UserError where it does not fit, where it was trained
-    on another trunk as far as that is known (policy.json), and where it is a reward model's or a classifier's."""
+    """A policy's adapter from peft's files, on the trunk's device. UserError where it does not fit, where policy.json
+    says that it was trained on another trunk, and where it is a reward model's or a classifier's."""
     for other in ("reward_model.json", "classifier.json"):
         if (directory / other).exists():
             what = f"is no policy's adapter: {other} stands beside it"

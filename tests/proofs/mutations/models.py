@@ -2,6 +2,16 @@
 
 from mutations.kinds import of_room
 
+OF_ITS_TRUNK = of_room(
+    "models/load",
+    "models/test_adapter",
+    (
+        'if about.get("trunk", trunk.fingerprint()) != trunk.fingerprint():',
+        "if False:",
+        "another model's adapter",
+    ),
+    ("        if (directory / other).exists():", "        if False:", "a reward model taken for a policy"),
+)
 COLLATE = of_room(
     "data/collate",
     "data/test_collate",
