@@ -16,7 +16,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit import config as configs
-from plaudit import files
 from plaudit.feedback.store import Store
 from plaudit.loop import measure, quickstart, stages
 from plaudit.loop.rounds import Journal
@@ -208,22 +207,29 @@ def test_overwrite_begins_again(copy: Path, finished: Path) -> None:
     assert untimed(summary) == untimed(rundir.summary(finished))
 
 
-def test_an_overwrite_that_was_killed_leaves_no_half_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: Path) -> None:
-        if path.name == "rounds":
-            raise KeyboardInterrupt
-        remove(path)
+def test_an_overwrite_that_was_stopped_before_it_began_loses_neither_run(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one stands again where another command wants the place; where it goes on, the old one goes at its end."""
 
-    remove = files.remove
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "remove", killed)
-        with pytest.raises(KeyboardInterrupt):
-            command(copy, overwrite=True)
-    assert (copy / "rounds").exists()
-    with pytest.raises(UserError, match="start it again"):
-        quickstart.resume(copy)
-    rundir.start(copy, "quickstart", quickstart.Config())
-    assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "machine.json"]
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = tree(copy)
+    for go_on in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(quickstart, "run", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                command(copy, overwrite=True)
+        assert not (copy / "rounds").exists()
+        if go_on:
+            quickstart.resume(copy)
+            assert not list(copy.glob(".over*"))
+            assert (copy / "summary.json").exists()
+        else:
+            with pytest.raises(UserError, match="already holds something"):
+                rundir.start(copy, "quickstart", quickstart.Config())
+            assert tree(copy) == before
 
 
 def test_a_persons_judgements_are_not_overwritten(copy: Path) -> None:

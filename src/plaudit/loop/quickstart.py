@@ -125,7 +125,9 @@ def resume(directory: Path) -> dict[str, Any]:
     machine.prepare(config.precision, config.threads)
     with rundir.alone(directory):
         rundir.reopen(directory)
-        return run(config, directory)
+        found = run(config, directory)
+        rundir.settle(directory)
+        return found
 
 
 def run(config: Config, directory: Path, ask: Callable[[str], str] = input) -> dict[str, Any]:

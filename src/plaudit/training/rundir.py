@@ -118,9 +118,8 @@ def first_try(directory: Path) -> Iterator[None]:
 def settle(directory: Path) -> None:
     """What the run has overwritten goes, once it has taken a step."""
     if _has_begun(directory) and (directory / _OLD).exists():
-        going = Path(
-            tempfile.mkdtemp(dir=directory, prefix=f".new.{_OLD}.")
-        )  # a name that `files.sweep` knows
+        # Under a name that `files.sweep` knows: a kill in the middle leaves nothing that could be taken for a run.
+        going = Path(tempfile.mkdtemp(dir=directory, prefix=f".new.{_OLD}."))
         os.replace(directory / _OLD, going / _OLD)
         files.remove(going)
 
