@@ -1,7 +1,7 @@
 """A run's directory: it appears at once with its resolved config; summary.json comes last and marks the end.
 
-A run that is overwritten waits in `.overwritten` until the new one has taken a step, and stands again where that one
-could not take any.
+A run that is overwritten waits in `.overwritten`. It stands again where the new one could not take a step, and goes when
+that one ends, or is resumed, after its first.
 """
 
 from __future__ import annotations
@@ -192,18 +192,13 @@ def check_inputs(directory: Path) -> None:
     path = directory / "inputs.json"
     if not path.exists():
         return
-    recorded, now = (
-        files.read_json(path, _MEND),
-        _digests((directory / "config.yaml").read_text(encoding="utf-8")),
-    )
-    for name, digest in recorded.items():
-        if (
-            now.get(name, digest) != digest
-        ):  # one that is gone is for the recipe to miss, where it is still needed
-            where = name or str(directory / "config.yaml")
+    now = _digests((directory / "config.yaml").read_text(encoding="utf-8"))
+    for name, digest in files.read_json(path, _MEND).items():
+        # One that is gone is for the recipe to miss, where it is still needed.
+        if now.get(name, digest) != digest:
             raise UserError(
                 "has changed since the run began, which would end as another",
-                where=where,
+                where=name or str(directory / "config.yaml"),
                 fix="put it back, or start a new run",
             )
 
