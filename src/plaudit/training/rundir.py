@@ -1,7 +1,7 @@
 """A run's directory: it appears at once with its resolved config; summary.json comes last and marks the end.
 
-A run that is overwritten waits in `.overwritten`. It stands again where the new one could not take a step, and goes when
-that one ends, or is resumed, after its first.
+A run that is overwritten waits in `.overwritten`. It stands again where the new one could not take a step, and goes
+when that one ends, or is resumed, after its first.
 """
 
 from __future__ import annotations
