@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,22 @@ def test_a_file_that_generate_did_not_write_holds_no_ids(prompts: Path) -> None:
         UserError, match=r"prompts\.jsonl:1: is no sample; name a file that `plaudit generate` wrote"
     ):
         known_ids([str(prompts)])
+
+
+def test_weights_that_give_no_numbers_are_told_and_nothing_is_written(prompts: Path, tmp_path: Path) -> None:
+    model = load_model("tiny", torch.float64)
+    adapter = make_adapter(model.trunk, rank=2, alpha=4.0, blocks=1, seed=1)
+    with torch.no_grad():
+        for factor in adapter.factors.values():
+            factor.fill_(math.nan)
+    (tmp_path / "broken").mkdir()
+    save_adapter(adapter, tmp_path / "broken", base="tiny")
+    out = tmp_path / "none.jsonl"
+    with pytest.raises(
+        UserError, match="broken: gives probabilities that are no numbers; its weights are broken"
+    ):
+        generate("tiny", prompts, out, SamplingParams(4), adapter=tmp_path / "broken")
+    assert not out.exists()
 
 
 def test_an_adapter_is_sampled_from(prompts: Path, tmp_path: Path) -> None:

@@ -77,7 +77,11 @@ def sample_row(sample: Sample, prompt: Prompt, seed: int) -> dict[str, Any]:
     """A sample as JSON: the prompt as it was given, and all that its use for training needs.
 
     completion_ids: with the end-of-text token where it was drawn; logprobs: one a token, nats, at the temperature.
+    UserError where these are no numbers.
     """
+    if not all(map(math.isfinite, sample.logprobs)):
+        what = "gives probabilities that are no numbers"
+        raise UserError(what, where=sample.policy_version or "the model", fix="its weights are broken")
     return {
         "prompt": prompt_to_json(prompt),
         "completion": sample.text,

@@ -2,6 +2,11 @@
 
 from mutations.kinds import of_room
 
+NO_NUMBERS = of_room(
+    "rollout/generate",
+    "rollout/test_generate",
+    ("if not all(map(math.isfinite, sample.logprobs)):", "if False:", "samples of a broken model"),
+)
 OF_ITS_TRUNK = of_room(
     "models/load",
     "models/test_adapter",
