@@ -123,6 +123,32 @@ def test_cut_points_that_cannot_be_are_no_better_than_those_at_the_beginning(
     assert math.isfinite(losses[-1])
 
 
+@pytest.mark.parametrize("rating_weight", [1.0, 20.0])
+def test_cut_points_are_held_in_nats_of_the_ratings(rating_weight: float) -> None:
+    """At the end nothing is left of the slope of the mean surprise of the ratings and the prior's, by differences; in
+    numpy, with the chances of the graded response model."""
+    groups, states = judged(8, noise=1.0)
+    reading, effects = begin(groups, Reading(rating="ordinal", rating_weight=rating_weight))
+    weights, gaps = fit(Examples.of(groups, states, reading, effects), 0.3)
+    scores = np.concatenate([s.numpy() for s in states]) @ weights[0, :-1].numpy() + float(weights[0, -1])
+    given = [(3 * n + one.place, one.rating) for n, group in enumerate(groups) for one in group.ratings]
+
+    def cost(logs: Any) -> float:
+        cuts = np.concatenate([[0.0], np.exp(logs).cumsum()])
+        cuts -= cuts.mean()
+        spent = 0.0
+        for place, rating in given:
+            reached = np.concatenate([[1.0], 1 / (1 + np.exp(cuts - scores[place])), [0.0]])
+            level = int(np.abs(np.array(reading.levels) - rating).argmin())
+            spent -= math.log(reached[level] - reached[level + 1])
+        return spent / len(given) + float(((logs / 2) ** 2).sum()) / 2 / len(given)
+
+    for place in range(len(gaps)):
+        step = 1e-5 * np.eye(len(gaps))[place]
+        slope = (cost(gaps.numpy() + step) - cost(gaps.numpy() - step)) / 2e-5
+        assert slope == pytest.approx(0, abs=1e-5)
+
+
 def test_a_dimension_that_never_moves_harms_nothing() -> None:
     groups, states = judged(12, noise=0.5)
     for state in states:

@@ -71,6 +71,7 @@ PROBE = of_room(
     ("if f == left_out]", "if f != left_out]", "a penalty chosen on what it was fitted to"),
     ("head.centre.copy_(centre)", "pass", "a head that reads raw states"),
     ("(cost() if possible() else begin)", "cost()", "an overflow taken for progress"),
+    ("nat = examples.reading.rating_weight /", "nat = 1 /", "cut-points held in other nats than the ratings'"),
     ("        effects.bounded,\n", "        lambda: True,\n", "cut-points that cannot be"),
 ) + of_room(
     "reward/raters",
