@@ -6,6 +6,7 @@ import copy
 import difflib
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -96,6 +97,17 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
                 raise UserError(f"{parent!r} has no settings below it", where=override)
         node[last] = _parse_yaml(text, override)
     return out
+
+
+def leaves(tree: Mapping[str, Any]) -> set[str]:
+    """The dotted names of a tree's settings."""
+    return {
+        name
+        for key, value in tree.items()
+        for name in (
+            {f"{key}.{below}" for below in leaves(value)} if isinstance(value, Mapping) and value else {key}
+        )
+    }
 
 
 def parse(cls: type[C], tree: dict[str, Any], where: str) -> C:

@@ -45,7 +45,8 @@ class Sample:
     between two turns); its logprob is 0 and never read. None: every token was drawn.
     policy_version and tokenizer fingerprint say whose tokens these are.
     asked: the prompt before it was rendered, where whoever made the sample knew it: a judge reads it.
-    reward: what an environment gave for it, where it was drawn as an episode.
+    rewards: where it was drawn as an episode, what the environment gave, one a completion token: each turn's reward at
+    the turn's last token, 0 elsewhere.
     """
 
     prompt: int
@@ -60,7 +61,7 @@ class Sample:
     tokenizer: str
     action_mask: tuple[bool, ...] | None = None
     asked: Prompt | None = None
-    reward: float | None = None
+    rewards: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

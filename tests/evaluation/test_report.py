@@ -580,6 +580,6 @@ def test_those_alone_who_took_no_part_in_training_are_heard_of_the_reward(judges
     measured = {"judges": judges, "reward_before": 0.0, "reward_after": 1.0, "win_rate_ci95": [0.1, 0.3]}
     ppo = [{"step": step, "reward": 0.1 * step, "kl": 0.01 * step} for step in range(1, 9)]
     last = Round(1, 0, {"policy": measured}, ppo, [], {}, [])
-    found = findings(last)
+    found = findings(last, {"policy": {"kl_coef": 0.1}})
     assert any("judges prefer the start" in finding.what for finding in found) == told
     assert not any("gold" in finding.what for finding in found)

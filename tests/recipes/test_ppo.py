@@ -647,10 +647,11 @@ def test_a_run_can_begin_from_an_adapter(config: ppo.Config, tmp_path: Path) -> 
     assert all(not torch.equal(moved[name], begun[name]) for name in begun)
 
 
-def test_more_minibatches_than_rows_are_as_many_as_rows(config: ppo.Config, tmp_path: Path) -> None:
-    ppo.run(changed(config, minibatches=3, steps=2), tmp_path / "three")
+def test_more_minibatches_than_samples_are_as_many_as_samples(config: ppo.Config, tmp_path: Path) -> None:
+    samples = config.prompts_per_step * config.samples_per_prompt
+    ppo.run(changed(config, minibatches=samples, steps=2), tmp_path / "each")
     ppo.run(changed(config, minibatches=50, steps=2), tmp_path / "fifty")
-    same(rows(tmp_path / "fifty"), rows(tmp_path / "three"), 1e-12)
+    same(rows(tmp_path / "fifty"), rows(tmp_path / "each"), 1e-12)
 
 
 # -- the optimiser ---------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from plaudit.algorithms.advantages import gae, shaped_rewards
 from plaudit.data.collate import pack
 from plaudit.models.branch import Branch, final_scores
 from plaudit.models.load import Model, load_model
-from plaudit.rollout.agent import Agent, Episode, episodes, turn_rewards
-from plaudit.rollout.collect import Forward, forward, preflight
+from plaudit.rollout.agent import Agent, Episode, episodes
+from plaudit.rollout.collect import Forward, by_token, forward, preflight
 from plaudit.rollout.environment import TextEnv, TurnEnv
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
@@ -403,7 +403,7 @@ def test_each_turns_reward_stands_on_its_last_token(model: Model) -> None:
         [e.sample.completion_ids for e in played],
         action_masks=[e.sample.action_mask for e in played],
     )
-    rewards = turn_rewards(played, packed)
+    rewards = by_token([e.sample.rewards or () for e in played], [e.sample for e in played], packed)
     told = len(words.encode("<|end|><|user|>and now the other way round<|end|><|assistant|>"))
     by_hand = torch.zeros(2, told + 4, dtype=torch.float64)
     by_hand[0, 1], by_hand[0, told + 3] = 3 / 7, 2 / 3

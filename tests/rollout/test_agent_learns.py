@@ -16,7 +16,7 @@ from plaudit.algorithms.value_loss import clipped_value_loss
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.branch import Branch, ScalarHead, token_logprobs, token_values
 from plaudit.models.load import load_model, make_adapter
-from plaudit.rollout.agent import Agent, episodes, turn_rewards
+from plaudit.rollout.agent import Agent, episodes
 from plaudit.rollout.collect import forward
 from plaudit.rollout.environment import TextEnv
 from plaudit.tensors import Sample, SamplingParams
@@ -97,7 +97,8 @@ def test_our_components_learn_in_a_text_environment_of_two_turns(seed: int) -> N
         total = float(mask.sum())
         assert total < float(seen.packed.lengths.sum()), "the environment's words are among the tokens"
         kl = k1(seen.logprobs, seen.ref_logprobs)
-        rewards = turn_rewards(played, seen.packed).to(kl.dtype) - 0.01 * kl
+        assert seen.shares is not None
+        rewards = seen.shares - 0.01 * kl
         advantages, targets = gae(rewards, seen.values, mask)
         advantages = whiten(advantages, mask, keep_mean=False)
         for _ in range(4):

@@ -20,7 +20,7 @@ from plaudit.models.branch import (
 )
 from plaudit.models.llama import Llama
 from plaudit.models.load import load_model
-from plaudit.rollout.collect import Forward, forward, sampled_logprobs
+from plaudit.rollout.collect import Forward, by_token, forward
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
 from tiny_models import as_samples, random_branch, random_head, random_ids
@@ -153,7 +153,7 @@ def test_sampled_logprobs_keep_their_places() -> None:
         replace(s, logprobs=tuple(-(i * 100.0 + t) for t in range(len(s.logprobs))))
         for i, s in enumerate(SAMPLES)
     ]
-    out = sampled_logprobs(samples, PACKED)
+    out = by_token([s.logprobs for s in samples], samples, PACKED)
     for i, sample in enumerate(samples):
         count = len(sample.completion_ids)
         assert out[i, :count].tolist() == [-(i * 100.0 + t) for t in range(count)]

@@ -9,6 +9,7 @@ stand in the row and are attended to, and the mask is False there: no loss, mean
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -104,13 +105,15 @@ def pack(
     action_masks: Sequence[Sequence[bool] | None] | None = None,
     together: Sequence[int] | None = None,
     max_row: int = 1024,
+    most: int = sys.maxsize,
     device: torch.device | str = "cpu",
 ) -> Packed:
     """Pack samples; neighbours with the same prompt share a row while it has room for max_row tokens.
 
     prompts, completions: one of each a sample; neither may be empty. action_masks: one a sample, False at the tokens
     of its completion that the policy did not draw (observations); None: all were drawn. together: a number a sample; a
-    row holds samples of one number alone (None: whichever share a prompt). Samples keep their order.
+    row holds samples of one number alone (None: whichever share a prompt). most: samples that a row holds at most, so
+    that a split by rows has something to split. Samples keep their order.
     Raises ValueError for what is empty, and for an action mask of another length or without a drawn token.
     """
     action_masks = [None] * len(completions) if action_masks is None else action_masks
@@ -131,7 +134,7 @@ def pack(
         shared = rows and list(prompts[rows[-1][0]]) == list(prompt)
         if shared and together is not None:
             shared = together[rows[-1][0]] == together[sample]
-        if shared and used + len(completion) <= max_row:
+        if shared and used + len(completion) <= max_row and len(rows[-1]) < most:
             rows[-1].append(sample)
             used += len(completion)
         else:

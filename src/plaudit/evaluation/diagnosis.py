@@ -1,15 +1,17 @@
 """What the curves of a training run say is wrong with it, in words: what, since when, what to try.
 
 Rules over the rows of metrics.jsonl. A mean of one batch is noisy, so levels are compared as means over windows, beside
-the noise that successive steps show (half the variance of their differences; von Neumann et al. 1941).
+the noise that successive steps show (`training.stop.level_error`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from plaudit.training.stop import broader, closer, level_error, price
 
 Row = Mapping[str, float]
 Level = Literal["alarm", "warning", "fine"]
@@ -46,6 +48,10 @@ class Curve:
         """Steps that a level is the mean of."""
         return max(3, len(self.values) // 6)
 
+    def until(self, step: int) -> int:
+        """The place after the last of its steps that is no later than this one."""
+        return sum(own <= step for own in self.steps)
+
     def level(self, end: int) -> float:
         """The mean over the window that ends before this place."""
         window = self.values[max(0, end - self.width) : end]
@@ -54,10 +60,7 @@ class Curve:
     @property
     def error(self) -> float:
         """The standard error of the difference between two levels."""
-        steps = [b - a for a, b in zip(self.values, self.values[1:], strict=False)]
-        if not steps:
-            return 0.0
-        return math.sqrt(sum(d * d for d in steps) / (2 * len(steps))) * math.sqrt(2 / self.width)
+        return level_error(self.values, self.width)
 
     @property
     def first(self) -> float:
@@ -74,18 +77,25 @@ def diagnose(
     *,
     logged: bool = False,
     judged: Sequence[Finding] | None = None,
+    settings: Container[str] = (),
 ) -> list[Finding]:
     """What is wrong with a run that learned from samples, the worst first; what is fine comes last.
 
     rows: of its metrics.jsonl. stopped: why it ended by itself, or None. logged: the samples were not the policy's own,
     so that their rewards, lengths and ends say nothing of it. judged: of a run that was judged at its end what
-    `against_judges` found, in place of a gold score's rule.
+    `against_judges` found, in place of a gold score's rule. settings: of the run, by dotted name: what is advised is
+    there.
     """
     found = [Finding("alarm", f"The run stopped by itself: {stopped}.")] if stopped else []
     found += judged or []
     if rows:
-        of_samples = [] if logged else [_alike, _flat, _length, _ends, *([_gamed] if judged is None else [])]
-        for look in (*of_samples, _distance, _entropy, _steps, _critic, _sampler):
+        if not logged:
+            for look in (_alike, _length, _ends):
+                found += look(rows)
+            for advise in (_flat, *([_gamed] if judged is None else [])):
+                found += advise(rows, settings)
+        found += [*_distance(rows, settings), *_entropy(rows, settings)]
+        for look in (_steps, _critic, _sampler):
             found += look(rows)
     order = {"alarm": 0, "warning": 1, "fine": 2}
     return sorted(found, key=lambda finding: order[finding.level])
@@ -112,8 +122,8 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _gamed(rows: Sequence[Row]) -> list[Finding]:
-    """Reward hacking: the gold score falls, or stays, while the reward that is trained on rises (Gao et al. 2022)."""
+def _gamed(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
+    """Reward hacking: the gold score falls, or stays, while the reward that is trained on does not (Gao et al. 2022)."""
     reward, gold = Curve.of(rows, "reward"), Curve.of(rows, "gold")
     if not gold.values:
         return [
@@ -128,28 +138,32 @@ def _gamed(rows: Sequence[Row]) -> list[Finding]:
     ends = range(gold.width, len(gold.values) + 1)
     peak = max(ends, key=gold.level)
     at = gold.steps[peak - 1]
-    rose = reward.last - reward.level(peak)
+    since = reward.last - reward.level(reward.until(at))
     fell = gold.level(peak) - gold.last
-    if fell > SURE_OF_PEAK * gold.error and rose > 0:
+    if fell > SURE_OF_PEAK * gold.error:
+        gone = f"after step {at} the gold score fell by {fell:.3g} (from {gold.level(peak):.3g} to {gold.last:.3g})"
+        if since < -SURE * reward.error:
+            what = f"{gone[0].upper()}{gone[1:]}, and the reward by {-since:.3g}."
+            return [Finding("warning", what, f"Take the model of about step {at}; lower the learning rate.")]
+        moved = f"rose by {since:.3g}" if since > 0 else f"hardly moved ({since:+.3g})"
         return [
             Finding(
                 "alarm",
-                f"Reward hacking: after step {at} the gold score fell by {fell:.3g} (from {gold.level(peak):.3g} to "
-                f"{gold.last:.3g}) while the reward rose by {rose:.3g}.",
-                f"Take the model of about step {at}; hold the KL lower (kl.target, kl.coef); collect judgements of "
-                "today's samples and refit the reward; score with an ensemble's worst case.",
+                f"Reward hacking: {gone} while the reward {moved}.",
+                f"Take the model of about step {at}; {closer(settings)}; collect judgements of today's samples and refit "
+                "the reward; score with an ensemble's worst case.",
             )
         ]
-    rose, moved = reward.last - reward.first, gold.last - gold.first
-    if rose > SURE * reward.error and moved < SURE * gold.error:
+    rose, followed = reward.last - reward.first, gold.last - gold.first
+    if rose > SURE * reward.error and followed < SURE * gold.error:
         return [
             Finding(
                 "warning",
-                f"The reward rose by {rose:.3g}, and the gold score did not follow ({moved:+.3g}).",
+                f"The reward rose by {rose:.3g}, and the gold score did not follow ({followed:+.3g}).",
                 "The reward has learned something else than the gold scorer: refit it, or read the samples.",
             )
         ]
-    return [Finding("fine", f"Reward and gold went together: {rose:+.3g} and {moved:+.3g}.")]
+    return [Finding("fine", f"Reward and gold went together: {rose:+.3g} and {followed:+.3g}.")]
 
 
 def _alike(rows: Sequence[Row]) -> list[Finding]:
@@ -176,7 +190,8 @@ def _alike(rows: Sequence[Row]) -> list[Finding]:
     return found
 
 
-def _flat(rows: Sequence[Row]) -> list[Finding]:
+def _flat(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
+    held = price(settings)
     reward, kl = Curve.of(rows, "reward"), Curve.of(rows, "kl")
     if len(reward.values) < ENOUGH or not kl.values:
         return []
@@ -188,7 +203,8 @@ def _flat(rows: Sequence[Row]) -> list[Finding]:
             Finding(
                 "alarm",
                 f"The reward fell from {reward.first:.3g} to {reward.last:.3g}.",
-                "Lower the learning rate; if it falls from the first steps on, look at the KL's price.",
+                "Lower the learning rate"
+                + (f"; if it falls from the first steps on, look at {held}." if held else "."),
             )
         ]
     if kl.last - kl.first > 0.05:
@@ -203,32 +219,32 @@ def _flat(rows: Sequence[Row]) -> list[Finding]:
         Finding(
             "warning",
             f"Neither reward ({rose:+.3g}) nor policy (KL {kl.last:.2g} nats a token) has moved.",
-            "Raise the learning rate or the steps; lower the KL's price.",
+            "Raise the learning rate or the steps" + (f"; lower {held}." if held else "."),
         )
     ]
 
 
-def _distance(rows: Sequence[Row]) -> list[Finding]:
+def _distance(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
     kl = Curve.of(rows, "kl")
     if kl.values and kl.last > 0.5:
         return [
             Finding(
                 "warning",
                 f"The policy is {kl.last:.2g} nats a token from its reference, where its rewards mean little.",
-                "Raise kl.coef or set kl.target; refit the reward on new judgements.",
+                f"{closer(settings).capitalize()}; refit the reward on new judgements.",
             )
         ]
     return []
 
 
-def _entropy(rows: Sequence[Row]) -> list[Finding]:
+def _entropy(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
     entropy = Curve.of(rows, "entropy")
     if len(entropy.values) >= ENOUGH and entropy.last < 0.4 * entropy.first:
         return [
             Finding(
                 "warning",
                 f"Entropy fell from {entropy.first:.2g} to {entropy.last:.2g} nats a token: it says ever fewer things.",
-                "Set entropy_coef, raise the KL's price, or stop earlier.",
+                f"{broader(settings).capitalize()}, or stop earlier.",
             )
         ]
     return []

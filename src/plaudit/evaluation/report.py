@@ -91,7 +91,7 @@ def render(directory: Path, summary: dict[str, Any]) -> str:
         "mine": mine,
         "rounds": rounds,
         "last": last,
-        "findings": findings(last),
+        "findings": findings(last, config),
         "characters": [] if mine else characters(summary.get("seed")),
         "sets": SETS,
         "curves": CURVES,
@@ -135,14 +135,14 @@ def read_rounds(directory: Path, summary: dict[str, Any]) -> list[Round]:
     return rounds
 
 
-def findings(last: Round) -> list[Finding]:
+def findings(last: Round, config: Row) -> list[Finding]:
     """What the last round's training says of itself, and the panel's judges, who took no part in it, of the model."""
     measured = last.summary.get("policy") or {}
     begin, end = number(measured.get("reward_before")), number(measured.get("reward_after"))
     wins, judged = interval(measured.get("win_rate_ci95")), list[Finding]()
     if measured.get("judges") == "panel" and begin is not None and end is not None and wins is not None:
         judged.append(against_judges(end - begin, wins))
-    return diagnose(last.ppo, dig(last.summary, "ppo", "stopped"), judged=judged)
+    return diagnose(last.ppo, dig(last.summary, "ppo", "stopped"), judged=judged, settings=configs.leaves(config))
 
 
 def characters(seed: Any) -> list[panel.Rater]:

@@ -59,7 +59,9 @@ def render(directory: Path, summary: Mapping[str, Any]) -> str:
         "seed": tree.get("seed", "–"),
         "steps": summary.get("steps"),
         "planned": tree.get("steps"),
-        "findings": diagnose(rows, summary.get("stopped"), logged=logged),
+        "findings": diagnose(
+            rows, summary.get("stopped"), logged=logged, settings=configs.leaves(tree)
+        ),
         "logged": logged,
         "rows": rows,
         "first": rows[0] if rows else {},

@@ -166,19 +166,13 @@ def make_branches(config: Config, model: Model, scorer: Scorer | None) -> dict[s
 def experience_from(
     seen: Forward, scores: Tensor, samples: Sequence[Sample], coef: float, config: Config
 ) -> Experience:
-    """KL in the reward, the score on the last token or its shares on all, generalised advantages, whitened."""
+    """KL in the reward, the score on the last token, its shares on all or each turn's on its last, generalised
+    advantages, whitened."""
     mask = seen.packed.mask
-    at_end = online.rewards_of(scores, samples, config)
-    shares = seen.shares if config.dense_reward else None
-    if shares is not None:
-        # What has its shares has nothing more at its end; what is penalised there has no shares.
-        scored = online.ended(samples, mask.device) | (config.missing_eos_penalty is None)
-        at_end, shares = at_end * ~scored, shares * scored[:, None]
+    at_end, along = online.placed_rewards(seen, scores, samples, config, dense=config.dense_reward)
     in_reward = coef if config.kl.place == "reward" else 0.0
     kl = kl_of(seen.logprobs, seen.ref_logprobs, config.kl)
-    rewards = shaped_rewards(at_end, kl, mask, coef=in_reward)
-    if shares is not None:
-        rewards = rewards + shares
+    rewards = shaped_rewards(at_end, kl, mask, coef=in_reward) + along
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True)
     advantages, returns = gae(rewards, seen.values, mask, gamma=config.gamma, lam=config.lam)

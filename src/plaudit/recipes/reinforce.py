@@ -203,14 +203,12 @@ def advantages_of(
     """
     mask = seen.packed.mask
     price = coef if config.kl.place == "reward" else 0.0
-    # A person who judged a completion has seen how it ends.
-    earned = scores if config.feedback else online.rewards_of(scores, samples, config)
-    rewards = shaped_rewards(
-        earned,
-        kl_of(seen.logprobs, seen.ref_logprobs, config.kl),
-        mask,
-        coef=price,
-    )
+    kl = kl_of(seen.logprobs, seen.ref_logprobs, config.kl)
+    if config.feedback:  # a person who judged a completion has seen how it ends
+        rewards = shaped_rewards(scores, kl, mask, coef=price)
+    else:
+        at_end, along = online.placed_rewards(seen, scores, samples, config)
+        rewards = shaped_rewards(at_end, kl, mask, coef=price) + along
     returns = masked_sum(rewards, mask, dim=1)
     if config.baseline == "leave_one_out":
         group = torch.tensor([s.prompt for s in samples], device=mask.device)

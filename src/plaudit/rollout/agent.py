@@ -15,9 +15,7 @@ from typing import Any, Literal
 import gymnasium
 import torch
 from gymnasium import spaces
-from torch import Tensor
-
-from plaudit.data.collate import Packed, pack
+from plaudit.data.collate import pack
 from plaudit.data.shapes import read_prompt
 from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch, token_values
@@ -98,7 +96,8 @@ class Agent:
 @dataclass(frozen=True, slots=True)
 class Episode:
     """An episode as it was played. sample: every token, its action_mask False at the observations', prompt and index
-    those of the start; finish_reason "stop" where the environment terminated it and its last turn ended by itself.
+    those of the start; finish_reason "stop" where the environment terminated it and its last turn ended by itself; its
+    rewards each turn's, on the turn's last token.
 
     rewards: one a turn, the environment's; ends: of each turn, the place of its last token in the completion.
     messages: what was said, in words, where the environment speaks text. seed: the environment's.
@@ -115,14 +114,6 @@ class Episode:
     def score(self) -> float:
         """The episode's return, undiscounted."""
         return math.fsum(self.rewards)
-
-
-def turn_rewards(played: Sequence[Episode], packed: Packed) -> Tensor:
-    """[B, T] float64: each turn's reward on its last token, 0 elsewhere. packed: of the episodes' samples."""
-    out = torch.zeros(packed.mask.shape, dtype=torch.float64)
-    for row, episode in enumerate(played):
-        out[row, list(episode.ends)] = torch.tensor(episode.rewards, dtype=torch.float64)
-    return out.to(packed.mask.device)
 
 
 def episodes(
@@ -258,6 +249,9 @@ def _give_tokens(play: _Play, drawn: Sample) -> None:
 def _episode(agent: Agent, play: _Play) -> Episode:
     transcript, last = play.transcript, play.transcript.ends[-1]
     transcript.cut(last + 1)  # nothing was drawn after what was said last
+    rewards = [0.0] * len(transcript.ids)
+    for place, reward in zip(transcript.ends, play.rewards, strict=True):
+        rewards[place] = reward
     stopped = play.end == "terminated" and transcript.ids[-1] in agent.engine.tokenizer.eos_ids
     sample = transcript.sample(
         "stop" if stopped else "length",
@@ -267,6 +261,7 @@ def _episode(agent: Agent, play: _Play) -> Episode:
         policy_version=agent.engine.version,
     )
     messages = tuple(transcript.messages) if play.speaks else ()
+    sample = replace(sample, rewards=tuple(rewards))
     return Episode(
         sample, tuple(play.rewards), tuple(transcript.ends), messages, play.seed, play.end or "turns"
     )

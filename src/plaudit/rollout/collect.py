@@ -5,6 +5,7 @@ Before the first update `preflight` holds the trainer's log-probabilities agains
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -32,7 +33,8 @@ class Forward:
 
     streams: by depth, the trunk's stream [R, S, width] after that many blocks, for the epochs that follow.
     logprobs, ref_logprobs, sampled_logprobs, entropies, values [B, T]; shares [B, T], what each token
-    adds to the score, None without a reward branch; values are 0 without a value branch.
+    adds to the score by a reward branch, or what an environment gave at it, None without either; values are 0 without
+    a value branch.
     """
 
     packed: Packed
@@ -100,13 +102,16 @@ def forward(
     reward: Branch | None,
     temperature: float,
     budget: int,
+    most: int = sys.maxsize,
 ) -> Forward:
     """Run every branch over the samples, `budget` columns at a time. Branches on the reference's trunk go on
-    from its stream; others (full fine-tuning) are run whole. anchor: an adapter that is part of the reference."""
+    from its stream; others (full fine-tuning) are run whole. anchor: an adapter that is part of the reference. most:
+    samples that share a row at most (see `pack`)."""
     packed = pack(
         [s.prompt_ids for s in samples],
         [s.completion_ids for s in samples],
         action_masks=[s.action_mask for s in samples],
+        most=most,
         device=reference.device,
     )
     against = Branch(reference, anchor)
@@ -120,7 +125,10 @@ def forward(
         name: torch.zeros(packed.mask.shape, dtype=reference.wide, device=reference.device)
         for name in ("logprobs", "ref_logprobs", "entropies", "values")
     }
+    given = [s.rewards for s in samples if s.rewards is not None]
     shares = torch.zeros_like(per_token["values"])
+    if given:
+        shares += by_token(given, samples, packed)
     for rows in micro_batches(packed, budget):
         part, index = packed.take(rows)
         context = reference.context(part.positions, part.visible())
@@ -154,17 +162,17 @@ def forward(
     return Forward(
         packed=packed,
         streams=streams,
-        sampled_logprobs=sampled_logprobs(samples, packed).to(reference.wide),
-        shares=None if reward is None else shares,
+        sampled_logprobs=by_token([s.logprobs for s in samples], samples, packed).to(reference.wide),
+        shares=None if reward is None and not given else shares,
         **per_token,
     )
 
 
-def sampled_logprobs(samples: Sequence[Sample], packed: Packed) -> Tensor:
-    """The engine's own log-probabilities as [B, T] float64, 0 where the mask is False."""
+def by_token(figures: Sequence[Sequence[float]], samples: Sequence[Sample], packed: Packed) -> Tensor:
+    """One figure a completion token of each sample as [B, T] float64, 0 where the mask is False."""
     out = torch.zeros(packed.mask.shape, dtype=torch.float64, device=packed.mask.device)
-    drawn = [s.action_mask or (True,) * len(s.logprobs) for s in samples]
-    flat = [p for s, mask in zip(samples, drawn, strict=True) for p in compress(s.logprobs, mask)]
+    drawn = [s.action_mask or (True,) * len(s.completion_ids) for s in samples]
+    flat = [p for own, mask in zip(figures, drawn, strict=True) for p in compress(own, mask)]
     return out.masked_scatter(packed.mask, torch.tensor(flat, dtype=torch.float64, device=packed.mask.device))
 
 

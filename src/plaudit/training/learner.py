@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plaudit.config import leaves
 from plaudit.models.branch import Branch
 from plaudit.training import checkpoint
 from plaudit.training.online import OnlineConfig
@@ -78,7 +79,7 @@ class Learner:
     ) -> bool:
         """Whether a rule ends the run before this step's update. logged: the rewards are of completions that the
         policy did not draw, so that they need not rise."""
-        rules = self.config.stop.model_dump()
+        rules = {**self.config.stop.model_dump(), "settings": leaves(self.config.model_dump())}
         if logged:
             rules["patience"] = self.config.steps + 1
         why = reason_to_stop([*history, row], **rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -190,10 +191,8 @@ def draw(
     key: tuple[int | str, ...] = (config.seed, purpose, step, *([again] if again else []))
     starts, n = config.prompts_per_step, config.samples_per_prompt
     if world.rooms:
-        played = episodes(
-            Agent(world.engine, world.params), world.rooms, starts, n, key=key, turns=config.turns
-        )
-        return [replace(episode.sample, reward=episode.score) for episode in played]
+        agent = Agent(world.engine, world.params)
+        return [e.sample for e in episodes(agent, world.rooms, starts, n, key=key, turns=config.turns)]
     if again == 0:
         chosen = prompts_of_step(len(world.prompts), step, starts, config.seed)
     else:
@@ -231,12 +230,13 @@ def look(
         reward=world.reward_branch if reward else None,
         temperature=config.temperature,
         budget=config.micro_batch_tokens,
+        most=max(1, len(samples) // config.minibatches),
     )
 
 
 def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> tuple[Tensor, dict[str, float]]:
-    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it; and what it
-    says beside them that is worth logging, such as an ensemble's mean uncertainty."""
+    """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it, or the
+    environment's; and what a scorer says beside them that is worth logging, such as an ensemble's mean uncertainty."""
     if seen.shares is not None:
         return seen.shares.sum(1), {}
     said = judge(world, samples)
@@ -247,7 +247,7 @@ def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> tuple[T
 def judge(world: World, samples: Sequence[Sample]) -> Scores:
     """What the scorer says of the samples; or what the environment gave for the episodes."""
     if world.rooms:
-        return Scores([float(sample.reward or 0.0) for sample in samples])
+        return Scores([math.fsum(sample.rewards or ()) for sample in samples])
     assert world.scorer is not None
     return scored(world.scorer, samples)
 
@@ -263,6 +263,21 @@ def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig) 
     if config.missing_eos_penalty is None or config.environment is not None:
         return scores
     return replace_missing_eos(scores, ended(samples, scores.device), penalty=config.missing_eos_penalty)
+
+
+def placed_rewards(
+    seen: Forward, scores: Tensor, samples: Sequence[Sample], config: OnlineConfig, *, dense: bool = False
+) -> tuple[Tensor, Tensor]:
+    """([B], [B, T]): what each completion earns at its end, and what its tokens earn where they stand: each turn's
+    reward where an environment gave it, a reward model's shares where these are asked for (dense). What has its shares
+    has nothing more at its end; what is penalised there has no shares."""
+    at_end = rewards_of(scores, samples, config)
+    if config.environment is None and not dense:
+        return at_end, torch.zeros_like(seen.logprobs)
+    assert seen.shares is not None
+    kept = config.environment is not None or config.missing_eos_penalty is None
+    spread = ended(samples, at_end.device) | kept
+    return at_end * ~spread, seen.shares * spread[:, None]
 
 
 def next_price(coef: float, kl: KLConfig, *, observed: float, episodes: int) -> float:

@@ -22,8 +22,14 @@ PPO = of_room(
 ) + of_room(
     "recipes/ppo",
     "recipes/test_ppo",
-    ("at_end, shares = at_end * ~scored,", "at_end, shares = at_end,", "a dense reward with the score on top"),
-    ("shares * scored[:, None]", "shares", "shares of what is penalised"),
+    ("dense=config.dense_reward)", "dense=False)", "a dense reward that is not asked for"),
+    ("coef=in_reward) + along", "coef=in_reward)", "what tokens earn by themselves is dropped"),
+) + of_room(
+    "training/online",
+    "recipes/test_ppo recipes/test_episodes",
+    ("return at_end * ~spread,", "return at_end,", "a dense reward with the score on top"),
+    ("seen.shares * spread[:, None]", "seen.shares", "shares of what is penalised"),
+    ("if config.environment is None and not dense:", "if not dense:", "every turn's reward at the end of all"),
 )  # fmt: skip
 ONLINE = of_room(
     "training/online",
