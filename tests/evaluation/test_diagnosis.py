@@ -65,6 +65,39 @@ def test_reward_hacking_is_named_where_gold_and_reward_part(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("after", [0.0, -0.1], ids=["saturated", "a little lower"])
+def test_a_reward_that_has_saturated_hides_no_hacking(seed: int, after: float) -> None:
+    """Both rise until half-way; then gold falls, though not to where it began, and the reward as good as stays."""
+    found = diagnose(
+        rows(
+            seed,
+            reward=lambda t: 4 * t if t < 0.5 else 2 + after * (2 * t - 1),
+            gold=lambda t: t if t < 0.5 else 0.5 - 0.8 * (t - 0.5),
+        )
+    )
+    assert found[0].what.startswith("Reward hacking: after step ")
+    assert not any("together" in finding.what for finding in found)
+
+
+def test_reward_and_gold_that_turn_together_are_told_of_and_are_no_hacking() -> None:
+    found = diagnose(rows(reward=lambda t: 2 - abs(4 * t - 2), gold=lambda t: 0.5 - abs(t - 0.5)))
+    assert not any("hacking" in finding.what or "together" in finding.what for finding in found)
+    assert any(re.match(r"After step \d+ the gold score fell by .*, and the reward by ", f.what) for f in found)
+
+
+def test_a_gold_score_of_every_third_step_is_held_against_the_reward_of_its_own_steps() -> None:
+    """Gold turns at the end of the first third. The reward falls until then, and rises after it."""
+    some = rows(reward=lambda t: abs(6 * t - 2), gold=lambda t: t if t < 1 / 3 else 2 / 3 - t)
+    for row in some:
+        if row["step"] % 3:
+            del row["gold"]
+    found = diagnose(some)
+    assert found[0].what.startswith("Reward hacking: after step ")
+    rose = float(re.search(r"reward rose by (\S+)\.$", found[0].what).group(1))  # type: ignore[union-attr]
+    assert 2.5 < rose < 4
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_noise_in_the_gold_score_is_no_reward_hacking(seed: int) -> None:
     assert not alarms(diagnose(rows(seed, gold=lambda _: 0.0)))
     draw = rng("noisy gold", seed)

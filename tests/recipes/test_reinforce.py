@@ -14,12 +14,14 @@ import torch
 from plaudit import config as configs
 from plaudit.cli import main
 from plaudit.data.logged import read_logged
+from plaudit.models.adapter import save_adapter
 from plaudit.models.load import load_model
 from plaudit.recipes import reinforce
 from plaudit.reward.rules import RuleScorer, rule_scorer
 from plaudit.training import checkpoint
 from plaudit.types import UserError
-from runs import CONFIGS, PROMPTS, changed, judged, made_up, rows, write_prompts
+from runs import CONFIGS, PROMPTS, changed, judged, made_up, rows, shipped, write_prompts
+from tiny_models import random_adapter
 
 KL = [[0.2, -0.4, 0.6], [1.0], [0.0, 0.2], [-0.2, 0.0]]
 SCORES = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
@@ -121,28 +123,45 @@ def test_the_moving_baseline_is_the_decayed_mean_of_past_returns(
 # -- people's scores -----------------------------------------------------------------------------------------------
 
 
-def test_tokens_of_unknown_origin_count_as_drawn_from_the_reference() -> None:
+def test_tokens_of_unknown_origin_count_as_drawn_from_the_policy_as_it_began() -> None:
     seen, _ = made_up(KL, prompts=[0, 0, 1, 1])
     heard = seen.sampled_logprobs.clone()
     heard[1] = float("nan")
-    known = reinforce.with_known_sampler(replace(seen, sampled_logprobs=heard)).sampled_logprobs
-    assert known[1].tolist() == seen.ref_logprobs[1].tolist()
+    first = torch.full_like(heard, -7.0)
+    known = reinforce.with_known_sampler(replace(seen, sampled_logprobs=heard), first).sampled_logprobs
+    assert known[1].tolist() == first[1].tolist()
     assert known[0].tolist() == seen.sampled_logprobs[0].tolist()
 
 
-@pytest.mark.parametrize("reference", [[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4]])
-def test_the_kl_of_logged_tokens_is_that_of_the_policy(
-    config: reinforce.Config, reference: list[float]
+@pytest.mark.parametrize("reference", ["model", "start"])
+def test_before_the_first_update_no_unknown_token_weighs_more_than_another(
+    tmp_path: Path, reference: str
 ) -> None:
-    """Of four words, each drawn once by a sampler that likes all the same: the mean is the exact expectation."""
-    policy = [0.45, 0.25, 0.2, 0.1]
+    """Whichever reference there is, what nobody drew counts as drawn from the policy of the first step."""
+    save_adapter(random_adapter(load_model("tiny", torch.float64).trunk, rank=3, blocks=2, seed=8), tmp_path, base="tiny")
+    settings = {
+        "model": "tiny", "feedback": judged(tmp_path)["feedback"], "start": str(tmp_path), "reference": reference,
+        "steps": 2, "adapter": {"rank": 4, "alpha": 8.0, "blocks": 3}, "precision": "float64", "threads": 1,
+        "learning_rate": 3e-2,
+    }  # fmt: skip
+    recipe, config = shipped("reinforce_feedback", **settings)
+    recipe.run(config, tmp_path / "run")
+    first, second = rows(tmp_path / "run")
+    assert first["sampler_difference"] == pytest.approx(0.0, abs=1e-9)
+    assert first["importance_mean"] == pytest.approx(1.0, abs=1e-9)
+    assert first["importance_capped"] == 0.0
+    assert second["sampler_difference"] > 1e-6
+
+
+@pytest.mark.parametrize("reference", [[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("policy", [[0.45, 0.25, 0.2, 0.1], [0.97, 0.01, 0.01, 0.01]])
+def test_the_kl_of_logged_tokens_is_that_of_the_policy(policy: list[float], reference: list[float]) -> None:
+    """Of four words, each drawn once by a sampler that likes all the same: the mean is the exact expectation, far from
+    the sampler too."""
     seen, _ = made_up([[0.0]] * 4, prompts=[0, 1, 2, 3])
     p, r, q = (torch.tensor(x, dtype=torch.float64).log()[:, None] for x in (policy, reference, [0.25] * 4))
-    found = reinforce.kl_from_logged(replace(seen, logprobs=p, ref_logprobs=r, sampled_logprobs=q), config)
+    found = reinforce.kl_from_logged(replace(seen, logprobs=p, ref_logprobs=r, sampled_logprobs=q))
     assert found == pytest.approx(sum(a * math.log(a / b) for a, b in zip(policy, reference, strict=True)))
-    capped = changed(config, importance_cap=1.2)
-    less = reinforce.kl_from_logged(replace(seen, logprobs=p, ref_logprobs=r, sampled_logprobs=q), capped)
-    assert 0 < less < found
 
 
 def test_a_step_takes_all_judged_completions_of_its_prompts(config: reinforce.Config, tmp_path: Path) -> None:

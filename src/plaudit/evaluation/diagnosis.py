@@ -142,7 +142,7 @@ def _gamed(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
     fell = gold.level(peak) - gold.last
     if fell > SURE_OF_PEAK * gold.error:
         gone = f"after step {at} the gold score fell by {fell:.3g} (from {gold.level(peak):.3g} to {gold.last:.3g})"
-        if since < -SURE * reward.error:
+        if since < -SURE_OF_PEAK * reward.error:
             what = f"{gone[0].upper()}{gone[1:]}, and the reward by {-since:.3g}."
             return [Finding("warning", what, f"Take the model of about step {at}; lower the learning rate.")]
         moved = f"rose by {since:.3g}" if since > 0 else f"hardly moved ({since:+.3g})"

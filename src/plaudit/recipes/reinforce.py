@@ -24,6 +24,7 @@ from plaudit.algorithms.masking import masked_mean, masked_sum, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.data.logged import Logged, read_logged
 from plaudit.evaluation.run_report import write_run_report
+from plaudit.models.branch import Branch
 from plaudit.models.load import Model
 from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import Forward, Part, preflight
@@ -79,13 +80,19 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         logged = read_logged(config.feedback, config.samples, tokenizer, context=trunk.shape.context)
         check_logged(logged, config)
     seed = torch_seed(config.seed, "policy adapter")
+
+    def as_it_begins() -> Branch:
+        return make_policy(world.model, config.adapter, seed=seed, start=config.start)
+
     learner = Learner(
         directory,
-        lambda: {"policy": make_policy(world.model, config.adapter, seed=seed, start=config.start)},
+        lambda: {"policy": as_it_begins()},
         config,
         {"kl_coef": config.kl.coef, "baseline": None},
     )
     policy = learner.branches["policy"]
+    # From what logged completions of unknown origin were drawn, where it is not the reference.
+    begun = as_it_begins() if logged is not None and config.start and config.reference == "model" else None
 
     with Metrics(directory, total=config.steps, done=learner.done, title="reinforce") as metrics:
         for step in range(learner.done, config.steps):
@@ -109,10 +116,13 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             else:
                 scores = torch.tensor(heard, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
                 said = {}
-                seen = with_known_sampler(seen)
+                first = seen.ref_logprobs
+                if begun is not None:
+                    first = online.look(world, samples, config, policy=begun).logprobs
+                seen = with_known_sampler(seen, first)
             row = online.describe(world, samples, seen, scores) | said
             if heard is not None:
-                row["kl"] = kl_from_logged(seen, config)
+                row["kl"] = kl_from_logged(seen)
             if learner.must_stop(step, row, metrics.history, logged=heard is not None):
                 break
 
@@ -174,18 +184,23 @@ def judged_of_step(
     return samples, tuple(score for p in chosen for score in logged[p].scores)
 
 
-def with_known_sampler(seen: Forward) -> Forward:
-    """Tokens of which nothing says how likely they were count as drawn from the reference, the model as it began."""
-    known = torch.where(seen.sampled_logprobs.isnan(), seen.ref_logprobs, seen.sampled_logprobs)
+def with_known_sampler(seen: Forward, first: Tensor) -> Forward:
+    """Tokens of which nothing says how likely they were count as drawn from the policy as it began; first [B, T]: its
+    log-probabilities."""
+    known = torch.where(seen.sampled_logprobs.isnan(), first, seen.sampled_logprobs)
     return replace(seen, sampled_logprobs=known)
 
 
-def kl_from_logged(seen: Forward, config: Config) -> float:
+def kl_from_logged(seen: Forward) -> float:
     """KL(policy || reference), nats a token, where the logged completions stand. The policy did not draw their tokens,
     so that the mean of k1 would be about minus the KL the other way round; k3, weighed by how much likelier the
-    policy is to draw the token, has the right mean and is never negative."""
-    weight = (seen.logprobs - seen.sampled_logprobs).exp().clamp(max=config.importance_cap)
-    return float(masked_mean(weight * k3(seen.logprobs, seen.ref_logprobs), seen.packed.mask))
+    policy is to draw the token, has the right mean and is never negative. The weights are divided by their mean,
+    which is 1 but for chance and for what was learned from these very tokens; a cap would read a large KL as small."""
+    weight = (seen.logprobs - seen.sampled_logprobs).exp()
+    return float(
+        masked_mean(weight * k3(seen.logprobs, seen.ref_logprobs), seen.packed.mask)
+        / masked_mean(weight, seen.packed.mask)
+    )
 
 
 def advantages_of(

@@ -180,8 +180,8 @@ COLLECT = of_room(
     ("shares[index, :steps]", "shares[: len(index), :steps]", "shares given to other samples"),
     ("        action_masks=[s.action_mask for s in samples],\n", "", "observations taken for what was drawn"),
     (
-        "zip(samples, drawn, strict=True) for p in compress(s.logprobs, mask)",
-        "zip(samples, drawn, strict=True) for p in s.logprobs[: sum(mask)]",
+        "zip(figures, drawn, strict=True) for p in compress(own, mask)",
+        "zip(figures, drawn, strict=True) for p in own[: sum(mask)]",
         "log-probabilities beside their tokens",
     ),
 )
@@ -242,7 +242,7 @@ AGENT = of_room(
      "one log-probability for all of a turn"),
     ("        total += reward\n", "        total = reward\n", "a turn's last token's reward for the turn's"),
     ('play.end == "terminated" and transcript', "transcript", "a truncated episode called finished"),
-    ("out[row, list(episode.ends)]", "out[row, [place - 1 for place in episode.ends]]", "rewards a token early"),
+    ("rewards[place] = reward", "rewards[place - 1] = reward", "rewards a token early"),
     ('"terminated" if terminated else "truncated"', '"terminated"', "a truncation called an end"),
     ("if play.end is None and len(play.transcript.all_ids) > context:", "if False:", "an episode beyond the context"),
     ('(*self._key, "act", self._calls)', '(*self._key, "act")', "an agent that repeats its draws"),
