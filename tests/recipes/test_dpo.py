@@ -17,6 +17,7 @@ from plaudit.models.load import linear_sizes, load_model
 from plaudit.randomness import rng
 from plaudit.recipes import dpo
 from plaudit.types import UserError
+from runs import shipped
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "how are you today", "completions": ["great and happy", "bad"], "choice": 0, "strength": 3},
@@ -330,6 +331,35 @@ def test_settings_that_do_not_fit() -> None:
         config("d.jsonl", start="runs/sft/adapter", adapter={"rank": 0})
     with pytest.raises(ValueError, match="label_smoothing"):
         config("d.jsonl", label_smoothing=0.5)
+
+
+OTHER = {"beta": 0.3, "ipo_average": False, "simpo_gamma": 0.5, "orpo_lambda": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("loss", "read"),
+    [
+        ("dpo", {"beta"}), ("robust", {"beta"}), ("ipo", {"beta", "ipo_average"}), ("simpo", {"beta", "simpo_gamma"}),
+        ("orpo", {"orpo_lambda"}),
+    ],
+)  # fmt: skip
+def test_a_setting_that_the_loss_does_not_read_is_refused(loss: str, read: set[str]) -> None:
+    """Not the default written out, as configs/dpo.yaml has it, whatever the loss is on the command line."""
+    wrong = {"label_smoothing": 0.1}
+    assert shipped("dpo", loss=loss, **wrong)[1].loss == loss
+    for name, value in OTHER.items():
+        if name in read:
+            assert getattr(shipped("dpo", loss=loss, **wrong, **{name: value})[1], name) == value
+        else:
+            with pytest.raises(
+                UserError, match=f"{loss} does not read {name}; it reads {', '.join(sorted(read))}"
+            ):
+                shipped("dpo", loss=loss, **wrong, **{name: value})
+
+
+def test_robust_wants_the_share_of_wrong_labels() -> None:
+    with pytest.raises(UserError, match="robust with label_smoothing 0 is dpo; set the share of labels"):
+        shipped("dpo", loss="robust")
 
 
 def test_heldout_prompts_of_ties_alone_have_a_loss_and_no_accuracy(tmp_path: Path) -> None:

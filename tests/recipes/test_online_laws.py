@@ -253,7 +253,7 @@ def test_a_price_without_a_target_stays(case: Case, tmp_path: Path) -> None:
         assert [row["kl_coef"] for row in logged] == [0.07, 0.07]
 
 
-@pytest.mark.parametrize("name", ["reinforce", "reinforce_plus_plus", "grpo", "gspo"])
+@pytest.mark.parametrize("name", ["ppo", "reinforce", "reinforce_plus_plus", "grpo", "gspo"])
 @pytest.mark.parametrize("place", ["reward", "loss"])
 def test_a_price_holds_the_policy_back(tmp_path: Path, name: str, place: str) -> None:
     settings = SMALL | {

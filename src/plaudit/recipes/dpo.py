@@ -34,6 +34,14 @@ from plaudit.training.stop import check_finite
 from plaudit.types import Preference, Ranking, Record, UserError
 
 WITH_REFERENCE = ("dpo", "robust", "ipo")
+OWN = {
+    "dpo": ("beta",),
+    "robust": ("beta",),
+    "ipo": ("beta", "ipo_average"),
+    "simpo": ("beta", "simpo_gamma"),
+    "orpo": ("orpo_lambda",),
+}
+"""Of the settings that not every loss reads, those that each one does."""
 AT_ONCE = 64  # prompts that are packed together where nothing is learned, so that memory has a bound
 
 
@@ -69,6 +77,13 @@ class Config(Base):
     @model_validator(mode="after")
     def _settings_fit(self) -> Config:
         check_start(self.start, self.adapter)
+        if self.loss == "robust" and self.label_smoothing == 0:
+            raise ValueError(
+                "robust with label_smoothing 0 is dpo; set the share of labels taken to be wrong"
+            )
+        for name in sorted({name for own in OWN.values() for name in own} - {*OWN[self.loss]}):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{self.loss} does not read {name}; it reads {', '.join(OWN[self.loss])}")
         return self
 
 
