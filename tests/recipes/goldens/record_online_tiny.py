@@ -57,7 +57,8 @@ COMMON: dict[str, Any] = {
 STEERED = {"coef": 0.2, "place": "reward", "estimator": "k1", "target": 0.02, "horizon": 100.0}
 CASES: dict[str, dict[str, Any]] = {
     "reinforce": {"kl": {"coef": 0.1, "place": "loss", "estimator": "k2"}, "entropy_coef": 0.01},
-    "rloo": {"kl": STEERED, "loss": "clipped", "clip": 0.4},
+    "rloo": {"kl": STEERED},
+    "rloo_clipped": {"kl": STEERED, "loss": "clipped", "clip": 0.4},
     "reinforce_plus_plus": {"kl": STEERED | {"estimator": "k2"}, "entropy_coef": 0.02, "clip": 0.05},
     "grpo": {"kl": {"coef": 0.3, "target": 0.02, "horizon": 100.0}, "entropy_coef": 0.02, "clip": 0.05},
     "dr_grpo": {"kl": STEERED, "clip": 0.05, "missing_eos_penalty": None, "max_grad_norm": 0.1},
@@ -65,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gspo": {"clip": 0.05, "clip_high": 0.08, "scale": "batch"},
     "rejection": {},
 }
+"""By its name: what of configs/NAME.yaml is set; rloo_clipped is of configs/rloo.yaml."""
 
 
 def cut_short(sample: Sample, key: Key) -> Sample:
@@ -335,7 +337,9 @@ def record(name: str) -> None:
         place = Path(directory)
         (place / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
         settings = COMMON | CASES[name]
-        recipe, config = shipped(name, prompts=str(place / "prompts.txt"), **settings)
+        recipe, config = shipped(
+            name.removesuffix("_clipped"), prompts=str(place / "prompts.txt"), **settings
+        )
         draws = record_tokens(recipe, config, place / "run", cut_short)
         steps: list[list[list[Recorded]]] = [[] for _ in range(config.steps)]
         for key, samples in draws:
