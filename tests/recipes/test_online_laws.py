@@ -22,6 +22,7 @@ from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
 from plaudit.training import checkpoint, learner, online
 from plaudit.training.optim import take_step
+from plaudit.types import UserError
 from runs import (
     ONLINE,
     TIMES,
@@ -270,7 +271,25 @@ def test_a_price_holds_the_policy_back(tmp_path: Path, name: str, place: str) ->
     assert ends[1]["reward"] < ends[0]["reward"]
 
 
-# -- ends ----------------------------------------------------------------------------------------------------------
+# -- refusals and ends ---------------------------------------------------------------------------------------------
+
+
+def test_a_sampler_with_other_weights_is_refused(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first update. What was judged long ago is not drawn, so there is no sampler to hold it against."""
+    if case.name == "reinforce, judged":
+        return
+    load = LocalEngine.load
+
+    def wrong(self: LocalEngine, weights: Any, version: str) -> None:
+        load(self, random_adapter(self.trunk) if weights is not None else None, version)
+
+    monkeypatch.setattr(LocalEngine, "load", wrong)
+    with pytest.raises(UserError, match=r"preflight: trainer and sampler differ by 0\.\d+ nats"):
+        case.run(tmp_path / "run", steps=1)
+    assert rows(tmp_path / "run") == []
+    assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from plaudit.recipes import ppo
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
 from plaudit.reward.rules import RuleScorer, rule_scorer
-from plaudit.rollout.collect import forward, preflight
+from plaudit.rollout.collect import forward
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
 from plaudit.training import checkpoint, online
@@ -101,10 +101,10 @@ def test_a_run_leaves_what_it_promises(config: ppo.Config, tmp_path: Path) -> No
     }
 
 
-def ppo_packed(ids: list[int]) -> Any:
+def ppo_packed(ids: list[int], prompt: int = 1) -> Any:
     from plaudit.data.collate import pack
 
-    return pack([ids[:1]], [ids[1:]])
+    return pack([ids[:prompt]], [ids[prompt:]])
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
@@ -373,21 +373,51 @@ def test_the_kl_controller_moves_the_price_by_its_formula(config: ppo.Config, tm
     assert {row["kl_coef"] for row in rows(tmp_path / "fixed")} == {0.1}
 
 
-def test_kl_in_the_reward_holds_the_policy_back(config: ppo.Config, tmp_path: Path) -> None:
-    config = changed(
-        config,
-        model=peaked_model(tmp_path),
-        steps=6,
-        learning_rate=5e-3,
-        samples_per_prompt=8,
-        stop={"max_kl": 100.0},
-    )
-    ends = []
-    for coef in (0.0, 3.0):
-        ppo.run(changed(config, kl={"coef": coef}), tmp_path / str(coef))
-        ends.append(rows(tmp_path / str(coef))[-1])
-    assert ends[1]["kl"] < 0.3 * ends[0]["kl"]
-    assert ends[1]["reward"] < ends[0]["reward"]
+@pytest.mark.parametrize(("estimator", "budget"), [("k2", 10_000), ("k3", 1)])
+def test_the_price_in_the_loss_adds_its_own_slope(config: ppo.Config, estimator: str, budget: int) -> None:
+    """What coef * the tokens' mean of d^2 / 2 (or of exp(d) - 1 - d) adds, d the reference's log-probability less the
+    policy's, a sample at a time."""
+    seen, samples = seen_and_samples()
+    trunk = load_model("tiny", torch.float64).trunk
+    policy, value = random_branch(trunk, blocks=2, head=False), random_branch(trunk, blocks=1)
+    parameters = policy.parameters()
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    slopes: list[list[torch.Tensor]] = []
+
+    class Still:
+        """Keeps the gradients in place of a step."""
+
+        branches: ClassVar = {"policy": policy, "value": value}
+
+        def update(self, _rate: float) -> float:
+            slopes.append([p.grad.clone() for p in parameters if p.grad is not None])
+            for parameter in (*parameters, *value.parameters()):
+                parameter.grad = None
+            return 0.0
+
+    for coef in (0.0, 0.7):
+        chosen = changed(
+            config,
+            kl={"coef": 0.3, "place": "loss", "estimator": estimator},
+            epochs=1,
+            micro_batch_tokens=budget,
+        )
+        experience = ppo.experience_from(seen, scores, samples, coef, chosen)
+        assert experience.rewards.sum(1).tolist() == scores.tolist(), "none of it is in the reward"
+        ppo.update(seen, experience, Still(), 0, 1.0, coef, chosen)  # type: ignore[arg-type]
+
+    price = torch.zeros((), dtype=torch.float64)
+    for sample in samples:
+        packed = ppo_packed([*sample.prompt_ids, *sample.completion_ids], len(sample.prompt_ids))
+        with torch.no_grad():
+            reference = token_logprobs(Branch(trunk), packed).logprobs
+        d = reference - token_logprobs(policy, packed).logprobs
+        price = price + (d.square() / 2 if estimator == "k2" else d.exp() - 1 - d).sum()
+    (0.7 * price / sum(len(s.completion_ids) for s in samples)).backward()
+    for with_it, without, parameter in zip(slopes[1], slopes[0], parameters, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(with_it - without, parameter.grad, rtol=1e-9, atol=1e-12)
+    assert max(float(p.grad.abs().max()) for p in parameters if p.grad is not None) > 1e-4
 
 
 # -- ends and refusals -----------------------------------------------------------------------------------------
@@ -424,34 +454,6 @@ def test_a_run_stops_by_itself_with_a_reason_and_a_usable_model(
     assert again["stopped"] == summary["stopped"], "it stays stopped"
     assert again["steps"] == summary["steps"]
     assert finite(tmp_path / "run")
-
-
-def test_a_sampler_with_other_weights_is_refused(
-    config: ppo.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = LocalEngine.load
-
-    def wrong(self: LocalEngine, weights: Any, version: str) -> None:
-        load(self, random_adapter(self.trunk) if weights is not None else None, version)
-
-    monkeypatch.setattr(LocalEngine, "load", wrong)
-    with pytest.raises(UserError, match=r"preflight: trainer and sampler differ by 0\.\d+ nats"):
-        ppo.run(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "model").exists()
-
-
-@pytest.mark.parametrize(("gap", "refused"), [(0.9e-4, False), (1.1e-4, True), (float("nan"), True)])
-def test_preflight_draws_its_line_at_the_mean_difference(gap: float, refused: bool) -> None:
-    """Of counted tokens alone, up or down."""
-    seen, _ = seen_and_samples()
-    signs = torch.ones_like(seen.logprobs)
-    signs[::2] = -1
-    off = replace(seen, sampled_logprobs=torch.where(seen.packed.mask, seen.logprobs + gap * signs, 99.0))
-    if refused:
-        with pytest.raises(UserError, match="preflight"):
-            preflight(off, torch.float32)
-    else:
-        preflight(off, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from plaudit.models.branch import (
 )
 from plaudit.models.llama import Llama
 from plaudit.models.load import load_model
-from plaudit.rollout.collect import Forward, by_token, forward
+from plaudit.rollout.collect import Forward, by_token, forward, preflight
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
+from plaudit.types import UserError
 from tiny_models import as_samples, random_branch, random_head, random_ids
 
 PROMPTS = [p for p in random_ids(21, 4, 2, 9) for _ in range(3)]
@@ -213,3 +214,25 @@ def test_sampler_and_trainer_agree_about_what_was_drawn() -> None:
     assert gap(samples, 1.0) > 0.01
     engine.load(None, "")
     assert gap(list(engine.sample(PROMPTS[::3], 3, params, (0,))), 0.7) > 0.01
+
+
+LIMITS = ((torch.float32, 1e-4), (torch.float64, 1e-4), (torch.bfloat16, 0.03))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), LIMITS, ids=str)
+@pytest.mark.parametrize("share", [0.95, 1.05, float("nan")])
+def test_preflight_draws_its_line_at_the_mean_difference(
+    dtype: torch.dtype, limit: float, share: float
+) -> None:
+    """Of counted tokens alone, up or down; the one precision that can be left is named."""
+    now = PACKED.mask * -2.0
+    signs = torch.ones_like(now)
+    signs[::2] = -1
+    sampled = torch.where(PACKED.mask, now + share * limit * signs, 99.0)
+    seen = Forward(PACKED, {}, now, now, sampled, now, now, None)
+    if share < 1:
+        preflight(seen, dtype)
+        return
+    fix = "set precision: float32" if dtype == torch.bfloat16 else "please report it"
+    with pytest.raises(UserError, match=f"nats a token, more than {limit}; {fix}"):
+        preflight(seen, dtype)

@@ -24,6 +24,14 @@ PPO = of_room(
     "recipes/test_ppo",
     ("dense=config.dense_reward)", "dense=False)", "a dense reward that is not asked for"),
     ("coef=in_reward) + along", "coef=in_reward)", "what tokens earn by themselves is dropped"),
+    ("loss + coef * masked_mean(kl, part.mask,", "loss + masked_mean(kl, part.mask,", "a price of 1, whatever is set"),
+    ("kl_of(logprobs, part.cut(experience.ref_logprobs)", "kl_of(logprobs, part.cut(experience.old_logprobs)",
+     "a price from where the step began"),
+) + of_room(
+    "recipes/ppo",
+    "recipes/test_online_laws",
+    ("loss + coef * masked_mean(kl", "loss - coef * masked_mean(kl", "KL as a prize"),
+    ('if config.kl.place == "loss" and coef > 0:', "if False:", "no price in the loss"),
 ) + of_room(
     "training/online",
     "recipes/test_ppo recipes/test_episodes",
@@ -39,6 +47,15 @@ PPO = of_room(
     "rollout/agent",
     "rollout/test_agent recipes/test_episodes",
     ("rewards[place] = reward", "rewards[-1] += reward", "the whole return at the end"),
+)  # fmt: skip
+PREFLIGHT = tuple(
+    mutation
+    for recipe in ("ppo", "reinforce", "grpo", "rejection", "online_dpo")
+    for mutation in of_room(
+        f"recipes/{recipe}",
+        "recipes/test_online_laws",
+        ("if step == 0:", "if False:", "sampler and trainer never compared"),
+    )
 )  # fmt: skip
 ONLINE = of_room(
     "training/online",
