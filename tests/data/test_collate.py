@@ -32,9 +32,8 @@ def branch() -> Branch:
 
 
 def outputs(branch: Branch, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out = token_logprobs(branch, packed, temperature=0.9, with_values=True)
-    assert out.values is not None
-    return out.logprobs, out.entropies, out.values, final_scores(branch, packed)
+    out = token_logprobs(branch, packed, temperature=0.9)
+    return out.logprobs, out.entropies, token_values(branch, packed), final_scores(branch, packed)
 
 
 def gradients(branch: Branch, parts: Sequence[tuple[Packed, Tensor]]) -> list[Tensor]:

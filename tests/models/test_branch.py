@@ -36,17 +36,14 @@ def trunk(request: pytest.FixtureRequest) -> Llama:
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 def test_a_stream_entered_half_way_gives_the_whole_run(trunk: Llama, blocks: int) -> None:
     branch = random_branch(trunk, blocks=blocks)
-    whole = token_logprobs(branch, PACKED, with_values=True)
+    whole = token_logprobs(branch, PACKED)
     for depth in range(branch.first + 1):
         stream = lower_stream(trunk, PACKED, depth)
-        part = token_logprobs(branch, PACKED, stream=stream, depth=depth, with_values=True)
+        part = token_logprobs(branch, PACKED, stream=stream, depth=depth)
         for a, b in ((whole.logprobs, part.logprobs), (whole.entropies, part.entropies)):
             assert torch.equal(a, b)
-        assert part.values is not None
-        assert torch.equal(part.values, token_values(branch, PACKED))
-        assert torch.equal(
-            final_scores(branch, PACKED, stream=stream, depth=depth), final_scores(branch, PACKED)
-        )
+        for of_head in (token_values, final_scores):
+            assert torch.equal(of_head(branch, PACKED, stream=stream, depth=depth), of_head(branch, PACKED))
 
 
 def test_a_stream_entered_above_the_adapter_is_another_model(trunk: Llama) -> None:
@@ -93,9 +90,10 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     branch = random_branch(trunk, blocks=2)
 
     def loss() -> Tensor:
-        out = token_logprobs(branch, PACKED, temperature=0.8, with_values=True)
-        assert out.values is not None
-        return out.logprobs.sum() + out.values.square().sum() + final_scores(branch, PACKED).sum()
+        logprobs = token_logprobs(branch, PACKED, temperature=0.8).logprobs
+        return (
+            logprobs.sum() + token_values(branch, PACKED).square().sum() + final_scores(branch, PACKED).sum()
+        )
 
     torch.autograd.backward(loss())
     assert branch.adapter is not None

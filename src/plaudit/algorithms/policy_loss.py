@@ -4,12 +4,12 @@ What each algorithm of the field takes from here (advantages are from `advantage
 
 | algorithm | loss | mean over |
 |---|---|---|
-| REINFORCE | `reinforce_loss` | completions, summed over their tokens |
+| REINFORCE; RLOO as shipped (`loss: plain`) | `reinforce_loss` | completions, summed over their tokens |
 | PPO, REINFORCE++, DAPO | `ppo_policy_loss` | tokens; DAPO with clip_high above clip |
 | GRPO | `ppo_policy_loss`, per_sequence | completions, each the mean over its own tokens |
 | Dr. GRPO | `ppo_policy_loss`, scaled to a constant | completions times the longest possible |
 | GSPO | `sequence_policy_loss`, ratio "mean" | completions |
-| RLOO | `sequence_policy_loss`, ratio "product" | completions |
+| RLOO with `loss: clipped`, for several updates a batch | `sequence_policy_loss`, ratio "product" | completions |
 """
 
 from typing import Literal

@@ -115,7 +115,6 @@ class Outputs:
 
     logprobs: Tensor
     entropies: Tensor
-    values: Tensor | None
 
 
 def lower_stream(trunk: Llama, packed: Packed, depth: int) -> Tensor:
@@ -152,11 +151,10 @@ def token_logprobs(
     temperature: float = 1.0,
     stream: Tensor | None = None,
     depth: int = 0,
-    with_values: bool = False,
     entropy_gradient: bool = False,
     dropout: Dropout | None = None,
 ) -> Outputs:
-    """Log-probability and entropy of every completion token, and the value of the state before it when asked.
+    """Log-probability and entropy of every completion token.
 
     The one place that knows of padding, packing and shared prompts; the output layer is computed on completion
     tokens only. stream: the trunk's, after `depth` blocks that the branch does not adapt. dropout: in supervised
@@ -171,11 +169,7 @@ def token_logprobs(
         temperature=temperature,
         entropy_gradient=entropy_gradient,
     )
-    values = None
-    if with_values:
-        assert branch.head is not None
-        values = _spread(branch.head(states), packed.mask)
-    return Outputs(_spread(logprobs, packed.mask), _spread(entropies, packed.mask), values)
+    return Outputs(_spread(logprobs, packed.mask), _spread(entropies, packed.mask))
 
 
 def token_values(branch: Branch, packed: Packed, *, stream: Tensor | None = None, depth: int = 0) -> Tensor:
