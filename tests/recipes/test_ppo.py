@@ -413,7 +413,7 @@ def test_the_price_in_the_loss_adds_its_own_slope(config: ppo.Config, estimator:
             reference = token_logprobs(Branch(trunk), packed).logprobs
         d = reference - token_logprobs(policy, packed).logprobs
         price = price + (d.square() / 2 if estimator == "k2" else d.exp() - 1 - d).sum()
-    (0.7 * price / sum(len(s.completion_ids) for s in samples)).backward()
+    torch.autograd.backward(0.7 * price / sum(len(s.completion_ids) for s in samples))
     for with_it, without, parameter in zip(slopes[1], slopes[0], parameters, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(with_it - without, parameter.grad, rtol=1e-9, atol=1e-12)
