@@ -417,6 +417,7 @@ def test_a_score_that_is_not_a_number_is_refused(config: reward_model.Config, tm
     [
         {"data": []}, {"heldout": 1.0}, {"epochs": 0}, {"prompts_per_step": 0}, {"learning_rate": -1e-4}, {"exit": 0.0},
         {"exit": 1.5}, {"adapter": {"rank": 0}}, {"max_grad_norm": 0.0}, {"checkpoint_every": 0}, {"pool": "first"},
+        {"learning_rate": 0.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -469,5 +470,5 @@ def test_without_an_epoch_it_is_the_fitted_head_alone(config: reward_model.Confi
     unit = (given[1] - given[0]) / (wanted[1] - wanted[0])
     assert unit > 0
     assert [unit * (x - wanted[0]) for x in wanted] == pytest.approx([x - given[0] for x in given], abs=1e-9)
-    with pytest.raises(UserError, match="epochs: must be at least 1 without probe: true, not 0"):
+    with pytest.raises(UserError, match="epochs: must be above 0 without probe: true, not 0"):
         parse(reward_model.Config, config.model_dump() | {"probe": False}, "a.yaml")

@@ -178,6 +178,21 @@ def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
             check_varied(groups, reading, "d")
 
 
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "d: there are no comparisons and rating_weight is 0, so there is nothing to learn; set rating_weight"),
+        ([Pair(0, 1, 0.5), Pair(1, 2, 0.5)], "d: all 2 comparisons are ties and rating_weight is 0, so there"),
+    ],
+)
+def test_ratings_without_weight_teach_nothing(pairs: list[Pair], message: str) -> None:
+    groups = [group(*pairs, ratings=[Rated(0, 0.1), Rated(1, 0.9)])]
+    with pytest.raises(UserError, match=message):
+        check_varied(groups, Reading(rating_weight=0.0), "d")
+    check_varied(groups, Reading(), "d")
+    check_varied([group(*pairs, Pair(0, 2, 1.0))], Reading(rating_weight=0.0), "d")
+
+
 def test_a_nat_of_a_prior_weighs_what_one_of_a_judgement_does() -> None:
     """The loss of n judgements is their mean, so 1/n; of kinds that each have a mean, the mean over all judgements."""
     compared = group(Pair(0, 1, 1.0), Pair(1, 2, 1.0), Pair(2, 3, 0.0))

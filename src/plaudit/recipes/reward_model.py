@@ -75,12 +75,12 @@ class Config(Base):
     threads: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=20, ge=1)
 
-    @field_validator("epochs")
+    @field_validator("epochs", "learning_rate")
     @classmethod
-    def _learn_something(cls, epochs: int, known: ValidationInfo) -> int:
-        if epochs == 0 and not known.data.get("probe"):
-            raise ValueError("must be at least 1 without probe: true")
-        return epochs
+    def _learn_something(cls, given: float, known: ValidationInfo) -> float:
+        if given == 0 and not known.data.get("probe"):
+            raise ValueError("must be above 0 without probe: true")
+        return given
 
     @field_validator("criteria")
     @classmethod

@@ -273,7 +273,8 @@ def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
 
 
 def check_varied(training: Sequence[Judged], reading: Reading, where: str) -> None:
-    """UserError where there is nothing to learn from: no judgements, or none that tells one answer from another."""
+    """UserError where there is nothing to learn from: no judgements, or none that tells one answer from another.
+    Ratings teach only where they have a weight."""
     pairs = [pair for group in training for pair in group.pairs]
     if not pairs and not any(group.ratings for group in training):
         raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
@@ -281,11 +282,22 @@ def check_varied(training: Sequence[Judged], reading: Reading, where: str) -> No
     for one in (one for group in training for one in group.ratings):
         for criterion, level in said(one.rating, one.scores, reading):
             levels.setdefault(criterion, set()).add(round(level, 6))
-    if all(pair.target == 0.5 for pair in pairs) and all(len(taken) < 2 for taken in levels.values()):
-        what = f"all {len(pairs)} comparisons are ties" if pairs else "all ratings are the same"
+    if any(pair.target != 0.5 for pair in pairs):
+        return
+    ties = f"all {len(pairs)} comparisons are ties" if pairs else ""
+    if any(len(taken) > 1 for taken in levels.values()):
+        if reading.rating_weight > 0:
+            return
         raise UserError(
-            f"{what}, so there is nothing to learn", where=where, fix="judge more varied completions"
+            f"{ties or 'there are no comparisons'} and rating_weight is 0, so there is nothing to learn",
+            where=where,
+            fix="set rating_weight above 0, or compare completions",
         )
+    raise UserError(
+        f"{ties or 'all ratings are the same'}, so there is nothing to learn",
+        where=where,
+        fix="judge more varied completions",
+    )
 
 
 def strength_share(pair: Pair) -> float:
