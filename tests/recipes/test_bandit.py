@@ -316,6 +316,19 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         bandit.run(online(tmp_path, heldout=0.9999), tmp_path / "run2")
 
 
+def test_a_run_that_diverges_says_so(data: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a number at step \d; lower the learning rate"):
+        bandit.run(config(data=[data], learning_rate=1e200, max_grad_norm=1e200), tmp_path)
+
+
+def test_weights_that_the_last_step_broke_are_not_written(data: str, tmp_path: Path) -> None:
+    """No later loss sees them."""
+    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+        bandit.run(config(data=[data], learning_rate=1e308, epochs=1, batch_size=100), tmp_path)
+    assert len(rows(tmp_path)) == 1
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_classifier_belongs_to_its_model(data: str, tmp_path: Path) -> None:
     bandit.run(config(data=[data]), tmp_path / "run")
     texts, out = Path(write(tmp_path / "texts.jsonl", [{"prompt": "a"}])), tmp_path / "out.jsonl"

@@ -318,3 +318,11 @@ def test_the_command_line_trains_and_steers(
     assert main(["generate", f"{run}/model", "--n", "3", "--precision", "float32", *steered]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 3
     assert "steered by 8" in json.loads(Path(out).read_text().splitlines()[0])["policy_version"]
+
+
+def test_weights_that_the_last_step_broke_are_not_written(data: str, tmp_path: Path) -> None:
+    """No later loss sees them."""
+    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+        ilql.run(config(data, learning_rate=1e308, epochs=1, batch_size=64), tmp_path)
+    assert len(rows(tmp_path)) == 1
+    assert not (tmp_path / "model").exists()

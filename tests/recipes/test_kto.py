@@ -302,6 +302,14 @@ def test_a_run_that_diverges_says_so(data: str, tmp_path: Path) -> None:
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_weights_that_the_last_step_broke_are_not_written(data: str, tmp_path: Path) -> None:
+    """No later loss sees them."""
+    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+        kto.run(config(data, learning_rate=1e308, epochs=1, batch_size=64), tmp_path)
+    assert len(rows(tmp_path)) == 1
+    assert not (tmp_path / "model").exists()
+
+
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="start is an adapter"):
         config("d.jsonl", start="runs/sft/adapter", adapter={"rank": 0})

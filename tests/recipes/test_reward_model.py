@@ -403,6 +403,18 @@ def test_a_sample_of_another_tokenizer_is_not_read_as_ours(
         loaded(tmp_path / "run").score(samples)
 
 
+def test_a_run_that_diverges_says_so(config: reward_model.Config, tmp_path: Path) -> None:
+    """At the first step whose loss is no number; or, where that is the last step's doing, before it is written."""
+    with pytest.raises(UserError, match=r"the loss is not a number at step 2; lower the learning rate"):
+        reward_model.run(changed(config, learning_rate=1e200), tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == 1
+    once = changed(config, learning_rate=1e308, prompts_per_step=100)
+    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+        reward_model.run(once, tmp_path / "once")
+    assert len(rows(tmp_path / "once")) == 1
+    assert not (tmp_path / "once" / "model").exists()
+
+
 def test_a_score_that_is_not_a_number_is_refused(config: reward_model.Config, tmp_path: Path) -> None:
     reward_model.run(config, tmp_path / "run")
     reward = loaded(tmp_path / "run")

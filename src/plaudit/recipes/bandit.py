@@ -34,7 +34,7 @@ from plaudit.reward.rules import rule_scorer
 from plaudit.rollout.choose import Chooser
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
-from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.optim import adam, check_weights, linear_to_zero, take_step
 from plaudit.training.stop import check_finite
 from plaudit.types import UserError
 
@@ -156,6 +156,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 tensors |= checkpoint.prefixed("head", classifier.head.state_dict())
                 tensors |= checkpoint.optimizer_tensors(optimizer)
                 checkpoint.save(directory / "checkpoints", step + 1, tensors, {"logged": len(log)})
+
+    check_weights(parameters, directory)
 
     # 7. What the policies would earn on texts never trained on; then the classifier, which `plaudit classify` loads.
     if online:

@@ -28,7 +28,7 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import batches_of, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
-from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.optim import adam, check_weights, linear_to_zero, take_step
 from plaudit.training.policy import AdapterConfig, check_start, make_policy, write_policy
 from plaudit.training.stop import check_finite
 from plaudit.types import Preference, Ranking, Record, UserError
@@ -94,8 +94,8 @@ Reference = dict[str, Tensor]
 def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[str, Any]:
     """Train in a run directory, from its latest checkpoint if it has one; returns the summary.
 
-    UserError where the data holds anything but comparisons and rankings, says nothing to learn, or the loss is no
-    number.
+    UserError where the data holds anything but comparisons and rankings, says nothing to learn, or the loss or a
+    weight is no number.
     """
     # 1. Comparisons, grouped by prompt; those of some prompts are held out.
     device, dtype = machine.prepare(config.precision, config.threads)
@@ -161,6 +161,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 save(step + 1)
 
     # 7. The result as an adapter (peft's format) and as a whole model that transformers loads.
+    check_weights(parameters, directory)
     write_policy(policy, model, directory)
     summary = {
         "steps": len(batches),

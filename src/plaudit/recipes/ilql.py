@@ -39,7 +39,7 @@ from plaudit.models.q_heads import QHeads, save_heads
 from plaudit.randomness import batches_of, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
-from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.optim import adam, check_weights, linear_to_zero, take_step
 from plaudit.training.policy import AdapterConfig, make_policy, write_policy
 from plaudit.training.stop import check_finite
 from plaudit.types import UserError
@@ -142,6 +142,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 checkpoint.save(directory / "checkpoints", step + 1, tensors, {"measured": measured})
 
     # 6. The behaviour policy as an adapter and as a whole model, and beside them the heads that steer it.
+    check_weights(parameters, directory)
     write_policy(policy, model, directory)
     written = load_model(str(directory / "model"), dtype, device)
     facts = {

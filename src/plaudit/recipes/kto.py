@@ -27,7 +27,7 @@ from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
-from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.optim import adam, check_weights, linear_to_zero, take_step
 from plaudit.training.policy import AdapterConfig, check_start, make_policy, write_policy
 from plaudit.training.stop import check_finite
 from plaudit.types import Preference, Ranking, Rating, Record, UserError
@@ -151,6 +151,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 save(step + 1)
 
     # 6. The result as an adapter (peft's format) and as a whole model that transformers loads.
+    check_weights(parameters, directory)
     write_policy(policy, model, directory)
     good = sum(s.desirable for s in training)
     summary = {

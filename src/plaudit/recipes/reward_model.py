@@ -34,7 +34,8 @@ from plaudit.reward.raters import GOLD_RATER, RaterEffects
 from plaudit.reward.score import ids_of
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
-from plaudit.training.optim import adam, linear_to_zero, take_step
+from plaudit.training.optim import adam, check_weights, linear_to_zero, take_step
+from plaudit.training.stop import check_finite
 from plaudit.types import UserError
 
 
@@ -178,6 +179,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                     max_grad_norm=config.max_grad_norm,
                 )
             row["learning_rate"] = rate
+            check_finite(step, directory, row["loss"], row["grad_norm"])
             shown = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
             metrics.log(step + 1, row, shown)  # before it is saved: what a kill cuts off between comes again
             if (step + 1) % config.checkpoint_every == 0:
@@ -188,6 +190,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
                 if habits_optimizer is not None:
                     tensors |= checkpoint.prefixed("habits", checkpoint.optimizer_tensors(habits_optimizer))
                 checkpoint.save(directory / "checkpoints", step + 1, tensors, {"raters": raters})
+
+    check_weights([*parameters, *habits], directory)
 
     # 6. Measure on prompts never trained on, beside a rule that knows the length alone.
     figures = measure(reward, training, heldout)

@@ -37,6 +37,7 @@ from plaudit.training.optim import (
     OptimizerConfig,
     ScheduleName,
     add_l1,
+    check_weights,
     make_optimizer,
     scheduled,
     take_step,
@@ -202,6 +203,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             tensors, _ = checkpoint.at(directory / "checkpoints", best.step)
             branch.load_state(checkpoint.unprefixed("policy", tensors))
         after, by_task = heldout_losses(tasks, branch, config)
+    check_weights(branch.parameters(), directory)
     write_policy(branch, model, directory)
     last = metrics.history[-1]
     summary = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from plaudit.config import Config
+from plaudit.types import UserError
 
 OptimizerName = Literal["adamw", "adam", "adam_tf", "sgd", "rmsprop", "adadelta"]
 ScheduleName = Literal["constant", "linear", "cosine", "exponential"]
@@ -195,3 +197,11 @@ def take_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def check_weights(parameters: Iterable[nn.Parameter], directory: Path) -> None:
+    """UserError where a trained weight is no number: the last step's loss was taken before that step moved them."""
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise UserError(
+            "a weight is not a number after the last step", where=str(directory), fix="lower the learning rate"
+        )

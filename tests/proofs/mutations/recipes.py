@@ -465,3 +465,20 @@ SHARED = (
     *of_room("data/logged", "data/test_logged",
              ("if pair.both_bad:", "if False:", "both bad taken for a tie")),
 )  # fmt: skip
+LAST_WEIGHTS = tuple(
+    mutation
+    for recipe, looked_at in (
+        ("sft", "branch.parameters()"),
+        ("dpo", "parameters"),
+        ("kto", "parameters"),
+        ("ilql", "parameters"),
+        ("bandit", "parameters"),
+        ("reward_model", "[*parameters, *habits]"),
+    )
+    for mutation in of_room(
+        f"recipes/{recipe}",
+        f"recipes/test_{recipe}",
+        (f"check_weights({looked_at}, directory)", "pass", "the last step's weights never looked at"),
+        ("check_finite(step, directory, row", "_ = (row", "a loss that is no number trained on"),
+    )
+)
