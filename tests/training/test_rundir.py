@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plaudit.recipes import sft
+from plaudit.recipes import bandit, sft
 from plaudit.training import rundir
 from plaudit.types import UserError
 
@@ -142,3 +142,35 @@ def test_a_model_that_was_trained_on_is_another(run: Path, config: sft.Config, t
     (model / "weights").write_bytes(b"2")
     with pytest.raises(UserError, match="base: has changed since the run began"):
         rundir.reopen(run)
+
+
+def test_all_that_a_scorer_is_made_of_is_known(config: sft.Config, tmp_path: Path) -> None:
+    """A YAML's members and terms, theirs in turn, models' directories and data; one that names itself ends, too."""
+    parts = {name: tmp_path / name for name in ("one", "two", "answers.jsonl")}
+    for name, path in parts.items():
+        path.mkdir() if "." not in name else path.write_text("1")
+    outer, inner, known, clip = (tmp_path / f"{name}.yaml" for name in ("outer", "inner", "known", "clip"))
+    outer.write_text(f"kind: sum\nterms: [{{scorer: {inner}}}, {{scorer: {known}}}, {{scorer: {clip}}}]\n")
+    inner.write_text(f"kind: ensemble\nmembers: [{parts['one']}, {outer}, {tmp_path / 'nowhere'}]\n")
+    known.write_text(f"kind: answers\ndata: {parts['answers.jsonl']}\n")
+    clip.write_text(f"kind: transform\nscorer: {parts['two']}\ntransform: [{{name: clip, low: 0}}]\n")
+    place = tmp_path / "run"
+    rundir.start(place, "bandit", bandit.Config(data=[], contexts="c", reward=str(outer), labels=["a", "b"]))
+    rundir.reopen(place)
+    for part in (inner, known, clip, parts["answers.jsonl"], parts["one"] / "weights", parts["two"] / "weights"):
+        was = part.read_text() if part.exists() else None
+        part.write_text((was or "") + "\n")
+        with pytest.raises(UserError, match=f"{part.parent if was is None else part}: has changed since"):
+            rundir.reopen(place)
+        part.unlink() if was is None else part.write_text(was)
+        rundir.reopen(place)
+
+
+def test_a_description_that_cannot_be_read_is_for_the_recipe_to_refuse(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("kind: [")
+    place = tmp_path / "run"
+    rundir.start(place, "bandit", bandit.Config(data=[], contexts="c", reward=str(broken), labels=["a", "b"]))
+    broken.write_text("kind: rule")
+    with pytest.raises(UserError, match=r"broken\.yaml: has changed since"):
+        rundir.reopen(place)

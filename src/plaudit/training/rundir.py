@@ -30,8 +30,9 @@ _BESIDE = ("machine.json", "inputs.json")
 _MEND = "remove it, and resume"
 _INPUTS = {
     "model", "models", "data", "gold", "samples", "reference", "prompts", "contexts", "feedback", "reward", "start",
+    "scorer", "members",
 }  # fmt: skip
-"""The settings that may name files, wherever they stand in a config."""
+"""The settings that may name files, wherever they stand in a config or in a scorer's description."""
 
 
 def start(directory: Path, recipe: str, config: configs.Config, *, overwrite: bool = False) -> None:
@@ -204,20 +205,32 @@ def check_inputs(directory: Path) -> None:
 
 
 def _digests(text: str) -> dict[str, str]:
-    """Of a config as it is dumped ("") and of the files and directories that it names, by their names."""
-
-    def named(tree: Any) -> Iterator[str]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from named(value)
-            elif key in _INPUTS:
-                yield from (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
-
+    """Of a config as it is dumped ("") and of the files and directories that it names, by their names; a scorer's
+    description names more."""
     tree = yaml.safe_load(text)
     tree.pop("recipe", None)
-    paths = sorted({name for name in named(tree) if os.path.isfile(name) or os.path.isdir(name)})
+    paths: set[str] = set()
+    found = list(_named(tree))
+    while found:
+        name = found.pop()
+        if name in paths or not (os.path.isfile(name) or os.path.isdir(name)):
+            continue
+        paths.add(name)
+        if name.endswith((".yaml", ".yml")) and os.path.isfile(name):
+            with contextlib.suppress(UserError):  # whoever opens the scorer says what is wrong with it
+                found += _named(configs.read_yaml(Path(name)))
     settings = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-    return {"": settings, **{name: files.digest(Path(name)) for name in paths}}
+    return {"": settings, **{name: files.digest(Path(name)) for name in sorted(paths)}}
+
+
+def _named(tree: Any) -> Iterator[str]:
+    """What the settings that may name files say, wherever they stand."""
+    for inner in tree if isinstance(tree, list) else []:
+        yield from _named(inner)
+    for key, value in tree.items() if isinstance(tree, dict) else []:
+        yield from _named(value)
+        if key in _INPUTS:
+            yield from (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
 
 
 def summary(directory: Path) -> dict[str, Any] | None:

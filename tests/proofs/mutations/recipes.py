@@ -371,6 +371,8 @@ SFT = (
            ('path.name != "config.yaml"', "0", "half of a run that a kill left is taken for a run"),
            ("    check_inputs(directory)\n    settle", "    settle", "a resumed run learns from something else"),
            ('return {"": settings, **', "return {**", "a resumed run has other settings"),
+           ("found += _named(configs.read_yaml(Path(name)))", "pass", "a scorer's members are others"),
+           ("for inner in tree if isinstance(tree, list) else []:", "for inner in ():", "a sum's terms are others"),
            ("    if _has_begun(directory) and (directory", "    if (directory", "dropped before a step was taken")),
     *of_room("files", "test_files",
            ("for place in (0, size - (1 << 20))", "for place in (0,)", "half of the ends")),
