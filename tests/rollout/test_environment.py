@@ -283,6 +283,45 @@ def test_a_score_that_is_no_number_is_refused() -> None:
         env.step("hope")
 
 
+class Says:
+    """A scorer that says what it is told to, or raises it."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        if isinstance(self.said, BaseException):
+            raise self.said
+        return self.said  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (LookupError("no model"), r"^scorer: failed \(LookupError: no model\)"),
+        (SystemExit(3), r"^scorer: failed \(SystemExit: 3\)"),
+        (UserError("holds no rows", where="answers.jsonl"), "^answers.jsonl: holds no rows"),
+        ([1.0, 2.0], "^scorer: gave 2 scores for one sample"),
+        ([], "^scorer: gave 0 scores for one sample"),
+        ([None], r"^scorer: failed \(TypeError: "),
+        (None, r"^scorer: failed \(TypeError: "),
+    ],
+    ids=["raises", "exits", "says what is wrong", "two", "none", "no number", "nothing"],
+)
+def test_faults_of_the_scorer_are_named(said: Any, message: str) -> None:
+    env = TurnEnv(tokenizer(), PROMPTS, Says(said))
+    env.reset()
+    with pytest.raises(UserError, match=message):
+        env.step("hope")
+
+
+@pytest.mark.parametrize("number", [2, -1, "0", 0.5])
+@pytest.mark.parametrize("make", [token_env, turn_env])
+def test_a_prompt_that_there_is_not_is_refused(make: Callable[..., Any], number: Any) -> None:
+    with pytest.raises(UserError, match=f"options: there is no prompt {number!r}; give 0 to 1"):
+        make().reset(options={"prompt": number})
+
+
 @pytest.mark.parametrize("action", [714, -1, "hope", 0.5])
 def test_what_is_no_token_is_refused(action: Any) -> None:
     env = token_env()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.rollout.transcript import Transcript, whole
-from plaudit.tensors import FinishReason, SamplingParams, Scorer
+from plaudit.tensors import FinishReason, Sample, SamplingParams, Scorer
 from plaudit.types import Message, Prompt, UserError, check_score, prompt_to_json
 
 Respond = Callable[[tuple[Message, ...]], str | None]
@@ -124,11 +124,16 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observed, dict[str, Any]]:
+        """UserError for options that name a prompt which there is not."""
         super().reset(seed=seed)
         number = (options or {}).get("prompt")
         if number is None:
             number = int(self.np_random.integers(len(self.prompts)))
-        self.prompt = self.prompts[number]
+        if number not in range(len(self.prompts)):
+            raise UserError(
+                f"there is no prompt {number!r}", where="options", fix=f"give 0 to {len(self.prompts) - 1}"
+            )
+        self.prompt = self.prompts[int(number)]
         self._transcript = Transcript(self.tokenizer, self.prompt)
         self._over, self._scored = False, 0.0
         return self._observed(self._transcript), {"turn": 0}
@@ -189,12 +194,22 @@ class TextEnv(gymnasium.Env[Observed, np.int64]):
         if not (self._over or self.per_turn):
             return 0.0
         sample = transcript.sample(finish, SamplingParams(max_new_tokens=self.turn_tokens))
-        (score,) = self.scorer.score([sample])
-        check_score(score, f"score {score:g}", "scorer")
+        before, self._scored = self._scored, self._score(sample)
         if self._over:
             info["sample"] = sample
-        before, self._scored = self._scored, float(score)
         return self._scored - before
+
+    def _score(self, sample: Sample) -> float:
+        try:
+            said = [float(score) for score in self.scorer.score([sample])]
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
+            raise UserError(f"failed ({type(error).__name__}: {error})", where="scorer") from error
+        if len(said) != 1:
+            raise UserError(f"gave {len(said)} scores for one sample", where="scorer")
+        check_score(said[0], f"score {said[0]:g}", "scorer")
+        return said[0]
 
     def _observed(self, transcript: Transcript) -> Observed:
         so_far = transcript.all_ids

@@ -50,7 +50,12 @@ REWARD = (
            ("    except (Exception, SystemExit) as error:", "    except Exception as error:", "a game leaves"),
            ("return whole(observation, \"the observation\", where)", "return observation", "half a character")),
     *of_room("rollout/environment", "rollout/test_environment",
-           ("        except (Exception, SystemExit) as error:", "        except Exception as error:", "it leaves"),
+           ("            said = self.respond(tuple(transcript.messages))\n        except (Exception, SystemExit)",
+            "            said = self.respond(tuple(transcript.messages))\n        except Exception", "it leaves"),
+           ("            raise\n        except (Exception, SystemExit)", "            raise\n        except Exception",
+            "a scorer that leaves"),
+           ("if len(said) != 1:", "if len(said) < 1:", "the first of two scores"),
+           ("if number not in range(len(self.prompts)):", "if number >= len(self.prompts):", "prompts from the end"),
            ("raise\n    except (Exception, SystemExit)", "raise\n    except Exception", "a maker that leaves"),
            ("whole(said, \"what it said\", \"respond\")", "said", "half a character")),
     *of_room("reward/rules", "recipes/test_ppo",
@@ -68,7 +73,7 @@ REWARD = (
            ("Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)", "Field()", "a penalty that float32 does not hold"),
            (', "finite_number": 1', "", "a NaN told that it is no truth value")),
     *of_room("rollout/environment", "rollout/test_environment",
-           ("check_score(score, f\"score {score:g}\", \"scorer\")", "pass", "a score that is NaN")),
+           ("check_score(said[0], f\"score {said[0]:g}\", \"scorer\")", "pass", "a score that is NaN")),
 )  # fmt: skip
 PROBE = of_room(
     "reward/probe",
