@@ -17,9 +17,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
 
 def test_the_page_runs_from_top_to_bottom() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     found: dict[str, Any] = {}
     exec(compile("\n".join(blocks), str(PAGE), "exec"), found)
+    learner = found["learner"]
+    assert learner.num_timesteps == 64
+    assert sum(p.numel() for p in learner.policy.parameters()) < 200_000, "no weight of a one-hot"
     assert len(found["played"]) == 8
     assert found["over"]
     mask = found["seen"].packed.mask
