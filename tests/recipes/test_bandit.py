@@ -208,6 +208,11 @@ def test_a_log_of_a_blind_coin_teaches_the_right_labels(data: str, tmp_path: Pat
     assert set(summary["epsilon_greedy"]) == {"direct", "ips", "snips", "doubly_robust", "effective_rows"}
 
 
+def test_texts_that_were_trained_on_are_not_measured_as_held_out(tmp_path: Path) -> None:
+    summary = bandit.run(online(tmp_path, heldout=0.0), tmp_path / "run")
+    assert (summary["contexts_measured"], summary["heldout_reward"]) == (0, None)
+
+
 def test_what_was_chosen_online_earns_more_and_can_be_learned_from_again(tmp_path: Path) -> None:
     chosen = online(
         tmp_path,

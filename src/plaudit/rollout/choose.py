@@ -101,8 +101,9 @@ class Chooser:
         return found
 
     def measure(self, classifier: Classifier) -> dict[str, float | int | None]:
-        """What the best label by Q earns on the texts that were held out (all, where none were)."""
-        which = self.heldout or self.training
+        """What the best label by Q earns on the texts that were held out; None where none were."""
+        if not (which := self.heldout):
+            return {"contexts_measured": 0, "heldout_reward": None}
         best = classifier.values([self.ids[i] for i in which]).argmax(-1).tolist()
         earned = self.rewards(which, [classifier.labels[label] for label in best], classifier)
         return {"contexts_measured": len(which), "heldout_reward": sum(earned) / len(earned)}

@@ -316,6 +316,8 @@ BANDIT = (
     *of_room("rollout/choose", "recipes/test_bandit",
            ('rng(self.seed, "bandit contexts", round)', 'rng(self.seed, "bandit contexts")',
             "every round the same texts"),
+           ("if not (which := self.heldout):", "if not (which := self.heldout or self.training):",
+            "texts trained on measured as held out"),
            ("own = [float(chances[n, label])", "own = [1.0 + 0 * float(chances[n, label])",
             "choices logged as certain")),
     *of_room("data/choices", "recipes/test_bandit",
