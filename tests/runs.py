@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from plaudit import cli
 from plaudit import config as configs
 from plaudit.data.collate import pack
+from plaudit.models import tiny
 from plaudit.models.branch import Pool
 from plaudit.models.load import find_model, load_model
 from plaudit.reward.model import RewardModel
@@ -70,8 +71,8 @@ def weights(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}
 
 
-def reward_model(directory: Path, *, blocks: int, pool: Pool = "last") -> str:
-    model = load_model("tiny", torch.float64)
+def reward_model(directory: Path, *, blocks: int, pool: Pool = "last", model_name: str = "tiny") -> str:
+    model = load_model(model_name, torch.float64)
     branch = random_branch(model.trunk, blocks=blocks, seed=9)
     branch.pool = pool
     RewardModel(branch, model).save(directory, {})
@@ -90,6 +91,18 @@ def peaked_model(directory: Path) -> str:
     tensors = load_file(place / "model.safetensors")
     tensors["model.norm.weight"] *= 6
     save_file(tensors, place / "model.safetensors")
+    return str(place)
+
+
+def foreign_model(directory: Path) -> str:
+    """Another tiny model, whose tokenizer knows fewer merges and counts its tokens from the end."""
+    place = tiny.make(directory, seed=1)
+    tokenizer = json.loads((place / "tokenizer.json").read_text())
+    inner, special = tokenizer["model"], len(tiny.SPECIAL)
+    inner["merges"] = inner["merges"][:100]
+    last = len(inner["vocab"]) - 1 + special
+    inner["vocab"] = {word: i if i < special else last - i for word, i in inner["vocab"].items()}
+    (place / "tokenizer.json").write_text(json.dumps(tokenizer))
     return str(place)
 
 

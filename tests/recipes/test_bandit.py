@@ -328,7 +328,9 @@ def test_a_run_that_diverges_says_so(data: str, tmp_path: Path) -> None:
 
 def test_weights_that_the_last_step_broke_are_not_written(data: str, tmp_path: Path) -> None:
     """No later loss sees them."""
-    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+    with pytest.raises(
+        UserError, match="a weight is not a number after the last step; lower the learning rate"
+    ):
         bandit.run(config(data=[data], learning_rate=1e308, epochs=1, batch_size=100), tmp_path)
     assert len(rows(tmp_path)) == 1
     assert not (tmp_path / "model").exists()

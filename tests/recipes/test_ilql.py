@@ -322,7 +322,9 @@ def test_the_command_line_trains_and_steers(
 
 def test_weights_that_the_last_step_broke_are_not_written(data: str, tmp_path: Path) -> None:
     """No later loss sees them."""
-    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+    with pytest.raises(
+        UserError, match="a weight is not a number after the last step; lower the learning rate"
+    ):
         ilql.run(config(data, learning_rate=1e308, epochs=1, batch_size=64), tmp_path)
     assert len(rows(tmp_path)) == 1
     assert not (tmp_path / "model").exists()

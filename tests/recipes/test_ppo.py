@@ -20,7 +20,7 @@ from plaudit.models.adapter import save_adapter
 from plaudit.models.branch import Branch, Pool, token_logprobs
 from plaudit.models.load import load_model
 from plaudit.recipes import ppo
-from plaudit.reward.model import RewardModel
+from plaudit.reward.model import RewardModel, load_reward_model
 from plaudit.reward.open import open_scorer
 from plaudit.reward.rules import RuleScorer, rule_scorer
 from plaudit.rollout.collect import forward
@@ -37,6 +37,7 @@ from runs import (
     Kill,
     Killed,
     after_it_is_logged,
+    foreign_model,
     peaked_model,
     reward_model,
     rows,
@@ -260,6 +261,33 @@ def test_a_dense_reward_needs_a_reward_model_that_pools_the_mean(config: ppo.Con
     last = reward_model(tmp_path / "reward", blocks=2)
     with pytest.raises(UserError, match=r"no other has a share for dense_reward.*pool: mean"):
         ppo.run(changed(config, reward=last, dense_reward=True), tmp_path / "run")
+
+
+def test_a_reward_model_of_another_model_scores_texts_and_shares_nothing(
+    config: ppo.Config, tmp_path: Path
+) -> None:
+    """What it gives is what its own base says of the same words; no value begins as it, and no token has a share."""
+    place = reward_model(tmp_path / "reward", blocks=2, pool="mean", model_name=foreign_model(tmp_path))
+    own = reward_model(tmp_path / "own", blocks=2, pool="mean")
+    config = changed(config, reward=place, gold=own, steps=2)
+    world = online.open_world(config)
+    assert world.reward_branch is None
+    branches = ppo.make_branches(config, world.model, world.scorer)
+    samples = online.draw(world, branches["policy"], 0, config, "ppo")
+    base = load_model(str(tmp_path / "tiny-1"), torch.float64)
+    words = base.tokenizer
+    given = load_reward_model(Path(place), base).score_ids(
+        [words.encode(str(sample.asked)) for sample in samples],
+        [words.complete(s.text, ended=s.finish_reason == "stop") for s in samples],
+    )
+    ppo.run(config, tmp_path / "run")
+    first = rows(tmp_path / "run")[0]
+    assert first["reward"] == pytest.approx(sum(given) / len(given), rel=1e-9)
+    assert first["gold"] != pytest.approx(first["reward"], abs=1e-3)
+    with pytest.raises(
+        UserError, match=r"reward: scores whole completions, so that no token has a share for dense"
+    ):
+        ppo.run(changed(config, dense_reward=True), tmp_path / "dense")
 
 
 def test_the_entropy_bonus_keeps_the_policy_open(config: ppo.Config, tmp_path: Path) -> None:

@@ -409,7 +409,9 @@ def test_a_run_that_diverges_says_so(config: reward_model.Config, tmp_path: Path
         reward_model.run(changed(config, learning_rate=1e200), tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 1
     once = changed(config, learning_rate=1e308, prompts_per_step=100)
-    with pytest.raises(UserError, match="a weight is not a number after the last step; lower the learning rate"):
+    with pytest.raises(
+        UserError, match="a weight is not a number after the last step; lower the learning rate"
+    ):
         reward_model.run(once, tmp_path / "once")
     assert len(rows(tmp_path / "once")) == 1
     assert not (tmp_path / "once" / "model").exists()

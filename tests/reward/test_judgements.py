@@ -181,8 +181,14 @@ def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([], "d: there are no comparisons and rating_weight is 0, so there is nothing to learn; set rating_weight"),
-        ([Pair(0, 1, 0.5), Pair(1, 2, 0.5)], "d: all 2 comparisons are ties and rating_weight is 0, so there"),
+        (
+            [],
+            "d: there are no comparisons and rating_weight is 0, so there is nothing to learn; set rating_weight",
+        ),
+        (
+            [Pair(0, 1, 0.5), Pair(1, 2, 0.5)],
+            "d: all 2 comparisons are ties and rating_weight is 0, so there",
+        ),
     ],
 )
 def test_ratings_without_weight_teach_nothing(pairs: list[Pair], message: str) -> None:

@@ -144,7 +144,7 @@ def test_a_model_that_was_trained_on_is_another(run: Path, config: sft.Config, t
         rundir.reopen(run)
 
 
-def test_all_that_a_scorer_is_made_of_is_known(config: sft.Config, tmp_path: Path) -> None:
+def test_all_that_a_scorer_is_made_of_is_known(tmp_path: Path) -> None:
     """A YAML's members and terms, theirs in turn, models' directories and data; one that names itself ends, too."""
     parts = {name: tmp_path / name for name in ("one", "two", "answers.jsonl")}
     for name, path in parts.items():
@@ -157,7 +157,14 @@ def test_all_that_a_scorer_is_made_of_is_known(config: sft.Config, tmp_path: Pat
     place = tmp_path / "run"
     rundir.start(place, "bandit", bandit.Config(data=[], contexts="c", reward=str(outer), labels=["a", "b"]))
     rundir.reopen(place)
-    for part in (inner, known, clip, parts["answers.jsonl"], parts["one"] / "weights", parts["two"] / "weights"):
+    for part in (
+        inner,
+        known,
+        clip,
+        parts["answers.jsonl"],
+        parts["one"] / "weights",
+        parts["two"] / "weights",
+    ):
         was = part.read_text() if part.exists() else None
         part.write_text((was or "") + "\n")
         with pytest.raises(UserError, match=f"{part.parent if was is None else part}: has changed since"):

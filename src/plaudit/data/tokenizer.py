@@ -112,8 +112,10 @@ class Tokenizer:
             raise UserError(f"the chat template refuses a prompt ({error})", where=where) from None
         return str(text)
 
-    def complete(self, text: str) -> list[int]:
-        """A whole completion's ids, ended by the end-of-text token."""
+    def complete(self, text: str, *, ended: bool = True) -> list[int]:
+        """A completion's ids, with the end-of-text token behind them unless it was cut off; never none."""
+        if not ended and (ids := self.encode(text)):
+            return ids
         return [
             *self.encode(text),
             self.inner.eos_token_id if self.inner.eos_token_id is not None else self.eos_ids[0],

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from plaudit import files
 from plaudit.data.collate import micro_batches, pack
+from plaudit.data.tokenizer import Tokenizer, check_room
 from plaudit.models.adapter import load_adapter, save_adapter
 from plaudit.models.branch import Branch, ScalarHead, final_scores, pooled_states
 from plaudit.models.load import Model, linear_sizes
@@ -84,6 +85,44 @@ class RewardModel:
                 self.criteria.save(place)
                 about["criteria"] = self.criteria.by_name()
             files.write_json(place / "reward_model.json", about | facts)
+
+
+class OnOwnTrunk:
+    """A Scorer: a reward model that was trained on another model than the samples are drawn from, on that one's trunk.
+
+    Samples of its own tokenizer are read as ids; of another (the one given) as texts: the prompt as it was asked, or
+    decoded where nobody knows that, and the completion, cut to what the context holds.
+    """
+
+    def __init__(self, reward: RewardModel, tokenizer: Tokenizer, name: str) -> None:
+        self.reward, self.tokenizer, self.name = reward, tokenizer, name
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        """UserError as of `RewardModel.score`, for a prompt that does not fit, and for an episode of several turns."""
+        found = [self._ids(sample) for sample in samples]
+        prompts, completions = [prompt for prompt, _ in found], [completion for _, completion in found]
+        masks = [s.action_mask and s.action_mask[: len(c)] for s, c in zip(samples, completions, strict=True)]
+        return self.reward.score_ids(prompts, completions, masks)
+
+    def _ids(self, sample: Sample) -> tuple[Sequence[int], Sequence[int]]:
+        own, context = self.reward.model.tokenizer, self.reward.model.trunk.shape.context
+        if sample.tokenizer == own.fingerprint:
+            prompt, completion = sample.prompt_ids, sample.completion_ids
+        elif sample.action_mask is not None:
+            raise UserError(
+                "was trained on another tokenizer, and cannot read an episode of several turns",
+                where=self.name,
+                fix="train it on the policy's model",
+            )
+        else:
+            asked = self.tokenizer.decode(sample.prompt_ids) if sample.asked is None else sample.asked
+            try:
+                prompt = tuple(own.render(asked))
+            except UserError as error:
+                raise UserError(error.what, where=self.name, fix=error.fix) from None
+            completion = tuple(own.complete(sample.text, ended=sample.finish_reason == "stop"))
+        check_room(len(prompt) + 1, context, f"{self.name}: a prompt")
+        return prompt, completion[: context - len(prompt)]
 
 
 def shared_scores(models: Sequence[RewardModel], samples: Sequence[Sample]) -> list[list[float]]:

@@ -28,7 +28,7 @@ from plaudit.reward.combine import (
     uncertain,
 )
 from plaudit.reward.judge import Judge, JudgeConfig, open_judge
-from plaudit.reward.model import describe, load_reward_model
+from plaudit.reward.model import OnOwnTrunk, describe, load_reward_model
 from plaudit.reward.rules import rule_scorer
 from plaudit.reward.transform import TRANSFORMS, parameters
 from plaudit.tensors import Scorer
@@ -140,8 +140,11 @@ class Opened(NamedTuple):
 
 
 def open_scorer(spec: str, model: Model) -> Scorer:
-    """The scorer on this model's trunk. UserError where there is none, or one that belongs to another model."""
-    return _open(spec, model)
+    """The scorer on this model's trunk; a reward model in it that was trained on another model, on that one's.
+
+    UserError where there is none, or one whose base cannot be loaded or has changed.
+    """
+    return _open(spec, model, bases={})
 
 
 def open_for_texts(
@@ -236,18 +239,20 @@ def _open(
     device: torch.device | str = "cpu",
     within: Sequence[str] = (),
     options: Options | None = None,
+    bases: dict[str, Model] | None = None,
 ) -> Scorer:
+    """bases: other models' trunks that reward models stand on, so far; None: all are on the model's."""
     if is_function(spec):
         return rule_scorer(spec, options=options)
     if options:
         raise UserError("takes no options, which are a function's", where=spec, fix="leave them out")
     if not is_description(spec):
         assert model is not None  # `open_for_texts` has loaded its base
-        return load_reward_model(Path(spec), model)
+        return load_reward_model(Path(spec), model) if bases is None else _learned(Path(spec), model, bases)
     config, chain = read_description(spec), _inside(spec, within)
 
     def part(name: str, options: Options | None = None) -> Scorer:
-        return _open(name, model, dtype, device, chain, options)
+        return _open(name, model, dtype, device, chain, options, bases)
 
     scorer: Any
     if isinstance(config, EnsembleConfig):
@@ -268,6 +273,27 @@ def _open(
         scorer = open_judge(config, spec, model, dtype, device)
     steps: list[Step] = getattr(config, "transform", [])
     return Transformed(scorer, tuple(map(_function, steps)), spec) if steps else scorer
+
+
+def _learned(directory: Path, model: Model, bases: dict[str, Model]) -> Scorer:
+    """A reward model on the model's trunk where it was trained on it, else on that of its own base."""
+    about = describe(directory)
+    if (about.get("tokenizer"), about.get("trunk")) == (
+        model.tokenizer.fingerprint,
+        model.trunk.fingerprint(),
+    ):
+        return load_reward_model(directory, model)
+    name = str(about.get("base_model"))
+    if name not in bases:
+        try:
+            bases[name] = load_model(name, model.trunk.dtype, model.trunk.device)
+        except UserError as error:
+            raise UserError(
+                f"its base model {name} cannot be loaded ({error.what})",
+                where=str(directory),
+                fix="put it back, or train a reward model on the policy's",
+            ) from None
+    return OnOwnTrunk(load_reward_model(directory, bases[name]), model.tokenizer, str(directory))
 
 
 def _function(step: Step) -> Transform:

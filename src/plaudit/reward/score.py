@@ -173,4 +173,4 @@ def completion_ids(
     ended by the end-of-text token unless the completion was cut off (finish_reason "length")."""
     if fingerprint == tokenizer.fingerprint and isinstance(sampled, list) and sampled:
         return sampled
-    return (finish_reason == "length" and tokenizer.encode(text)) or tokenizer.complete(text)
+    return tokenizer.complete(text, ended=finish_reason != "length")

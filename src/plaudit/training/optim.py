@@ -203,5 +203,7 @@ def check_weights(parameters: Iterable[nn.Parameter], directory: Path) -> None:
     """UserError where a trained weight is no number: the last step's loss was taken before that step moved them."""
     if not all(bool(parameter.isfinite().all()) for parameter in parameters):
         raise UserError(
-            "a weight is not a number after the last step", where=str(directory), fix="lower the learning rate"
+            "a weight is not a number after the last step",
+            where=str(directory),
+            fix="lower the learning rate",
         )

@@ -342,3 +342,19 @@ FEEDBACK = (
            ("TRAINING_COLUMNS = range(7)", "TRAINING_COLUMNS = range(8)", "a judge among the raters"),
            ('["compound"]) + 1) / 2', '["compound"]))', "valence from -1 to 1")),
 )  # fmt: skip
+OWN_TRUNK = (
+    *of_room("reward/model", "reward/test_own_trunk",
+           ("if sample.tokenizer == own.fingerprint:", "if True:",
+            "another tokenizer's ids read as its own"),
+           ("ended=sample.finish_reason == \"stop\"", "ended=True",
+            "a cut-off text taken for a whole one"),
+           ("self.tokenizer.decode(sample.prompt_ids)", "own.decode(sample.prompt_ids)",
+            "a prompt decoded by another tokenizer"),
+           ("completion[: context - len(prompt)]", "completion",
+            "a text beyond the context"),
+           ("elif sample.action_mask is not None:", "elif False:",
+            "an episode read without what was said in it")),
+    *of_room("reward/open", "reward/test_own_trunk",
+           ("    if name not in bases:\n", "    if True:\n",
+            "a trunk in memory for every member")),
+)  # fmt: skip
