@@ -82,7 +82,9 @@ def test_a_reward_that_has_saturated_hides_no_hacking(seed: int, after: float) -
 def test_reward_and_gold_that_turn_together_are_told_of_and_are_no_hacking() -> None:
     found = diagnose(rows(reward=lambda t: 2 - abs(4 * t - 2), gold=lambda t: 0.5 - abs(t - 0.5)))
     assert not any("hacking" in finding.what or "together" in finding.what for finding in found)
-    assert any(re.match(r"After step \d+ the gold score fell by .*, and the reward by ", f.what) for f in found)
+    assert any(
+        re.match(r"After step \d+ the gold score fell by .*, and the reward by ", f.what) for f in found
+    )
 
 
 def test_a_gold_score_of_every_third_step_is_held_against_the_reward_of_its_own_steps() -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from plaudit.recipes import ppo, reinforce
-from plaudit.rollout.agent import Episode
+from plaudit.rollout.agent import Episode, episodes
 from plaudit.rollout.collect import Forward
 from plaudit.tensors import Sample
 from plaudit.training import online
 from plaudit.training.learner import Learner
+from plaudit.training.policy import make_policy
 from runs import shipped
 
 PLAYED: dict[str, Any] = {
@@ -38,15 +39,14 @@ def rollout_of(config: Any) -> tuple[list[Episode], list[Sample], Forward, Tenso
     """A step's episodes as they were played, and what the recipe makes of them."""
     played: list[Episode] = []
     with pytest.MonkeyPatch.context() as patch:
-        episodes = online.episodes
 
         def kept(*args: Any, **names: Any) -> list[Episode]:
             played.extend(episodes(*args, **names))
             return played
 
-        patch.setattr(online, "episodes", kept)
+        patch.setattr("plaudit.training.online.episodes", kept)
         world = online.open_world(config)
-        policy = online.make_policy(world.model, config.adapter, seed=0)
+        policy = make_policy(world.model, config.adapter, seed=0)
         samples = online.draw(world, policy, 0, config, "test")
     seen = online.look(world, samples, config, policy=policy)
     return played, samples, seen, online.scores_of(world, samples, seen)[0]

@@ -138,7 +138,8 @@ def test_before_the_first_update_no_unknown_token_weighs_more_than_another(
     tmp_path: Path, reference: str
 ) -> None:
     """Whichever reference there is, what nobody drew counts as drawn from the policy of the first step."""
-    save_adapter(random_adapter(load_model("tiny", torch.float64).trunk, rank=3, blocks=2, seed=8), tmp_path, base="tiny")
+    other = random_adapter(load_model("tiny", torch.float64).trunk, rank=3, blocks=2, seed=8)
+    save_adapter(other, tmp_path, base="tiny")
     settings = {
         "model": "tiny", "feedback": judged(tmp_path)["feedback"], "start": str(tmp_path), "reference": reference,
         "steps": 2, "adapter": {"rank": 4, "alpha": 8.0, "blocks": 3}, "precision": "float64", "threads": 1,

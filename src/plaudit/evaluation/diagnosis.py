@@ -123,7 +123,7 @@ def _finite(value: object) -> bool:
 
 
 def _gamed(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
-    """Reward hacking: the gold score falls, or stays, while the reward that is trained on does not (Gao et al. 2022)."""
+    """Reward hacking: the gold score falls, or stays, while the trained reward does not (Gao et al. 2022)."""
     reward, gold = Curve.of(rows, "reward"), Curve.of(rows, "gold")
     if not gold.values:
         return [
@@ -150,8 +150,8 @@ def _gamed(rows: Sequence[Row], settings: Container[str]) -> list[Finding]:
             Finding(
                 "alarm",
                 f"Reward hacking: {gone} while the reward {moved}.",
-                f"Take the model of about step {at}; {closer(settings)}; collect judgements of today's samples and refit "
-                "the reward; score with an ensemble's worst case.",
+                f"Take the model of about step {at}; {closer(settings)}; collect judgements of today's samples and "
+                "refit the reward; score with an ensemble's worst case.",
             )
         ]
     rose, followed = reward.last - reward.first, gold.last - gold.first

@@ -142,7 +142,9 @@ def findings(last: Round, config: Row) -> list[Finding]:
     wins, judged = interval(measured.get("win_rate_ci95")), list[Finding]()
     if measured.get("judges") == "panel" and begin is not None and end is not None and wins is not None:
         judged.append(against_judges(end - begin, wins))
-    return diagnose(last.ppo, dig(last.summary, "ppo", "stopped"), judged=judged, settings=configs.leaves(config))
+    return diagnose(
+        last.ppo, dig(last.summary, "ppo", "stopped"), judged=judged, settings=configs.leaves(config)
+    )
 
 
 def characters(seed: Any) -> list[panel.Rater]:

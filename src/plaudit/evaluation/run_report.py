@@ -59,9 +59,7 @@ def render(directory: Path, summary: Mapping[str, Any]) -> str:
         "seed": tree.get("seed", "–"),
         "steps": summary.get("steps"),
         "planned": tree.get("steps"),
-        "findings": diagnose(
-            rows, summary.get("stopped"), logged=logged, settings=configs.leaves(tree)
-        ),
+        "findings": diagnose(rows, summary.get("stopped"), logged=logged, settings=configs.leaves(tree)),
         "logged": logged,
         "rows": rows,
         "first": rows[0] if rows else {},

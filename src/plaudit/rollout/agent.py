@@ -15,6 +15,7 @@ from typing import Any, Literal
 import gymnasium
 import torch
 from gymnasium import spaces
+
 from plaudit.data.collate import pack
 from plaudit.data.shapes import read_prompt
 from plaudit.models.adapter import Adapter

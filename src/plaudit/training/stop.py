@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ def check_finite(step: int, directory: Path, *numbers: float) -> None:
 def level_error(values: Sequence[float], width: int) -> float:
     """The standard error of the difference between two means over `width` steps each, from the noise that successive
     steps show: half the mean square of their differences is a step's variance (von Neumann et al. 1941)."""
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(values)]
     if not steps:
         return 0.0
     return math.sqrt(sum(d * d for d in steps) / (2 * len(steps))) * math.sqrt(2 / width)
@@ -101,8 +102,8 @@ def reason_to_stop(
         grown = newest["kl"] > KL_GROWTH * max(before["kl"], 0.01)
         if newest["reward"] - before["reward"] <= -error and grown:
             return (
-                f"reward has not risen for {patience} steps ({before['reward']:.3g}, then {newest['reward']:.3g}) while "
-                f"KL grew from {before['kl']:.3f} to {newest['kl']:.3f}: refit the reward, or stop earlier"
+                f"reward has not risen for {patience} steps ({before['reward']:.3g}, then {newest['reward']:.3g}) "
+                f"while KL grew from {before['kl']:.3f} to {newest['kl']:.3f}: refit the reward, or stop earlier"
             )
     return None
 
