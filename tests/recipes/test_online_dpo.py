@@ -17,7 +17,6 @@ from plaudit.data.collate import pack
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
 from plaudit.recipes import online_dpo
-from plaudit.reward.scores import Scores
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample
 from plaudit.training import online
@@ -190,7 +189,9 @@ def test_pairs_with_one_prompt_stand_in_rows_of_their_own(tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "update", counted)
         patch.setattr(
-            online, "judge", lambda _, samples: Scores([s.completion_ids[0] / 700 for s in samples])
+            online,
+            "scores_of",
+            lambda _, s, seen: (seen.logprobs.new_tensor([x.completion_ids[0] for x in s]), {}),
         )
         recipe.run(config, tmp_path / "run")
     (row,) = rows(tmp_path / "run")

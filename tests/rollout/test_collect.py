@@ -27,7 +27,10 @@ from plaudit.types import UserError
 from tiny_models import as_samples, random_branch, random_head, random_ids
 
 PROMPTS = [p for p in random_ids(21, 4, 2, 9) for _ in range(3)]
-SAMPLES = as_samples(PROMPTS, random_ids(22, 12, 1, 8))
+SAMPLES = [
+    replace(sample, prompt=place // 3, index=place % 3)
+    for place, sample in enumerate(as_samples(PROMPTS, random_ids(22, 12, 1, 8)))
+]
 PACKED = pack([s.prompt_ids for s in SAMPLES], [s.completion_ids for s in SAMPLES])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 

@@ -115,6 +115,7 @@ def imitate(
         [s.prompt_ids for s in best],
         [s.completion_ids for s in best],
         action_masks=[s.action_mask for s in best],
+        together=[s.prompt for s in best],
         most=max(1, len(best) // config.minibatches),
         device=policy.trunk.device,
     )

@@ -111,6 +111,7 @@ def forward(
         [s.prompt_ids for s in samples],
         [s.completion_ids for s in samples],
         action_masks=[s.action_mask for s in samples],
+        together=[s.prompt for s in samples],
         most=most,
         device=reference.device,
     )

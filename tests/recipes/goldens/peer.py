@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from plaudit.models.adapter import save_adapter
 from plaudit.models.load import load_model, make_adapter
-from plaudit.randomness import torch_seed
+from plaudit.randomness import rng, torch_seed
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample
 from tiny_models import transformers_model
@@ -54,6 +55,21 @@ def record_tokens(
     finally:
         LocalEngine.sample = sample  # type: ignore[method-assign]
     return draws
+
+
+def cut_short(sample: Sample, key: Key) -> Sample:
+    """Log-probabilities to 4 digits; after the first step an end of text in two of three, anywhere."""
+    ids, logprobs = list(sample.completion_ids), [round(x, 4) for x in sample.logprobs]
+    draw = rng(*key, "cut", sample.prompt, sample.index)
+    if key[2] != 0 and draw.random() < 0.67 and sample.finish_reason == "length":
+        at = int(draw.integers(len(ids)))
+        ids, logprobs = [*ids[:at], 1], [*logprobs[:at], round(-6.5 - 0.8 * draw.random(), 4)]
+    return replace(
+        sample,
+        completion_ids=tuple(ids),
+        logprobs=tuple(logprobs),
+        finish_reason="stop" if ids[-1] == 1 else "length",
+    )
 
 
 def peft_model(config: Any, name: str, blocks: int, directory: Path, depth: int | None = None) -> Any:
@@ -125,11 +141,12 @@ def take_step(
 
 
 def by_prompt(samples: Sequence[Recorded]) -> list[list[int]]:
-    """Places of neighbours with the same prompt: a minibatch is made of whole prompts, and one that came twice
-    in a row is one."""
+    """Places of the samples of each prompt as it was asked: a minibatch is made of whole prompts, and one that is asked
+    twice counts twice."""
     groups: list[list[int]] = []
     for i, sample in enumerate(samples):
-        if i and sample["prompt_ids"] == samples[i - 1]["prompt_ids"]:
+        before = samples[i - 1]
+        if i and sample["prompt"] == before["prompt"] and sample["index"] > before["index"]:
             groups[-1].append(i)
         else:
             groups.append([i])

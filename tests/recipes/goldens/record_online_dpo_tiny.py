@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer import Recorded, logprobs_of, peft_model, record_tokens, take_step
-from record_online_tiny import COMMON, HERE, compact, cut_short, mean, score
+from peer import Recorded, cut_short, logprobs_of, peft_model, record_tokens, take_step
+from record_online_tiny import COMMON, HERE, compact, mean, score
 from torch import Tensor
 
 from plaudit.models.load import load_model

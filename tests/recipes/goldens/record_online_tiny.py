@@ -15,7 +15,6 @@ import json
 import math
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from peer import Recorded, by_prompt, logprobs_of, peft_model, record_tokens, steered, take_step
+from peer import Recorded, by_prompt, cut_short, logprobs_of, peft_model, record_tokens, steered, take_step
 
 from plaudit.models.load import load_model
 from plaudit.randomness import rng
-from plaudit.tensors import Key, Sample
 from runs import PROMPTS, shipped
 from tiny_models import transformers_model
 
@@ -67,21 +65,6 @@ CASES: dict[str, dict[str, Any]] = {
     "rejection": {},
 }
 """By its name: what of configs/NAME.yaml is set; rloo_clipped is of configs/rloo.yaml."""
-
-
-def cut_short(sample: Sample, key: Key) -> Sample:
-    """Log-probabilities to 4 digits; after the first step an end of text in two of three, anywhere."""
-    ids, logprobs = list(sample.completion_ids), [round(x, 4) for x in sample.logprobs]
-    draw = rng(*key, "cut", sample.prompt, sample.index)
-    if key[2] != 0 and draw.random() < 0.67 and sample.finish_reason == "length":
-        at = int(draw.integers(len(ids)))
-        ids, logprobs = [*ids[:at], 1], [*logprobs[:at], round(-6.5 - 0.8 * draw.random(), 4)]
-    return replace(
-        sample,
-        completion_ids=tuple(ids),
-        logprobs=tuple(logprobs),
-        finish_reason="stop" if ids[-1] == 1 else "length",
-    )
 
 
 def price(estimator: str, gap: Tensor) -> Tensor:
