@@ -2,11 +2,11 @@
 
     python tests/recipes/goldens/record_ppo_tiny.py
 
-First the ppo recipe runs and its engine's samples are written down; from the second step on many are cut short by an end
-of text. Then those tokens are learned from a second time, by an implementation that shares nothing with Plaudit's but
-the adapters' first weights and the order of minibatches: transformers' Llama and peft's LoRA in float64, one sample at a
-time without padding, packing or streams, advantages by their defining double sum. Its numbers, not the recipe's, are the
-golden.
+First the ppo recipe runs and its engine's samples are written down; from the second step on many are cut short by an
+end of text. Then those tokens are learned from a second time, by an implementation that shares nothing with Plaudit's
+but the adapters' first weights and the order of minibatches: transformers' Llama and peft's LoRA in float64, one sample
+at a time without padding, packing or streams, advantages by their defining double sum. Its numbers, not the recipe's,
+are the golden.
 """
 
 from __future__ import annotations
