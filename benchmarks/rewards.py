@@ -17,7 +17,7 @@ ids of the same texts, cut as `cut` says, one epoch, and LoRA of rank 16, alpha 
   recipe's own, and on PandaLM the harder one), and in characters.
 
 Every fold is written to benchmarks/rewards.json when it is done, and read there when the command comes again. A fold
-takes a core some minutes (figures in benchmarks/README.md): trl 13 of PandaLM and 26 of HH, quickstart 3 and 18, head 2
+takes a core some minutes (figures in benchmarks/README.md): trl 13 of PandaLM and 26 of HH, quickstart 3 and 17, head 2
 and 7. Figures: the share of left-out pairs put right (equal scores are half right), and differences with the 95 %
 interval of the bootstrap over prompts, all folds and seeds of a prompt together.
 """

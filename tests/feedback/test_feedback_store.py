@@ -494,4 +494,6 @@ def test_the_store_starts_fast_and_without_torch() -> None:
         for _ in range(3)
     ]
     assert {rest.strip() for _, rest in out} == {"[]"}
-    assert min(float(took) for took, _ in out) < 2.0  # 0.2 s on a quiet machine; the best of three on a busy one
+    assert (
+        min(float(took) for took, _ in out) < 2.0
+    )  # 0.2 s on a quiet machine; the best of three on a busy one
