@@ -99,6 +99,15 @@ def test_a_later_turn_is_not_credited_with_an_earlier_ones_reward() -> None:
     assert earned == pytest.approx(sum(sum(e.rewards) for e in played) / len(played))
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo", "rejection", "online_dpo"])
+def test_no_penalty_takes_the_place_of_what_an_environment_gave(name: str) -> None:
+    """It has seen how its episodes end: none of these by itself."""
+    _, config = shipped(name, **PLAYED, missing_eos_penalty=-7.0)
+    _, samples, _, scores = rollout_of(config)
+    assert all(sample.finish_reason == "length" for sample in samples)
+    assert torch.equal(online.rewards_of(scores, samples, config), scores)
+
+
 @pytest.mark.parametrize("name", ["ppo", "reinforce", "reinforce_plus_plus", "grpo", "rejection"])
 @pytest.mark.parametrize("minibatches", [1, 3, 4])
 def test_a_step_has_as_many_minibatches_as_are_asked_for(tmp_path: Path, name: str, minibatches: int) -> None:

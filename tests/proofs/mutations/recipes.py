@@ -461,7 +461,7 @@ SHARED = (
     *of_room("rollout/collect", "recipes/test_online_laws",
              ("against = Branch(reference, anchor)", "against = Branch(reference)",
               "a reference that is never the start")),
-    *of_room("training/online", "recipes/test_online_laws recipes/test_online_dpo",
+    *of_room("training/online", "recipes/test_episodes recipes/test_online_laws",
              ("if config.missing_eos_penalty is None or config.environment is not None:",
               "if config.missing_eos_penalty is None:", "an environment's rewards replaced")),
     *of_room("rollout/agent", "rollout/test_agent",
