@@ -94,9 +94,9 @@ def test_a_gold_score_of_every_third_step_is_held_against_the_reward_of_its_own_
         if row["step"] % 3:
             del row["gold"]
     found = diagnose(some)
-    assert found[0].what.startswith("Reward hacking: after step ")
-    rose = float(re.search(r"reward rose by (\S+)\.$", found[0].what).group(1))  # type: ignore[union-attr]
-    assert 2.5 < rose < 4
+    told = re.match(r"Reward hacking: after step .* the reward rose by (\S+)\.$", found[0].what)
+    assert told is not None
+    assert 2.5 < float(told.group(1)) < 4
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -289,10 +289,10 @@ class Says:
     def __init__(self, said: Any) -> None:
         self.said = said
 
-    def score(self, _: Sequence[Sample]) -> list[float]:
+    def score(self, _: Sequence[Sample]) -> Any:
         if isinstance(self.said, BaseException):
             raise self.said
-        return self.said  # type: ignore[no-any-return]
+        return self.said
 
 
 @pytest.mark.parametrize(

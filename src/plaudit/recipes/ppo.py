@@ -132,7 +132,7 @@ def check_dense(config: Config, scorer: Scorer | None) -> None:
         raise UserError(
             "scores whole completions, so that no token has a share for dense_reward",
             where=str(config.reward),
-            fix="name one reward model's directory, or set dense_reward: false",
+            fix="name one reward model that was trained on the policy's model, or set dense_reward: false",
         )
     if scorer.branch.pool != "mean":
         raise UserError(
