@@ -18,6 +18,7 @@ from torch import Tensor
 from plaudit.data.collate import pack
 from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch, hidden_states, token_logprobs
+from plaudit.models.decode import Cache, Decoder
 from plaudit.models.llama import Llama
 from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
@@ -56,7 +57,7 @@ def ids(samples: Sequence[Sample]) -> list[tuple[int, ...]]:
 
 
 def test_greedy_is_what_transformers_generates(model: Model) -> None:
-    """Five prompts of 1 to 14 tokens in one left-padded batch, against transformers' generate one by one."""
+    """Five prompts of 1 to 14 tokens in one batch, against transformers' generate one by one."""
     theirs = transformers_model(model.directory, torch.float64)
     params = SamplingParams(max_new_tokens=12, temperature=0)
     ours = drawn(LocalEngine(model.trunk, model.tokenizer), PROMPTS, 1, params)
@@ -199,6 +200,29 @@ def test_a_draw_inverts_the_cumulative_distribution() -> None:
     assert draw(logits, uniforms, SamplingParams())[0].tolist() == [0, 0, 1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("vocab", [255, 256, 257, 700, 1024])
+def test_a_draw_from_a_large_vocabulary_is_numpys(vocab: int) -> None:
+    """Whatever blocks the sums are taken in, and where the last one is not full."""
+    logits = torch.randn(50, vocab, generator=torch.Generator().manual_seed(vocab), dtype=torch.float64) * 2
+    logits[:, -1] += 6
+    grid = rng("grid", vocab).random(50)
+    tokens, _ = draw(logits, torch.from_numpy(grid), SamplingParams())
+    cumulative = torch.softmax(logits, -1).numpy().cumsum(-1)
+    assert tokens.tolist() == [
+        int(np.searchsorted(c, u, "right")) for c, u in zip(cumulative, grid, strict=True)
+    ]
+    assert vocab - 1 in tokens
+
+
+def test_top_p_that_needs_most_of_a_large_vocabulary() -> None:
+    """3,000 words alike but for a slope: 0.9 of them are 2,700, of which far fewer are sorted at first."""
+    logits = torch.linspace(0, -1e-6, 3000, dtype=torch.float64).expand(2000, 3000)
+    grid = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    tokens, _ = draw(logits, grid, SamplingParams(top_p=0.9))
+    assert 2695 < int(tokens.max()) <= 2700
+    assert abs(float(tokens.double().mean()) - 1350) < 2
+
+
 def test_what_has_no_probability_is_never_drawn() -> None:
     """Neither where rounding carries a float32 number up to 1, nor at 0, nor between."""
     inf = torch.inf
@@ -300,11 +324,12 @@ def test_end_of_text_stops_and_is_part_of_the_completion(ending: LocalEngine) ->
     assert len({len(s.completion_ids) for s in stopped}) > 5
 
 
-def test_rows_that_leave_the_batch_change_nothing(ending: LocalEngine) -> None:
-    """Rows that have ended leave when they are half of a batch; alone, a row never meets that."""
-    params = SamplingParams(max_new_tokens=16)
-    together = drawn(ending, PROMPTS, 8, params)
-    assert sum(len(s.completion_ids) < 8 for s in together) > 20, "the batch was halved on the way"
+@pytest.mark.parametrize("max_batch", [3, 8, 64])
+def test_rows_that_leave_and_enter_change_nothing(ending: LocalEngine, max_batch: int) -> None:
+    """Rows that have ended make room for others, and the last take their places; alone, a row never meets that."""
+    params = SamplingParams(max_new_tokens=48)
+    together = drawn(LocalEngine(ending.trunk, ending.tokenizer, max_batch=max_batch), PROMPTS, 8, params)
+    assert len({len(s.completion_ids) for s in together}) > 8, "they end at many different times"
     alone = drawn(LocalEngine(ending.trunk, ending.tokenizer, max_batch=1), PROMPTS, 8, params)
     assert ids(together) == ids(alone)
     gaps = [
@@ -313,6 +338,40 @@ def test_rows_that_leave_the_batch_change_nothing(ending: LocalEngine) -> None:
         for a, b in zip(s.logprobs, t.logprobs, strict=True)
     ]
     assert max(gaps) < 1e-12
+
+
+def test_the_batch_stays_full_and_a_prompt_is_computed_once(
+    ending: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five prompts of twenty samples, eight rows at a time."""
+    rows, prompts = list[int](), list[tuple[int, ...]]()
+    step, prefill = Decoder.step, Decoder.prefill
+
+    def counted(self: Decoder, tokens: Tensor, lengths: Tensor, cache: Cache) -> Tensor:
+        rows.append(len(tokens))
+        return step(self, tokens, lengths, cache)
+
+    def noted(self: Decoder, asked: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
+        prompts.extend(tuple(prompt) for prompt in asked)
+        return prefill(self, asked)
+
+    monkeypatch.setattr(Decoder, "step", counted)
+    monkeypatch.setattr(Decoder, "prefill", noted)
+    engine = LocalEngine(ending.trunk, ending.tokenizer, max_batch=8)
+    samples = drawn(engine, PROMPTS, 20, SamplingParams(max_new_tokens=48))
+    assert sorted(prompts) == sorted(map(tuple, PROMPTS))
+    wanted = sum(len(s.completion_ids) - 1 for s in samples)
+    assert sum(rows) == wanted, "no row is computed that nobody waits for"
+    assert len(rows) < 0.8 * sum(max(lengths) for lengths in batches_of_eight(samples)), (
+        "no batch waits for its last"
+    )
+
+
+def batches_of_eight(samples: Sequence[Sample]) -> list[list[int]]:
+    """How long the samples are, in the batches that they would make if a batch had to end before the next."""
+    order = sorted(samples, key=lambda s: (len(s.prompt_ids), s.prompt, s.index))
+    lengths = [len(s.completion_ids) for s in order]
+    return [lengths[start : start + 8] for start in range(0, len(lengths), 8)]
 
 
 def test_ignoring_the_end_goes_on_to_the_last_token(ending: LocalEngine) -> None:
