@@ -41,14 +41,17 @@ def row_dropout(rate: float, part: Packed, rows: Tensor, key: Key) -> Dropout | 
 
 
 def drop(x: Tensor, dropout: Dropout | None, *place: int | str) -> Tensor:
-    """x [R, S, width] with some of its numbers left out; as it is where there is no dropout. place: in the model."""
+    """x [R, S, width], or [1, N, width] of rows without their padding, with some of its numbers left out; as it is where there is no dropout. place: in the model."""
     if dropout is None:
         return x
     keep = torch.ones(x.shape, dtype=torch.bool, device=x.device)
     generator = torch.Generator(device=x.device)
+    start = 0
     for row, (key, length) in enumerate(zip(dropout.keys, dropout.lengths, strict=True)):
         generator.manual_seed(torch_seed(*key, *place))
         # Drawn for the row's own length: its padding is another in another micro-batch.
         draw = torch.rand(length, x.shape[2], generator=generator, device=x.device)
-        keep[row, :length] = draw >= dropout.rate
+        own = keep[row, :length] if len(x) == len(dropout.keys) else keep[0, start : start + length]
+        own.copy_(draw >= dropout.rate)
+        start += length
     return torch.where(keep, x / (1 - dropout.rate), torch.zeros((), dtype=x.dtype, device=x.device))

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plaudit.models.adapter import Adapter
+from plaudit.models.attention import Tiles, attend
 from plaudit.models.dropout import Dropout, drop
+from plaudit.models.fused import gated, rms_norm, rotate
 from plaudit.types import UserError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -129,16 +131,18 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every block of one forward pass shares: rotary tables [R, 1, S, head_width] and who sees whom.
+    """What every block of one forward pass shares: rotary tables [R, S, 1, head_width] in the dtype of products, and
+    who sees whom.
 
-    mask: [R, 1, S, K] bool, True where query s may look at key k. dropout: with an adapter, of what each of its
+    mask: [R, 1, S, K] bool, True where query s may look at key k; or tiles: who sees whom in rows whose tokens stand
+    one after the other, R = 1 and S = N, without padding. dropout: with an adapter, of what each of its
     updates reads (as peft has it); without one, of what attention and MLP add to the stream (Vaswani et al. 2017,
     section 5.4).
     """
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor
+    mask: Tensor | Tiles
     cache: Cache | None = None
     dropout: Dropout | None = None
 
@@ -172,11 +176,12 @@ class Block(nn.Module):
     def forward(self, stream: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
         """[R, S, width] -> [R, S, width]."""
         whole = context.dropout if adapter is None else None
-        attended = self._attend(self._norm("input_layernorm", stream), context, adapter)
+        dtype = context.cos.dtype
+        attended = self._attend(self._norm("input_layernorm", stream, dtype), context, adapter)
         stream = stream + drop(attended, whole, self.index, "attention")
-        x = self._norm("post_attention_layernorm", stream)
+        x = self._norm("post_attention_layernorm", stream, dtype)
         gate, up = (self._linear(name, x, context, adapter) for name in ("gate_proj", "up_proj"))
-        made = self._linear("down_proj", F.silu(gate) * up, context, adapter)
+        made = self._linear("down_proj", gated(gate, up), context, adapter)
         return stream + drop(made, whole, self.index, "mlp")
 
     def _attend(self, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
@@ -186,11 +191,14 @@ class Block(nn.Module):
         def heads(name: str) -> Tensor:
             return self._linear(name, x, context, adapter).view(rows, columns, -1, shape.head_width)
 
-        query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj").transpose(1, 2)
+        query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
         if shape.qk_norm:
-            query, key = self._norm("q_norm", query), self._norm("k_norm", key)
-        query = _rotate(query.transpose(1, 2), context.cos, context.sin)
-        key = _rotate(key.transpose(1, 2), context.cos, context.sin)
+            query, key = self._norm("q_norm", query, x.dtype), self._norm("k_norm", key, x.dtype)
+        query, key = (rotate(t, context.cos, context.sin) for t in (query, key))
+        if isinstance(context.mask, Tiles):
+            out = attend(query[0], key[0], value[0], context.mask)
+            return self._linear("o_proj", out.view(1, columns, -1), context, adapter)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         if cache is not None:
             end = cache.filled + columns
             cache.keys[self.index][:, :, cache.filled : end] = key
@@ -198,7 +206,7 @@ class Block(nn.Module):
             key, value = cache.keys[self.index][:, :, :end], cache.values[self.index][:, :, :end]
         group = shape.heads // shape.kv_heads
         if columns == 1:  # one new token: the query heads of a group are the rows of one small product
-            query = query.view(rows, shape.kv_heads, group, shape.head_width)
+            query = query.reshape(rows, shape.kv_heads, group, shape.head_width)
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=context.mask)
         else:
             key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
@@ -206,23 +214,26 @@ class Block(nn.Module):
         return self._linear("o_proj", out.reshape(rows, columns, -1), context, adapter)
 
     def _linear(self, name: str, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
-        bias = self.biases.get(name, None)
-        y = F.linear(x, self.weights[name], bias)
+        bias = self.biases[name].to(x.dtype) if name in self.biases else None
+        y = F.linear(x, self.weights[name].to(x.dtype), bias)
         if adapter is not None and adapter.covers(self.index, name):
             y = y + adapter.delta(self.index, name, drop(x, context.dropout, self.index, name))
         return y
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x, (x.shape[-1],), self.norms[name].to(x.dtype), self.shape.norm_eps)
-        return normed.to(self.weights["q_proj"].dtype)
+    def _norm(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return rms_norm(x, self.norms[name].to(x.dtype), self.shape.norm_eps, dtype)
 
 
 class Llama(nn.Module):
-    """Embedding, blocks, final norm and output layer."""
+    """Embedding, blocks, final norm and output layer.
 
-    def __init__(self, shape: Shape) -> None:
+    products: the dtype that matrices are multiplied in, where it is narrower than the weights' own: a trunk that is
+    trained whole keeps its weights in float32, since a bfloat16 weight swallows small steps.
+    """
+
+    def __init__(self, shape: Shape, products: torch.dtype | None = None) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.products = shape, products
         self.embedding = nn.Parameter(torch.empty(shape.vocab, shape.width))
         self.blocks = nn.ModuleList(Block(shape, index) for index in range(shape.depth))
         self.norm = nn.Parameter(torch.ones(shape.width))
@@ -239,7 +250,8 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.dtype
+        """The dtype of its products."""
+        return self.products or self.embedding.dtype
 
     @property
     def wide(self) -> torch.dtype:
@@ -259,14 +271,18 @@ class Llama(nn.Module):
             digest.update(name.encode() + row.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def context(self, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> Context:
-        """Rotary tables for positions [R, S] and a mask [R, S, K] (True: may look)."""
+    def context(self, positions: Tensor, mask: Tensor | Tiles, cache: Cache | None = None) -> Context:
+        """Rotary tables for positions [R, S], and a mask [R, S, K] (True: may look) or tiles of these rows."""
         half = torch.arange(0, self.shape.head_width, 2, dtype=torch.float32, device=positions.device)
+        if isinstance(mask, Tiles):
+            positions = mask.flatten(positions)
+        else:
+            mask = mask[:, None]
         # transformers' order of operations: another rounds otherwise, and more so the further into a text.
         frequency = 1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))
         angle = positions[..., None].float() * frequency
-        angle = torch.cat([angle, angle], dim=-1)[:, None]
-        return Context(angle.cos().to(self.dtype), angle.sin().to(self.dtype), mask[:, None], cache)
+        angle = torch.cat([angle, angle], dim=-1)[:, :, None]
+        return Context(angle.cos().to(self.dtype), angle.sin().to(self.dtype), mask, cache)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [R, S] -> stream [R, S, width]."""
@@ -281,16 +297,14 @@ class Llama(nn.Module):
         stop: int | None = None,
     ) -> Tensor:
         """The stream [R, S, width] through blocks start to stop (exclusive; None: all that remain)."""
+        tiles = context.mask if isinstance(context.mask, Tiles) else None
+        rows = len(stream)
+        if tiles is not None:
+            stream = tiles.flatten(stream)
         for block in self.stack()[start:stop]:
             stream = block(stream, context, adapter)
-        return stream
+        return stream if tiles is None else tiles.unflatten(stream, rows)
 
     def finish(self, stream: Tensor) -> Tensor:
         """The final norm: what heads and the output layer read."""
-        return F.rms_norm(stream, (self.shape.width,), self.norm.to(stream.dtype), self.shape.norm_eps)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, eq. 34) in the half-split layout of transformers."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+        return rms_norm(stream, self.norm.to(stream.dtype), self.shape.norm_eps, stream.dtype)

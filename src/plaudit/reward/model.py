@@ -14,7 +14,7 @@ from plaudit import files
 from plaudit.data.collate import micro_batches, pack
 from plaudit.data.tokenizer import Tokenizer, check_room
 from plaudit.models.adapter import load_adapter, save_adapter
-from plaudit.models.branch import Branch, ScalarHead, final_scores, pooled_states
+from plaudit.models.branch import Branch, ScalarHead, final_scores, pooled_states, sight
 from plaudit.models.load import Model, linear_sizes
 from plaudit.models.weights import read_safetensors
 from plaudit.reward.criteria import CriteriaHead, load_criteria
@@ -155,7 +155,7 @@ def scores_of(
     upward = sorted(range(len(models)), key=lambda m: models[m].branch.first)
     for rows in micro_batches(packed, min(model.budget for model in models)):
         part, index = packed.take(rows)
-        context = trunk.context(part.positions, part.visible())
+        context = trunk.context(part.positions, sight(part))
         stream, depth = trunk.embed(part.ids), 0
         for m in upward:
             branch = models[m].branch

@@ -17,7 +17,7 @@ from torch import Tensor
 from plaudit.algorithms.masking import masked_mean
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.models.adapter import Adapter
-from plaudit.models.branch import Branch, Outputs, token_logprobs, token_shares, token_values
+from plaudit.models.branch import Branch, Outputs, sight, token_logprobs, token_shares, token_values
 from plaudit.models.llama import Llama
 from plaudit.tensors import Sample
 from plaudit.types import UserError
@@ -132,7 +132,7 @@ def forward(
         shares += by_token(given, samples, packed)
     for rows in micro_batches(packed, budget):
         part, index = packed.take(rows)
-        context = reference.context(part.positions, part.visible())
+        context = reference.context(part.positions, sight(part))
         at, stream = 0, reference.embed(part.ids)
         here: dict[int, Tensor] = {}
         for depth in shared:
