@@ -32,7 +32,7 @@ def branch() -> Branch:
 
 
 def outputs(branch: Branch, packed: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out = token_logprobs(branch, packed, temperature=0.9)
+    out = token_logprobs(branch, packed, temperature=0.9, entropy=True)
     return out.logprobs, out.entropies, token_values(branch, packed), final_scores(branch, packed)
 
 

@@ -36,10 +36,10 @@ def trunk(request: pytest.FixtureRequest) -> Llama:
 @pytest.mark.parametrize("blocks", [0, 1, 3])
 def test_a_stream_entered_half_way_gives_the_whole_run(trunk: Llama, blocks: int) -> None:
     branch = random_branch(trunk, blocks=blocks)
-    whole = token_logprobs(branch, PACKED)
+    whole = token_logprobs(branch, PACKED, entropy=True)
     for depth in range(branch.first + 1):
         stream = lower_stream(trunk, PACKED, depth)
-        part = token_logprobs(branch, PACKED, stream=stream, depth=depth)
+        part = token_logprobs(branch, PACKED, stream=stream, depth=depth, entropy=True)
         for a, b in ((whole.logprobs, part.logprobs), (whole.entropies, part.entropies)):
             assert torch.equal(a, b)
         for of_head in (token_values, final_scores):
@@ -58,7 +58,7 @@ def test_the_temperature_divides_the_logits(trunk: Llama) -> None:
     hidden = hidden_states(branch, PACKED).index_select(0, PACKED.predictor[PACKED.mask])
     logits = (hidden @ trunk.output_weight.T).double() / 0.7
     logprobs = torch.log_softmax(logits, -1)
-    out = token_logprobs(branch, PACKED, temperature=0.7)
+    out = token_logprobs(branch, PACKED, temperature=0.7, entropy=True)
     expected = logprobs.gather(1, PACKED.tokens[PACKED.mask][:, None])[:, 0]
     tolerance = 1e-12 if trunk.dtype == torch.float64 else 1e-5
     assert float((out.logprobs[PACKED.mask] - expected).detach().abs().max()) < tolerance

@@ -55,7 +55,7 @@ def test_one_pass_equals_every_branch_alone(
         SAMPLES, reference=trunk, policy=policy, value=value, reward=reward, temperature=0.8, budget=budget
     )
     with torch.no_grad():
-        now = token_logprobs(policy, PACKED, temperature=0.8)
+        now = token_logprobs(policy, PACKED, temperature=0.8, entropy=True)
         alone = {
             "logprobs": now.logprobs,
             "entropies": now.entropies,

@@ -112,7 +112,8 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Per completion token [B, T], zero where the mask is False; logprobs and entropies in nats."""
+    """Per completion token [B, T], zero where the mask is False; logprobs and entropies in nats, the latter NaN where
+    they were not asked for."""
 
     logprobs: Tensor
     entropies: Tensor
@@ -157,10 +158,11 @@ def token_logprobs(
     temperature: float = 1.0,
     stream: Tensor | None = None,
     depth: int = 0,
+    entropy: bool = False,
     entropy_gradient: bool = False,
     dropout: Dropout | None = None,
 ) -> Outputs:
-    """Log-probability and entropy of every completion token.
+    """Log-probability of every completion token, and where it is asked for the entropy, with or without gradient.
 
     The one place that knows of padding, packing and shared prompts; the output layer is computed on completion
     tokens only. stream: the trunk's, after `depth` blocks that the branch does not adapt. dropout: in supervised
@@ -173,7 +175,9 @@ def token_logprobs(
         branch.trunk.output_weight,
         packed.tokens[packed.mask],
         temperature=temperature,
+        entropy=entropy,
         entropy_gradient=entropy_gradient,
+        products=branch.trunk.dtype,
     )
     return Outputs(_spread(logprobs, packed.mask), _spread(entropies, packed.mask))
 

@@ -226,7 +226,9 @@ def losses(
     of_q = [q_loss(spread(action_values(head, tokens)), targets, mask, total=total) for head in fast]
     of_value = expectile_loss(values, taken, mask, expectile=config.expectile, total=total)
     of_cql = [cql_loss(spread(action_logprobs(head, tokens)), mask, total=total) for head in fast]
-    logprobs, _ = selected_logprobs(states, policy.trunk.output_weight, tokens)
+    logprobs, _ = selected_logprobs(
+        states, policy.trunk.output_weight, tokens, entropy=False, products=policy.trunk.dtype
+    )
     of_policy = awac_loss(
         spread(logprobs), (taken - values).to(logprobs.dtype), mask, beta=config.awac_beta, total=total
     )
@@ -262,7 +264,13 @@ def measure(episodes: Sequence[Episode], policy: Branch, heads: QHeads, config: 
         final[index] = torch.minimum(first, second).to(rewards.dtype)
         start[index] = heads.values(hidden[part.predictor[:, 0]]).to(rewards.dtype)
         every = hidden.index_select(0, part.predictor[part.mask])
-        logprobs, _ = selected_logprobs(every, policy.trunk.output_weight, part.tokens[part.mask])
+        logprobs, _ = selected_logprobs(
+            every,
+            policy.trunk.output_weight,
+            part.tokens[part.mask],
+            entropy=False,
+            products=policy.trunk.dtype,
+        )
         nll -= float(logprobs.sum()) / total
     varied = float(rewards.std(correction=0)) > 0 and float(final.std(correction=0)) > 0
     return {

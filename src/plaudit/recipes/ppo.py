@@ -33,7 +33,7 @@ from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
 from plaudit.training.online import OnlineAdapter, PolicyGradientConfig, kl_of
 from plaudit.training.optim import linear_to_zero
-from plaudit.training.policy import make_policy, write_policy
+from plaudit.training.policy import make_policy, whole_copy, write_policy
 from plaudit.types import UserError
 
 
@@ -152,8 +152,7 @@ def make_branches(config: Config, model: Model, scorer: Scorer | None) -> dict[s
     head = ScalarHead(trunk.shape.width, dtype=trunk.wide).to(trunk.device)
     policy = make_policy(model, a, seed=torch_seed(config.seed, "policy adapter"), start=config.start)
     if a.rank == 0:
-        whole = copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True)
-        return {"policy": policy, "value": Branch(whole, head=head)}
+        return {"policy": policy, "value": Branch(whole_copy(trunk), head=head)}
     if isinstance(scorer, RewardModel) and scorer.branch.adapter is not None:
         adapter = copy.deepcopy(scorer.branch.adapter).requires_grad_(True)
     else:

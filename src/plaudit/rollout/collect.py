@@ -148,7 +148,9 @@ def forward(
         stream_, depth_ = begin(against)
         ref = token_logprobs(against, part, temperature=temperature, stream=stream_, depth=depth_)
         stream_p, depth_p = begin(policy)
-        now = token_logprobs(policy, part, temperature=temperature, stream=stream_p, depth=depth_p)
+        now = token_logprobs(
+            policy, part, temperature=temperature, entropy=True, stream=stream_p, depth=depth_p
+        )
         per_token["ref_logprobs"][index, :steps] = ref.logprobs
         per_token["logprobs"][index, :steps] = now.logprobs
         per_token["entropies"][index, :steps] = now.entropies

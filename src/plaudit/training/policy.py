@@ -11,6 +11,7 @@ from plaudit import files
 from plaudit.config import Config
 from plaudit.models.adapter import save_adapter
 from plaudit.models.branch import Branch
+from plaudit.models.llama import Llama
 from plaudit.models.load import Model, export, make_adapter, open_adapter
 
 
@@ -30,17 +31,24 @@ def check_start(start: str | None, adapter: AdapterConfig) -> None:
 
 def make_policy(model: Model, adapter: AdapterConfig, *, seed: int, start: str | None = None) -> Branch:
     """An adapter on the model's frozen trunk (fresh, or the one in the directory `start`), or (rank 0) a copy of the
-    whole trunk that is trained, in float32 or wider, since a bfloat16 weight swallows small steps.
+    whole trunk that is trained.
 
     The bare trunk stays what it was: the reference. UserError where `start` holds no adapter that fits.
     """
     trunk = model.trunk
     if adapter.rank == 0:
-        return Branch(copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True))
+        return Branch(whole_copy(trunk))
     if start is not None:
         return Branch(trunk, open_adapter(Path(start), trunk))
     fresh = make_adapter(trunk, rank=adapter.rank, alpha=adapter.alpha, blocks=adapter.blocks, seed=seed)
     return Branch(trunk, fresh)
+
+
+def whole_copy(trunk: Llama) -> Llama:
+    """A copy to be trained whole: its weights in float32 or wider, its products in the trunk's own dtype."""
+    copied = copy.deepcopy(trunk).to(trunk.wide).requires_grad_(True)
+    copied.products = trunk.dtype
+    return copied
 
 
 def write_policy(policy: Branch, model: Model, directory: Path) -> None:
