@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from plaudit.algorithms import logprobs as logprobs_module
 from plaudit.algorithms.logprobs import selected_logprobs
 
 
@@ -281,3 +282,50 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"are not|do not fit|wider than|bias is|must be"):
             bad()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_trained_float32_weights_with_bfloat16_products(
+    kept: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a trunk is trained whole: with the probabilities kept for the backward pass, or made again."""
+    if not kept:
+        monkeypatch.setattr(logprobs_module, "KEPT", 0)
+    hidden, weight, _, targets = layer(20, d=64, vocab=300, dtype=torch.float32)
+    hidden = (hidden / 8).requires_grad_()
+    weight.requires_grad_()
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    ours, _ = selected_logprobs(
+        hidden, weight, targets, chunk=8, temperature=temperature, products=torch.bfloat16, entropy=False
+    )
+    exact, _ = dense(exact_hidden, exact_weight, None, targets, temperature)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=6e-3)  # a rounded weight in the target's logit
+    up = torch.linspace(-1, 2, 20, dtype=torch.float64)
+    for mine, their in zip(
+        torch.autograd.grad(ours, [hidden, weight], up.float()),
+        torch.autograd.grad(exact, [exact_hidden, exact_weight], up),
+        strict=True,
+    ):
+        assert mine.dtype == torch.float32
+        assert (mine.double() - their).norm().item() < 0.005 * their.norm().item()
+
+
+def test_a_likely_token_in_bfloat16_has_a_slope_of_its_own() -> None:
+    """At a probability of 0.9995 all but 0.0005 of the slope cancels; rounded to 8 bits nothing of it would be left."""
+    weight = torch.tensor([[7.6], [0.0]]).requires_grad_()
+    hidden = torch.ones(1, 1).requires_grad_()
+    ours, _ = selected_logprobs(hidden, weight, torch.tensor([0]), products=torch.bfloat16)
+    slopes = torch.autograd.grad(ours.sum(), [hidden, weight])
+    miss = 1 / (1 + math.exp(7.59375))  # 7.6 in bfloat16
+    for mine, their in zip(slopes, (7.59375 * miss, miss), strict=True):
+        assert mine.flatten()[0].item() == pytest.approx(their, rel=0.005)
+
+
+def test_an_entropy_that_nobody_asked_for_is_no_number() -> None:
+    hidden, weight, _, targets = layer(5)
+    asked, entropy = selected_logprobs(hidden, weight, targets)
+    plain, nothing = selected_logprobs(hidden, weight, targets, entropy=False)
+    assert torch.equal(asked, plain)
+    assert bool(entropy.isfinite().all())
+    assert bool(nothing.isnan().all())

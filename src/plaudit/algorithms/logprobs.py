@@ -74,7 +74,7 @@ def selected_logprobs(
 def _route(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, entropy_gradient: bool
 ) -> str:
-    """Where the slope comes from: "forward", "kept" (forward, and for the weights the kept probabilities) or "again"."""
+    """Where slopes come from: "forward"; "kept": so, and for the weights from the probabilities kept; or "again"."""
     if not torch.is_grad_enabled():
         return "none"
     if not weight.requires_grad and (bias is None or not bias.requires_grad):
@@ -116,7 +116,11 @@ class _SelectedLogprobs(torch.autograd.Function):
         entropy = torch.full_like(logprobs, torch.nan)
         slope = torch.empty_like(hidden) if route in ("forward", "kept") else None
         entropy_slope = torch.empty_like(hidden) if route == "forward" and entropy_gradient else None
-        kept = torch.empty(len(hidden), len(weight), dtype=dtype, device=weight.device) if route == "kept" else None
+        kept = (
+            torch.empty(len(hidden), len(weight), dtype=dtype, device=weight.device)
+            if route == "kept"
+            else None
+        )
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             own = targets[rows].unsqueeze(1)

@@ -27,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         unit = x * scale
         kept = unit.to(dtype)
-        out = (unit * weight if kept is unit else unit.mul_(weight)).to(dtype)
+        out: Tensor = (unit * weight if kept is unit else unit.mul_(weight)).to(dtype)
         ctx.save_for_backward(kept, scale, weight)
         ctx.dtype = x.dtype
         return out
@@ -83,7 +83,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1), None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
