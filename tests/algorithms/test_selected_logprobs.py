@@ -300,7 +300,9 @@ def test_trained_float32_weights_with_bfloat16_products(
         hidden, weight, targets, chunk=8, temperature=temperature, products=torch.bfloat16, entropy=False
     )
     exact, _ = dense(exact_hidden, exact_weight, None, targets, temperature)
-    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=6e-3)  # a rounded weight in the target's logit
+    torch.testing.assert_close(
+        ours.double(), exact, rtol=0, atol=6e-3
+    )  # a rounded weight in the target's logit
     up = torch.linspace(-1, 2, 20, dtype=torch.float64)
     for mine, their in zip(
         torch.autograd.grad(ours, [hidden, weight], up.float()),

@@ -32,7 +32,9 @@ def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         repeated = wide.view(rows, columns, *x.shape[1:]).transpose(1, 2)
         return repeated.repeat_interleave(HEADS // x.shape[1], dim=1)
 
-    mask = PACKED.visible() | torch.eye(columns, dtype=torch.bool)  # padding sees itself: no row without a key
+    mask = PACKED.visible() | torch.eye(
+        columns, dtype=torch.bool
+    )  # padding sees itself: no row without a key
     out = F.scaled_dot_product_attention(spread(query), spread(key), spread(value), attn_mask=mask[:, None])
     return out.transpose(1, 2).reshape(rows * columns, HEADS, WIDTH).index_select(0, real)
 
@@ -52,12 +54,15 @@ def inputs(dtype: torch.dtype) -> list[Tensor]:
 def test_values_and_gradients_are_torchs_own(
     longest: int, slack: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("LONGEST", longest), ("SLACK", slack), ("KEPT", kept)):
-        monkeypatch.setattr(attention, name, value)
+    for name, number in (("LONGEST", longest), ("SLACK", slack), ("KEPT", kept)):
+        monkeypatch.setattr(attention, name, number)
     given = inputs(torch.float64)
     tiles = tiles_of(PACKED.segments)
-    up = torch.randn(len(given[0]), HEADS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours, theirs = attend(*given, tiles), dense(*given)
+    up = torch.randn(
+        len(given[0]), HEADS, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    query, key, value = given
+    ours, theirs = attend(query, key, value, tiles), dense(query, key, value)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
     for mine, their in zip(
         torch.autograd.grad(ours, given, up), torch.autograd.grad(theirs, given, up), strict=True
@@ -69,7 +74,8 @@ def test_gradcheck() -> None:
     tiles = tiles_of(torch.tensor([[0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, -1, -1, -1]]))
     generator = torch.Generator().manual_seed(0)
     given = [
-        torch.randn(11, heads, 2, generator=generator, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2)
+        torch.randn(11, heads, 2, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads in (4, 2, 2)
     ]
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, tiles), given)
 
@@ -107,7 +113,9 @@ def whole(trunk: Llama) -> Branch:
     return Branch(whole_copy(trunk))
 
 
-@pytest.mark.parametrize("make", [whole, lambda trunk: random_branch(trunk, head=False)], ids=["whole", "adapter"])
+@pytest.mark.parametrize(
+    "make", [whole, lambda trunk: random_branch(trunk, head=False)], ids=["whole", "adapter"]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
 def test_packed_losses_and_gradients_are_those_of_every_sample_alone(
     make: type[Branch], dtype: torch.dtype, tolerance: float
@@ -126,7 +134,10 @@ def test_a_mask_gives_what_tiles_give() -> None:
     """The form that a GPU runs: rows with their padding, and torch's own attention."""
     trunk = load_model("tiny", torch.float64).trunk
     stream = trunk.embed(PACKED.ids)
-    by_mask = trunk.run(stream, trunk.context(PACKED.positions, PACKED.visible() | torch.eye(PACKED.ids.shape[1], dtype=torch.bool)))
+    by_mask = trunk.run(
+        stream,
+        trunk.context(PACKED.positions, PACKED.visible() | torch.eye(PACKED.ids.shape[1], dtype=torch.bool)),
+    )
     by_tiles = trunk.run(stream, trunk.context(PACKED.positions, tiles_of(PACKED.segments)))
     real = PACKED.segments != -1
     torch.testing.assert_close(by_tiles[real], by_mask[real], rtol=1e-12, atol=1e-12)

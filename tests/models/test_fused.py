@@ -43,7 +43,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
 def drawn(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in shapes
     ]
 
 
@@ -73,7 +74,9 @@ def test_values_and_gradients_are_torchs_own(name: str, dtype: torch.dtype, tole
     )
     for mine, their in pairs:
         assert mine.dtype == dtype
-        assert float((mine.detach().double() - their.detach()).norm()) <= tolerance * float(their.detach().norm())
+        assert float((mine.detach().double() - their.detach()).norm()) <= tolerance * float(
+            their.detach().norm()
+        )
 
 
 def test_a_norm_of_a_float32_stream_in_bfloat16_is_rounded_once() -> None:
@@ -96,6 +99,7 @@ def test_a_norm_of_a_float32_stream_in_bfloat16_is_rounded_once() -> None:
 def test_a_norm_without_one_of_its_gradients(learned: int) -> None:
     given = drawn([(3, 8), (8,)], torch.float64)
     given[1 - learned].requires_grad_(False)
-    (mine,) = torch.autograd.grad(rms_norm(*given, EPS, torch.float64).square().sum(), given[learned])
+    x, weight = given
+    (mine,) = torch.autograd.grad(rms_norm(x, weight, EPS, torch.float64).square().sum(), given[learned])
     (their,) = torch.autograd.grad(F.rms_norm(given[0], (8,), given[1], EPS).square().sum(), given[learned])
     torch.testing.assert_close(mine, their, rtol=1e-12, atol=1e-13)

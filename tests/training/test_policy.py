@@ -21,7 +21,8 @@ def slopes(branch: Branch) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wide"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+    ("dtype", "wide"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
 def test_the_weights_are_wide_and_the_products_the_trunks(dtype: torch.dtype, wide: torch.dtype) -> None:
     model = load_model("tiny", dtype)
@@ -32,7 +33,9 @@ def test_the_weights_are_wide_and_the_products_the_trunks(dtype: torch.dtype, wi
     assert not any(p.requires_grad for p in model.trunk.parameters())
     # Before the first step it is the trunk that it was copied from, to the last bit.
     with torch.no_grad():
-        assert torch.equal(token_logprobs(branch, PACKED).logprobs, token_logprobs(Branch(model.trunk), PACKED).logprobs)
+        assert torch.equal(
+            token_logprobs(branch, PACKED).logprobs, token_logprobs(Branch(model.trunk), PACKED).logprobs
+        )
 
 
 def test_bfloat16_products_give_the_gradients_of_float32_within_their_rounding() -> None:

@@ -1,7 +1,7 @@
 """Attention within packed rows, tile by tile: a tile's queries see one run of keys, and no product is made for others.
 
 On a CPU, two batched products and a softmax over tiles of equal shape are several times as fast as torch's own
-attention kernel forward and backward (measured: docs/speed.md); and completions that share a row pay for the keys that
+attention kernel forward and backward; and completions that share a row pay for the keys that
 they see, not for the row's width. The scores are float32 (or wider), whatever the dtype of keys and queries.
 """
 

@@ -41,8 +41,8 @@ def row_dropout(rate: float, part: Packed, rows: Tensor, key: Key) -> Dropout | 
 
 
 def drop(x: Tensor, dropout: Dropout | None, *place: int | str) -> Tensor:
-    """x [R, S, width], or [1, N, width] of rows without their padding, with some of its numbers left out; as it is where
-    there is no dropout. place: in the model."""
+    """x [R, S, width], or [1, N, width] of rows without their padding, with some of its numbers left out; as it is
+    where there is no dropout. place: in the model."""
     if dropout is None:
         return x
     keep = torch.ones(x.shape, dtype=torch.bool, device=x.device)
