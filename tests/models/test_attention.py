@@ -96,6 +96,8 @@ def test_a_row_of_several_completions_costs_what_they_see() -> None:
     packed = pack([[1] * 64] * 8, [[2] * 64] * 8)
     groups = tiles_of(packed.segments).groups
     assert packed.ids.shape == (1, 576)
+    (alone,) = tiles_of(pack([[1] * 30], [[2] * 30]).segments).groups  # nobody else reads its prompt
+    assert alone.queries.shape == alone.keys.shape == (1, 60)
     assert [(tuple(g.queries.shape), g.keys.shape[1]) for g in groups] == [((9, 64), 128)]
 
 

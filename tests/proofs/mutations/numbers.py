@@ -330,6 +330,5 @@ LOGPROBS = of_algorithms(
      "no chunks, one dense layer"),
     ('"forward": (slope, entropy_slope),', '"forward": (slope, entropy_slope, weight),', "more kept than the slope"),
     ('return "forward" if', 'return "again" if', "frozen weights multiplied twice"),
-    ('        return "none"\n    if not', "        pass\n    if not", "slopes worked out where nothing learns"),
     ("            if with_entropy or entropy_gradient:", "            if True:", "an entropy that nobody asked for"),
 )  # fmt: skip
