@@ -74,9 +74,12 @@ def as_samples(
 def exact_norm(module: Any) -> Any:
     """transformers' RMS norm, which goes through float32, written out in the dtype that it is given."""
 
+    gemma = type(module).__name__ == "GemmaRMSNorm"
+    epsilon, offset = (module.eps, 1.0) if gemma else (module.variance_epsilon, 0.0)
+
     def forward(hidden: Tensor) -> Tensor:
-        scale = (hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon).sqrt()
-        out: Tensor = hidden / scale * module.weight
+        scale = (hidden.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+        out: Tensor = hidden / scale * (module.weight + offset)
         return out
 
     return forward

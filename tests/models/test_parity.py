@@ -11,55 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from families import SIZES, VARIANTS, called, make
 from plaudit.data.collate import pack
 from plaudit.models import tiny
 from plaudit.models.branch import Branch, token_logprobs
-from plaudit.models.llama import FAMILIES, Shape
-from plaudit.models.load import find_model, load_model, read_config
+from plaudit.models.llama import Shape
+from plaudit.models.load import export, find_model, load_model, read_config
 from plaudit.models.weights import read_safetensors, read_sharded
+from plaudit.rollout.local import LocalEngine
+from plaudit.tensors import SamplingParams
 from plaudit.types import UserError
-from tiny_models import exact_norm, transformers_model
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 714,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "max_position_embeddings": 128,
-    "rope_theta": 5000.0,
-    "rms_norm_eps": 3e-5,
-}
+from tiny_models import exact_norm, random_adapter, transformers_model
 
 
-def make(family: str, directory: Path, *, tied: bool, **changes: Any) -> Path:
-    """A random model that transformers made and saved, with the tiny model's tokenizer beside it."""
-    import transformers
-
-    sizes = SIZES | {"tie_word_embeddings": tied} | changes
-    if family == "mistral":
-        sizes |= {"sliding_window": None}
-    if family == "qwen2":
-        del sizes["head_dim"]
-    config = getattr(transformers, f"{family.capitalize()}Config")(**sizes)
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():  # norms and biases start at 1 and 0, where a forgotten one would not be seen
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    model.save_pretrained(str(directory))
-    for path in tiny.make(directory.parent / "tokenizer").glob("tokenizer*"):
-        shutil.copy(path, directory)
-    (directory / "generation_config.json").write_text('{"eos_token_id": 1}')
-    return directory
-
-
-@pytest.fixture(scope="module", params=[(f, t) for f in FAMILIES for t in (True, False)], ids=str)
+@pytest.fixture(scope="module", params=VARIANTS, ids=called)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    family, tied = request.param
-    return make(family, tmp_path_factory.mktemp(family) / "model", tied=tied)
+    family, changes = request.param
+    return make(family, tmp_path_factory.mktemp(family) / "model", **changes)
 
 
 IDS = torch.randint(0, 714, (2, 40), generator=torch.Generator().manual_seed(3))
@@ -83,6 +51,53 @@ def test_logprobs_equal_transformers(made: Path, dtype: torch.dtype, tolerance: 
     assert ours.dtype == dtype
     assert float((ours - theirs).abs().max()) < tolerance
     assert float(theirs.std()) > 0.3, "logits too flat to tell anything"
+
+
+def test_greedy_tokens_are_what_transformers_generates(made: Path) -> None:
+    """From our cache, in one left-padded batch, against generate one by one; in float32, as models are sampled."""
+    theirs, model = transformers_model(made, torch.float32), load_model(str(made), torch.float32)
+    prompts, params = [IDS[0, :20].tolist(), IDS[1, :7].tolist()], SamplingParams(15, 0.0, ignore_eos=True)
+    engine = LocalEngine(model.trunk, model.tokenizer)
+    drawn = sorted(engine.sample(prompts, 1, params, (0,)), key=lambda sample: sample.prompt)
+    for prompt, sample in zip(prompts, drawn, strict=True):
+        out = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=15,
+            min_new_tokens=15,
+            do_sample=False,
+        )
+        assert list(sample.completion_ids) == out[0, len(prompt) :].tolist()
+    assert len({token for sample in drawn for token in sample.completion_ids}) > 1
+
+
+def test_an_export_is_the_same_bits_and_transformers_model(made: Path, tmp_path: Path) -> None:
+    """What was read and not changed is written as it was, Gemma's norms too; with an adapter it is our model."""
+    model = load_model(str(made), torch.float32)
+    export(model, tmp_path / "same", None, model.trunk)
+    source, written = (
+        load_file(made / "model.safetensors"),
+        load_file(tmp_path / "same" / "model.safetensors"),
+    )
+    assert written.keys() == source.keys()
+    assert all(torch.equal(written[name], source[name]) for name in source)
+    adapter = random_adapter(model.trunk)
+    export(model, tmp_path / "adapted", adapter)
+    rows = IDS.tolist()
+    packed = pack([row[:1] for row in rows], [row[1:] for row in rows])
+    with torch.no_grad():
+        ours = token_logprobs(Branch(model.trunk, adapter), packed).logprobs
+    _, theirs = beside(tmp_path / "adapted", torch.float32)
+    assert float((ours - theirs).abs().max()) < 1e-4
+    assert float((ours - beside(made, torch.float32)[1]).abs().max()) > 0.05
+
+
+def test_bfloat16_is_as_near_to_float32_as_transformers_is(made: Path) -> None:
+    """Ours and transformers' bfloat16 beside transformers' float32; ours keeps its stream wide, and is no further."""
+    ours, narrow = beside(made, torch.bfloat16)
+    wide = beside(made, torch.float32)[1]
+    near, far = ((x.float() - wide).abs().mean() for x in (ours, narrow))
+    assert float(near) < 1.1 * float(far) + 0.01
 
 
 def test_the_norm_put_in_transformers_place_is_its_own(made: Path) -> None:
@@ -116,15 +131,16 @@ def llama(**changes: Any) -> dict[str, Any]:
     [
         (llama(model_type="gpt2"), "gpt2"),
         ({"hidden_size": 64}, "None"),
-        (llama(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "rope_type"),
-        (llama(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type"),
-        (llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "rope_type"),
+        (llama(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
+        (llama(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_type"),
+        (llama(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "rope_type"),
+        (llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}), "factor"),
+        (llama(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (llama(hidden_act="gelu"), "hidden_act"),
-        (llama(attention_bias=True), "attention_bias"),
-        (llama(mlp_bias=True), "mlp_bias"),
-        (llama(model_type="mistral", sliding_window=4096), "sliding_window"),
-        (llama(model_type="mistral"), "sliding_window"),  # transformers' default is 4096
-        (llama(model_type="qwen2", use_sliding_window=True, sliding_window=32), "sliding_window"),
+        (llama(model_type="mistral", attention_bias=True), "attention_bias"),
+        (llama(model_type="qwen2", mlp_bias=True), "mlp_bias"),
+        (llama(model_type="mistral", sliding_window=0), "sliding_window"),
+        (llama(model_type="gemma", use_bidirectional_attention=True), "use_bidirectional_attention"),
         (llama(quantization_config={"quant_method": "fp8"}), "quantization_config"),
         ({k: v for k, v in llama().items() if k != "hidden_size"}, "hidden_size"),
         (llama(num_hidden_layers="many"), "many"),
@@ -150,7 +166,23 @@ def test_what_the_forward_lacks_is_refused(config: dict[str, Any], named: str) -
     ids=["no scaling", "default rope", "mistral without window", "qwen2 with its window off"],
 )
 def test_what_the_forward_has_is_taken(config: dict[str, Any]) -> None:
-    assert Shape.of(config, "").rope_theta == 10000.0
+    shape = Shape.of(config, "")
+    assert (shape.rope_theta, shape.context) == (10000.0, tiny.CONFIG["max_position_embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        (llama(model_type="mistral", sliding_window=32), 32),
+        (llama(model_type="mistral", max_position_embeddings=32768), 4096),  # transformers' default window
+        (llama(model_type="qwen2", use_sliding_window=True, sliding_window=32), 32),
+        (llama(model_type="qwen3", use_sliding_window=True, sliding_window=512), 256),
+    ],
+    ids=["mistral", "mistral by default", "qwen2", "a window wider than the context"],
+)
+def test_a_text_is_no_longer_than_the_window_of_attention(config: dict[str, Any], context: int) -> None:
+    """Up to there a window changes nothing (the families above stand at exactly theirs)."""
+    assert Shape.of(config, "").context == context
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Llama-family forward pass, ours: Llama, SmolLM, Mistral, Qwen2 and Qwen3 shapes.
+"""The Llama-family forward pass, ours: Llama, SmolLM, Mistral, Qwen2, Qwen3 and Gemma (the first) shapes.
 
 A trunk is a stack of blocks that can be entered and left at any depth, so that branches which share its lower
 blocks share their computation too. The stream between blocks is float32 even where weights and products are
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,24 @@ from plaudit.models.adapter import Adapter
 from plaudit.models.attention import Tiles, attend
 from plaudit.models.dropout import Dropout, drop
 from plaudit.models.fused import gated, rms_norm, rotate
+from plaudit.models.rotary import SCALINGS, Scaling, frequencies
 from plaudit.types import UserError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+Gate = Literal["silu", "gelu_tanh"]
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+GATES: dict[str, Gate] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""What the gate of the MLP goes through, by transformers' name of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a model of the family is made of; from the `config.json` of transformers."""
+    """What a model of the family is made of; from the `config.json` of transformers.
+
+    context: tokens a text, no more than the shortest window of attention. embed_scale: what embeddings are multiplied
+    by. norm_offset: what is added to the norms' weights, which files and parameters hold without it (Gemma's are
+    kept around 0).
+    """
 
     family: str
     vocab: int
@@ -47,6 +56,12 @@ class Shape:
     tied: bool
     qkv_bias: bool
     qk_norm: bool
+    out_bias: bool = False
+    mlp_bias: bool = False
+    gate: Gate = "silu"
+    embed_scale: float = 1.0
+    norm_offset: float = 0.0
+    rope_scaling: Scaling | None = None
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str) -> Shape:
@@ -67,42 +82,62 @@ class Shape:
                 where=where,
                 fix=f"use one of {', '.join(FAMILIES)}",
             )
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        scaling = rope.get("rope_type", rope.get("type", "default"))
-        if family == "mistral":
-            window = config.get("sliding_window", 4096)  # transformers' default where the key is absent
-        else:
-            window = config.get("sliding_window") if config.get("use_sliding_window", False) else None
+        gemma = family == "gemma"
+        rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        if config.get("original_max_position_embeddings"):
+            rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+        gate = config.get("hidden_act", "gelu_pytorch_tanh" if gemma else "silu")
+        if gemma and gate == "gelu":  # what its first configs say and do not mean
+            gate = "gelu_pytorch_tanh"
+        attention_bias, mlp_bias = (bool(config.get(name)) for name in ("attention_bias", "mlp_bias"))
         for name, value, known in (
-            ("rope_type", scaling, ("default",)),
-            ("hidden_act", config.get("hidden_act", "silu"), ("silu",)),
-            ("sliding_window", window, (None,)),
-            ("attention_bias", bool(config.get("attention_bias", False)), (False,)),
-            ("mlp_bias", bool(config.get("mlp_bias", False)), (False,)),
+            ("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", *SCALINGS)),
+            ("hidden_act", gate, tuple(GATES)),
+            ("attention_bias", attention_bias, (False, family in ("llama", "qwen3", "gemma"))),
+            ("mlp_bias", mlp_bias, (False, family == "llama")),
+            ("use_bidirectional_attention", config.get("use_bidirectional_attention"), (None, False)),
+            ("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,)),
             ("quantization_config", config.get("quantization_config"), (None,)),
         ):
             if value not in known:
                 raise UserError(f"{name} {value!r} is not supported", where=where, fix="use another model")
-        heads = int(config["num_attention_heads"])
+        heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
         kv_heads = int(config.get("num_key_value_heads") or heads)
         if heads % kv_heads:
             raise ValueError(f"{heads} heads do not share num_key_value_heads {kv_heads}")
+        longest = int(config.get("max_position_embeddings", 8192 if gemma else 2048))
         return cls(
             family=family,
             vocab=int(config["vocab_size"]),
-            width=int(config["hidden_size"]),
+            width=width,
             depth=int(config["num_hidden_layers"]),
             heads=heads,
             kv_heads=kv_heads,
-            head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
+            head_width=int(config.get("head_dim") or (256 if gemma else width // heads)),
             mlp_width=int(config["intermediate_size"]),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-            context=int(config.get("max_position_embeddings", 2048)),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            qkv_bias=family == "qwen2",
+            context=min(longest, _window(family, config) or longest),
+            tied=bool(config.get("tie_word_embeddings", gemma)),
+            qkv_bias=family == "qwen2" or attention_bias,
             qk_norm=family == "qwen3",
+            out_bias=attention_bias,
+            mlp_bias=mlp_bias,
+            gate=GATES[gate],
+            embed_scale=width**0.5 if gemma else 1.0,
+            norm_offset=1.0 if gemma else 0.0,
+            rope_scaling=Scaling.of(rope, longest),
         )
+
+
+def _window(family: str, config: dict[str, Any]) -> int | None:
+    """How many tokens back a token sees, itself counted, where that is limited: within a text no longer, a window
+    changes nothing."""
+    limited = family == "mistral" or (family.startswith("qwen") and config.get("use_sliding_window", False))
+    window = config.get("sliding_window", 4096) if limited else None  # transformers' default without the key
+    if window is not None and int(window) < 1:
+        raise ValueError(f"sliding_window is {window}")
+    return None if window is None else int(window)
 
 
 @dataclass(slots=True)
@@ -166,7 +201,7 @@ class Block(nn.Module):
         self.weights = nn.ParameterDict(
             {name: nn.Parameter(torch.empty(size)) for name, size in sizes.items()}
         )
-        biased = LINEARS[:3] if shape.qkv_bias else ()
+        biased = LINEARS[:3] * shape.qkv_bias + LINEARS[3:4] * shape.out_bias + LINEARS[4:] * shape.mlp_bias
         self.biases = nn.ParameterDict({name: nn.Parameter(torch.empty(sizes[name][0])) for name in biased})
         norms = {"input_layernorm": shape.width, "post_attention_layernorm": shape.width}
         if shape.qk_norm:
@@ -181,7 +216,9 @@ class Block(nn.Module):
         stream = stream + drop(attended, whole, self.index, "attention")
         x = self._norm("post_attention_layernorm", stream, dtype)
         gate, up = (self._linear(name, x, context, adapter) for name in ("gate_proj", "up_proj"))
-        made = self._linear("down_proj", gated(gate, up), context, adapter)
+        silu = self.shape.gate == "silu"
+        inner = gated(gate, up) if silu else F.gelu(gate, approximate="tanh") * up
+        made = self._linear("down_proj", inner, context, adapter)
         return stream + drop(made, whole, self.index, "mlp")
 
     def _attend(self, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
@@ -221,7 +258,8 @@ class Block(nn.Module):
         return y
 
     def _norm(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return rms_norm(x, self.norms[name].to(x.dtype), self.shape.norm_eps, dtype)
+        scale = norm_scale(self.norms[name], self.shape, x.dtype)
+        return rms_norm(x, scale, self.shape.norm_eps, dtype)
 
 
 class Llama(nn.Module):
@@ -273,20 +311,25 @@ class Llama(nn.Module):
 
     def context(self, positions: Tensor, mask: Tensor | Tiles, cache: Cache | None = None) -> Context:
         """Rotary tables for positions [R, S], and a mask [R, S, K] (True: may look) or tiles of these rows."""
-        half = torch.arange(0, self.shape.head_width, 2, dtype=torch.float32, device=positions.device)
+        shape = self.shape
         if isinstance(mask, Tiles):
             positions = mask.flatten(positions)
         else:
             mask = mask[:, None]
-        # transformers' order of operations: another rounds otherwise, and more so the further into a text.
-        frequency = 1.0 / (self.shape.rope_theta ** (half / self.shape.head_width))
+        frequency = frequencies(shape.head_width, shape.rope_theta, shape.rope_scaling, positions.device)
         angle = positions[..., None].float() * frequency
         angle = torch.cat([angle, angle], dim=-1)[:, :, None]
-        return Context(angle.cos().to(self.dtype), angle.sin().to(self.dtype), mask, cache)
+        cos, sin = angle.cos(), angle.sin()
+        if shape.rope_scaling is not None:
+            cos, sin = cos * shape.rope_scaling.attention, sin * shape.rope_scaling.attention
+        return Context(cos.to(self.dtype), sin.to(self.dtype), mask, cache)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [R, S] -> stream [R, S, width]."""
-        return F.embedding(ids, self.embedding).to(self.wide)
+        rows = F.embedding(ids, self.embedding)
+        if self.shape.embed_scale != 1:  # rounded as the weights are, and multiplied so, as Gemma was trained
+            rows = rows * torch.tensor(self.shape.embed_scale, dtype=self.dtype)
+        return rows.to(self.wide)
 
     def run(
         self,
@@ -307,4 +350,10 @@ class Llama(nn.Module):
 
     def finish(self, stream: Tensor) -> Tensor:
         """The final norm: what heads and the output layer read."""
-        return rms_norm(stream, self.norm.to(stream.dtype), self.shape.norm_eps, stream.dtype)
+        scale = norm_scale(self.norm, self.shape, stream.dtype)
+        return rms_norm(stream, scale, self.shape.norm_eps, stream.dtype)
+
+
+def norm_scale(weight: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """What an RMS norm multiplies by: its weight, plus the family's offset, added in the dtype of what it scales."""
+    return weight.to(dtype) + shape.norm_offset if shape.norm_offset else weight.to(dtype)

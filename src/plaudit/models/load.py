@@ -172,7 +172,8 @@ def trunk_names(trunk: Llama) -> dict[str, torch.nn.Parameter]:
             part = "self_attn" if name in LINEARS[:4] else "mlp"
             names[f"model.layers.{index}.{part}.{name}.weight"] = block.weights[name]
         for name in block.biases:
-            names[f"model.layers.{index}.self_attn.{name}.bias"] = block.biases[name]
+            part = "self_attn" if name in LINEARS[:4] else "mlp"
+            names[f"model.layers.{index}.{part}.{name}.bias"] = block.biases[name]
         for name in block.norms:
             part = "self_attn." if name in ("q_norm", "k_norm") else ""
             names[f"model.layers.{index}.{part}{name}.weight"] = block.norms[name]
