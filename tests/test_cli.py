@@ -360,7 +360,7 @@ def test_a_model_at_fault_is_refused(plaudit: Told, data: Path, fault: str) -> N
         "missing": "model: holds no model.safetensors",
         "cut": "model/model.safetensors: is not a readable safetensors file",
         "pickled": "model: holds pytorch_model.bin, which is pickled and could run code; convert it",
-        "family": "model/config.json: model type 'gpt2' is not supported",
+        "family": "model/config.json: model type 't5' is not supported",
         "tokenizer": "model: holds no usable tokenizer",
     }[fault]
     if fault == "cut":
@@ -370,7 +370,7 @@ def test_a_model_at_fault_is_refused(plaudit: Told, data: Path, fault: str) -> N
         if fault == "pickled":
             Path("model/pytorch_model.bin").write_bytes(b"no")
     elif fault == "family":
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "gpt2"}))
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "t5"}))
     else:
         Path("model/tokenizer.json").unlink()
     words = ["generate", "./model", "--prompts", data / "prompts.jsonl", "--out", "o.jsonl"]

@@ -238,13 +238,13 @@ def test_a_model_at_fault_is_told_before_any_is_asked(
     if fault != "nothing":
         Path("second").mkdir()
     if fault == "another family":
-        Path("second/config.json").write_text('{"model_type": "gpt2"}')
+        Path("second/config.json").write_text('{"model_type": "t5"}')
     words = [f"prompts={prompts}", "models=[tiny, ./second]", "reward=null", "threads=1", "--out", "run"]
     assert main(["evaluate", str(CONFIGS / "evaluate.yaml"), *words]) == 2
     assert capsys.readouterr().err.startswith(
         {
             "no model": "plaudit: second: holds no config.json; give a model directory",
-            "another family": "plaudit: second/config.json: model type 'gpt2' is not supported",
+            "another family": "plaudit: second/config.json: model type 't5' is not supported",
             "nothing": "plaudit: ./second: there is no such model; give a directory",
         }[fault]
     )

@@ -17,10 +17,12 @@ from plaudit.data.collate import micro_batches, pack
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.evaluation.metrics import bootstrap, distinct_2, outcomes
 from plaudit.models.branch import Branch, token_logprobs
+from plaudit.models.foreign import Foreign, foreign_logprobs
 from plaudit.models.load import Model
 from plaudit.reward.open import Opened
 from plaudit.reward.score import completion_ids, scored_in_parts
 from plaudit.reward.scores import Scores
+from plaudit.rollout.foreign import ForeignEngine
 from plaudit.rollout.generate import sample_row, watched
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
@@ -34,10 +36,10 @@ BUDGET = 4096
 
 
 def look(
-    model: Model,
+    model: Model | Foreign,
     name: str,
     prompts: Sequence[Prompt],
-    baseline: Model,
+    baseline: Model | Foreign,
     scorer: Opened | None,
     params: SamplingParams,
     *,
@@ -52,7 +54,8 @@ def look(
     model itself where the tokenizer is the baseline's, else None).
     All models read the same random numbers. UserError for a prompt that leaves no room.
     """
-    engine = LocalEngine(model.trunk, model.tokenizer)
+    engine: LocalEngine | ForeignEngine
+    engine = ForeignEngine(model) if isinstance(model, Foreign) else LocalEngine(model.trunk, model.tokenizer)
     engine.load(None, name)
     ids = [model.tokenizer.render(prompt) for prompt in prompts]
     drawn = engine.sample(ids, n, params, (seed, "evaluate"))
@@ -63,8 +66,11 @@ def look(
     theirs = logprob_sums(baseline, pairs)
     ours: Sequence[float | None] = [None] * len(rows)
     if model.tokenizer.fingerprint == baseline.tokenizer.fingerprint:
-        same = model.trunk is baseline.trunk
-        ours = theirs if same else logprob_sums(model, [(s.prompt_ids, s.completion_ids) for s in samples])
+        ours = (
+            theirs
+            if model is baseline
+            else logprob_sums(model, [(s.prompt_ids, s.completion_ids) for s in samples])
+        )
     said = None if scorer is None else score(scorer, samples, prompts, rows)
     doubt = None if said is None else said.uncertainty
     for i, row in enumerate(rows):
@@ -75,10 +81,10 @@ def look(
     return rows
 
 
-def as_ids(model: Model, prompt: Prompt, row: Row) -> tuple[list[int], list[int]]:
+def as_ids(model: Model | Foreign, prompt: Prompt, row: Row) -> tuple[list[int], list[int]]:
     """Prompt and completion of a row as a model's ids; a completion that its context does not hold is cut."""
     rendered = model.tokenizer.render(prompt)
-    room = max(1, model.trunk.shape.context - len(rendered))
+    room = max(1, model.context - len(rendered))
     return rendered, row_ids(row, model.tokenizer)[:room]
 
 
@@ -107,8 +113,10 @@ def score(
 
 
 @torch.no_grad()
-def logprob_sums(model: Model, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+def logprob_sums(model: Model | Foreign, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
     """The log-probability of each whole completion at temperature 1, nats."""
+    if isinstance(model, Foreign):
+        return [float(foreign_logprobs(model, *pair).double().sum()) for pair in pairs]
     packed = pack([prompt for prompt, _ in pairs], [ids for _, ids in pairs], device=model.trunk.device)
     sums = torch.zeros(len(pairs), dtype=torch.float64)
     for rows in micro_batches(packed, BUDGET):

@@ -33,6 +33,10 @@ GATES: dict[str, Gate] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 """What the gate of the MLP goes through, by transformers' name of it."""
 
 
+class Unsupported(UserError):
+    """A model of a family, or with a setting, that this forward does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a model of the family is made of; from the `config.json` of transformers.
@@ -65,7 +69,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str) -> Shape:
-        """UserError for a config that is broken, or asks for what this forward does not have."""
+        """UserError for a config that is broken, Unsupported for what this forward does not have."""
         try:
             return cls._of(config, where)
         except KeyError as error:
@@ -77,7 +81,7 @@ class Shape:
     def _of(cls, config: dict[str, Any], where: str) -> Shape:
         family = str(config.get("model_type"))
         if family not in FAMILIES:
-            raise UserError(
+            raise Unsupported(
                 f"model type {family!r} is not supported",
                 where=where,
                 fix=f"use one of {', '.join(FAMILIES)}",
@@ -100,7 +104,7 @@ class Shape:
             ("quantization_config", config.get("quantization_config"), (None,)),
         ):
             if value not in known:
-                raise UserError(f"{name} {value!r} is not supported", where=where, fix="use another model")
+                raise Unsupported(f"{name} {value!r} is not supported", where=where, fix="use another model")
         heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
         kv_heads = int(config.get("num_key_value_heads") or heads)
         if heads % kv_heads:

@@ -120,6 +120,11 @@ class Model:
     trunk: Llama
     tokenizer: Tokenizer
 
+    @property
+    def context(self) -> int:
+        """Tokens a text."""
+        return self.trunk.shape.context
+
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The model's config.json. UserError when it is missing or broken."""

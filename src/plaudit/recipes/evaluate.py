@@ -11,7 +11,8 @@ from plaudit import files
 from plaudit.config import Config as Base
 from plaudit.data.formats import read_prompts
 from plaudit.evaluation.evaluate import figures, look, read_looks
-from plaudit.models.load import Model, load_model, look_up
+from plaudit.models.foreign import Foreign, find_any, load_any
+from plaudit.models.load import Model
 from plaudit.reward.open import open_for_texts
 from plaudit.tensors import SamplingParams
 from plaudit.training import machine
@@ -40,12 +41,13 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # 1. The baseline, which every model is measured against, the prompts and the scorer. That all models are there is
     # known before the first is asked.
     device, dtype = machine.prepare(config.precision, config.threads)
-    places = [look_up(name)[0] for name in config.models]
-    baseline = model or load_model(config.models[0], dtype, device)
+    places = [find_any(name) for name in config.models]
+    baseline = model or load_any(config.models[0], dtype, device)
     prompts = read_prompts(config.prompts)
     scorer = None
     if config.reward is not None:
-        scorer = open_for_texts(config.reward, near=baseline, dtype=dtype, device=device)
+        near = None if isinstance(baseline, Foreign) else baseline
+        scorer = open_for_texts(config.reward, near=near, dtype=dtype, device=device)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
     # 2. Each model in turn; what it said is written before the next begins, and not asked for again.
@@ -55,7 +57,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         for number in range(len(looks), len(places)):
             name = config.models[number]
             same = places[number] == baseline.directory
-            asked = baseline if same else load_model(name, dtype, device)
+            asked = baseline if same else load_any(name, dtype, device)
             rows = look(asked, name, prompts, baseline, scorer, params, n=config.n, seed=config.seed)
             looks.append(rows)
             tokens = sum(len(row["completion_ids"]) for row in rows)

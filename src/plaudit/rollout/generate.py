@@ -12,9 +12,12 @@ import torch
 
 from plaudit import files
 from plaudit.data.formats import read_prompts
-from plaudit.models.load import load_model, open_adapter
+from plaudit.models.foreign import Foreign, load_any
+from plaudit.models.load import Model, open_adapter
 from plaudit.models.q_heads import Steering, load_heads
+from plaudit.rollout.foreign import ForeignEngine
 from plaudit.rollout.local import LocalEngine
+from plaudit.rollout.samples import TextEngine
 from plaudit.tensors import Sample, SamplingParams
 from plaudit.types import Prompt, UserError, prompt_to_json
 
@@ -36,8 +39,8 @@ def generate(
     """Write n completions of each prompt as JSONL, in the prompts' order; the file appears whole or not at all.
 
     adapter: a LoRA adapter in peft's format to sample with. steer: an ilql run's directory, of whose model/ the
-    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. What is drawn depends on
-    the seed, the prompt's number and the sample's index alone. Returns the counts: prompts, samples, tokens.
+    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. What is drawn
+    depends on the seed, the prompt's number and the sample's index alone. Returns the counts: prompts, samples, tokens.
     UserError for a model, an adapter, heads or prompts that cannot be read, for a prompt that leaves no room, and
     for a place that cannot be written.
     """
@@ -51,26 +54,34 @@ def generate(
             "the model of an ilql run has its adapter in it", where="adapter", fix="give --steer alone"
         )
     asked = read_prompts(prompts)
-    loaded = load_model(model, dtype, device)
-    trunk, version = loaded.trunk, model
-    steering = None
-    if steer is not None:
-        steering, version = (
-            Steering(load_heads(steer, loaded), steer_beta),
-            f"{model} steered by {steer_beta:g}",
-        )
-    engine = LocalEngine(trunk, loaded.tokenizer, steer=steering)
-    if adapter is not None:
-        version = f"{model} with {adapter}"
-        engine.load(open_adapter(adapter, trunk), version)
-    else:
-        engine.load(None, version)
-    ids = [loaded.tokenizer.render(prompt) for prompt in asked]
-    drawn = engine.sample(ids, n, params, (seed, "generate"))
+    loaded = load_any(model, dtype, device)
+    drawer = _engine(loaded, model, adapter, None if steer is None else (steer, steer_beta))
+    ids = [drawer.tokenizer.render(prompt) for prompt in asked]
+    drawn = drawer.sample(ids, n, params, (seed, "generate"))
     samples = sorted(watched(drawn, len(asked) * n, "generate"), key=lambda s: (s.prompt, s.index))
     files.write_rows(out, (sample_row(sample, asked[sample.prompt], seed) for sample in samples))
     tokens = sum(len(sample.completion_ids) for sample in samples)
     return {"prompts": len(asked), "samples": len(samples), "tokens": tokens}
+
+
+def _engine(
+    model: Model | Foreign, name: str, adapter: Path | None, steer: tuple[Path, float] | None
+) -> TextEngine:
+    """The engine for a model in memory, with its adapter or its steering in place."""
+    if isinstance(model, Foreign):
+        if adapter is not None or steer is not None:
+            what = "has neither adapters nor steering, since it goes through transformers"
+            raise UserError(what, where=name, fix="leave them out, or use a model of our own forward")
+        foreign = ForeignEngine(model)
+        foreign.load(None, name)
+        return foreign
+    steering = None if steer is None else Steering(load_heads(steer[0], model), steer[1])
+    engine = LocalEngine(model.trunk, model.tokenizer, steer=steering)
+    if adapter is not None:
+        engine.load(open_adapter(adapter, model.trunk), f"{name} with {adapter}")
+    else:
+        engine.load(None, name if steer is None else f"{name} steered by {steer[1]:g}")
+    return engine
 
 
 def sample_row(sample: Sample, prompt: Prompt, seed: int) -> dict[str, Any]:

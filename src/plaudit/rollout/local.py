@@ -59,6 +59,11 @@ class LocalEngine:
             self._decoder = Decoder.of(self.trunk, self.dtype)
         return self._decoder.adapted(self.adapter, self.trunk)
 
+    @property
+    def context(self) -> int:
+        """Tokens a text, the prompt counted."""
+        return self.trunk.shape.context
+
     def check(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> None:
         """UserError for a prompt that leaves no room."""
         context = self.trunk.shape.context

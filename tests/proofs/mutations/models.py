@@ -249,6 +249,26 @@ DECODE = of_room(
     ("last = torch.tensor([*map(len, prompts)], device=device).cumsum(0) - 1",
      "last = torch.tensor([*map(len, prompts)], device=device).cumsum(0) - 2", "the state one token early"),
 )  # fmt: skip
+FOREIGN = of_room(
+    "rollout/foreign",
+    "rollout/test_foreign",
+    ("(mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]", "mask.cumsum(1)[:, -ids.shape[1] :]",
+     "positions one further"),
+    ('            given["attention_mask"] = mask\n', "", "padding that is seen"),
+    ("cache.reorder_cache(rows)", "cache.reorder_cache(rows.flip(0))", "another prompt's past"),
+    ("draw(logits, draws[:, step], params)", "draw(logits, draws[:, 0], params)", "one draw for all tokens"),
+    ("rng(*keys[p], i).random(", "rng(*keys[p], 0).random(", "the same draws for all samples of a prompt"),
+    ("one_length = not _attends_only(self.model.inner.config)", "one_length = False",
+     "padding in a state that no mask reaches"),
+    ("logits[:, ends] = -torch.inf", "pass", "an end of text where it is ignored"),
+) + of_room(
+    "models/foreign",
+    "rollout/test_foreign",
+    ('    if told["missing_keys"]:', "    if False:", "weights drawn at random where they are missing"),
+    ("use_safetensors=True", "use_safetensors=None", "pickled weights opened"),
+    ("        raise error\n", "        pass\n", "an encoder taken for a language model"),
+    ("logits[0, len(prompt) - 1 :]", "logits[0, len(prompt) - 2 : -1]", "the log-probability of the token before"),
+)  # fmt: skip
 COLLECT = of_room(
     "rollout/collect",
     "rollout/test_collect",
