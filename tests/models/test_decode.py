@@ -15,6 +15,7 @@ from plaudit.models.branch import Branch, hidden_states
 from plaudit.models.decode import Cache, Decoder, Linear, Output, packs
 from plaudit.models.llama import Llama
 from plaudit.models.load import linear_sizes, load_model
+from plaudit.models.rotary import Scaling
 from tiny_models import random_adapter, random_ids
 
 PROMPTS = random_ids(21, 4, 3, 17)
@@ -25,6 +26,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "normed heads": {"qk_norm": True},
     "one head a key": {"kv_heads": 4},
     "odd widths": {"head_width": 10, "mlp_width": 52},
+    "Gemma's": {"gate": "gelu_tanh", "embed_scale": 3.5, "norm_offset": 1.0},
+    "all biases": {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
+    "scaled": {"rope_scaling": Scaling("llama3", 4.0, 16, 1.0, 4.0, 1.0, True)},
 }
 
 
@@ -76,7 +80,7 @@ def sampled(decoder: Decoder) -> Tensor:
 
 @pytest.mark.parametrize("adapted", ["bare", "every map", "some maps"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)], ids=str)
 def test_states_are_the_trainers(dtype: torch.dtype, tolerance: float, kind: str, adapted: str) -> None:
     trunk = trunk_of(kind, dtype)
     adapter = None
@@ -91,7 +95,7 @@ def test_states_are_the_trainers(dtype: torch.dtype, tolerance: float, kind: str
     with torch.no_grad():
         mine = sampled(Decoder.of(trunk).adapted(adapter, trunk))
     theirs = trained(trunk, adapter)
-    gaps = (mine - theirs).abs()
+    gaps = (mine - theirs).abs() / theirs.std()
     assert float(gaps.mean()) < tolerance
     assert float(gaps.max()) < 30 * tolerance
     assert float(theirs.std()) > 0.5

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plaudit.models.adapter import Adapter
-from plaudit.models.llama import Block, Llama, Shape
+from plaudit.models.llama import Block, Llama, Shape, norm_scale
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Maps of a block that read the same input and are one product here."""
@@ -193,7 +193,7 @@ class Decoder:
 
     shape: Shape
     dtype: torch.dtype
-    embedding: Tensor
+    embed: Callable[[Tensor], Tensor]
     layers: list[Layer]
     norm: Tensor
     output: Output
@@ -204,7 +204,7 @@ class Decoder:
     def of(cls, trunk: Llama, dtype: torch.dtype | None = None) -> Decoder:
         """dtype: the trunk's own where it is None; a float32 trunk is computed in bfloat16 where that is asked."""
         dtype = dtype or trunk.dtype
-        wide = torch.promote_types(dtype, torch.float32)
+        wide, shape = torch.promote_types(dtype, torch.float32), trunk.shape
         layers = list[Layer]()
         for block in trunk.stack():
             maps = list[Linear]()
@@ -212,23 +212,23 @@ class Decoder:
                 weight = torch.cat([block.weights[name].detach() for name in names])
                 biases = [block.biases[name].detach() for name in names if name in block.biases]
                 maps.append(Linear.of(weight, torch.cat(biases) if biases else None, dtype))
-            norms = {name: weight.detach().to(wide) for name, weight in block.norms.items()}
+            norms = {name: norm_scale(weight.detach(), shape, wide) for name, weight in block.norms.items()}
             layers.append(Layer(tuple(maps), (None,) * len(TOGETHER), norms))
         # One row a position: the trunk's own tables, the sine's first half negated, since a rotated head is
         # x cos + (x with its halves exchanged) sin.
-        places = torch.arange(trunk.shape.context, device=trunk.device)[None]
+        places = torch.arange(shape.context, device=trunk.device)[None]
         tables = trunk.context(places, torch.ones(1, 1, 1, dtype=torch.bool, device=trunk.device))
-        cos, sin = tables.cos[0, 0].to(dtype), tables.sin[0, 0].to(dtype).clone()
-        sin[:, : trunk.shape.head_width // 2].neg_()
+        cos, sin = tables.cos[0].to(dtype), tables.sin[0].to(dtype).clone()
+        sin[..., : shape.head_width // 2].neg_()
         return cls(
-            shape=trunk.shape,
+            shape=shape,
             dtype=dtype,
-            embedding=trunk.embedding.detach(),
+            embed=trunk.embed,
             layers=layers,
-            norm=trunk.norm.detach().to(wide),
+            norm=norm_scale(trunk.norm.detach(), shape, wide),
             output=Output.of(trunk.output_weight, dtype),
-            cos=cos[:, None],
-            sin=sin[:, None],
+            cos=cos,
+            sin=sin,
         )
 
     def adapted(self, adapter: Adapter | None, trunk: Llama) -> Decoder:
@@ -239,9 +239,7 @@ class Decoder:
             if adapter is not None:
                 updates = tuple(Update.of(adapter, index, names, block, self.dtype) for names in TOGETHER)
             layers.append(Layer(layer.maps, updates, layer.norms))
-        return Decoder(
-            self.shape, self.dtype, self.embedding, layers, self.norm, self.output, self.cos, self.sin
-        )
+        return Decoder(self.shape, self.dtype, self.embed, layers, self.norm, self.output, self.cos, self.sin)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
         """Whole prompts: their keys and values, and the state after each one's last token [P, width].
@@ -249,7 +247,7 @@ class Decoder:
         Products are computed on real tokens alone; attention on rows padded at the right, where a causal query
         never looks.
         """
-        device, shape = self.embedding.device, self.shape
+        device, shape = self.norm.device, self.shape
         count, width = len(prompts), max(map(len, prompts))
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         position = torch.cat([torch.arange(len(prompt)) for prompt in prompts]).to(device)
@@ -303,7 +301,7 @@ class Decoder:
     def _run(self, ids: Tensor, position: Tensor, attend: Attend) -> Tensor:
         """Tokens [T] at these positions through all blocks and the final norm: [T, width]."""
         shape = self.shape
-        stream = F.embedding(ids, self.embedding).to(self.norm.dtype)
+        stream = self.embed(ids).to(self.norm.dtype)
         cos, sin = self.cos[position], self.sin[position]
         turned = shape.heads + shape.kv_heads
         for index, layer in enumerate(self.layers):
@@ -321,7 +319,8 @@ class Decoder:
             stream += layer.product(1, out)
             x = self._norm(stream, layer.norms["post_attention_layernorm"])
             gate, up = layer.product(2, x).chunk(2, dim=-1)
-            stream += layer.product(3, F.silu(gate).mul_(up))
+            inner = F.silu(gate) if shape.gate == "silu" else F.gelu(gate, approximate="tanh")
+            stream += layer.product(3, inner.mul_(up))
         return F.rms_norm(stream, (shape.width,), self.norm, shape.norm_eps)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -144,30 +144,6 @@ def _window(family: str, config: dict[str, Any]) -> int | None:
     return None if window is None else int(window)
 
 
-@dataclass(slots=True)
-class Cache:
-    """Keys and values of earlier columns, one pair a block, each [rows, kv_heads, columns, head_width].
-
-    filled: how many columns hold something; a forward pass writes its own columns from there on.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    filled: int = 0
-
-    @classmethod
-    def empty(
-        cls, shape: Shape, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device
-    ) -> Cache:
-        size = (rows, shape.kv_heads, columns, shape.head_width)
-        make = [torch.zeros(size, dtype=dtype, device=device) for _ in range(2 * shape.depth)]
-        return cls(make[: shape.depth], make[shape.depth :])
-
-    def select(self, rows: Tensor) -> Cache:
-        """A cache of these rows, in this order; a row may be taken more than once."""
-        return Cache([k[rows] for k in self.keys], [v[rows] for v in self.values], self.filled)
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
     """What every block of one forward pass shares: rotary tables [R, S, 1, head_width] in the dtype of products, and
@@ -182,7 +158,6 @@ class Context:
     cos: Tensor
     sin: Tensor
     mask: Tensor | Tiles
-    cache: Cache | None = None
     dropout: Dropout | None = None
 
 
@@ -227,7 +202,7 @@ class Block(nn.Module):
 
     def _attend(self, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
         rows, columns, _ = x.shape
-        shape, cache = self.shape, context.cache
+        shape = self.shape
 
         def heads(name: str) -> Tensor:
             return self._linear(name, x, context, adapter).view(rows, columns, -1, shape.head_width)
@@ -240,18 +215,8 @@ class Block(nn.Module):
             out = attend(query[0], key[0], value[0], context.mask)
             return self._linear("o_proj", out.view(1, columns, -1), context, adapter)
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-        if cache is not None:
-            end = cache.filled + columns
-            cache.keys[self.index][:, :, cache.filled : end] = key
-            cache.values[self.index][:, :, cache.filled : end] = value
-            key, value = cache.keys[self.index][:, :, :end], cache.values[self.index][:, :, :end]
-        group = shape.heads // shape.kv_heads
-        if columns == 1:  # one new token: the query heads of a group are the rows of one small product
-            query = query.reshape(rows, shape.kv_heads, group, shape.head_width)
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=context.mask)
-        else:
-            key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=context.mask).transpose(1, 2)
+        key, value = (t.repeat_interleave(shape.heads // shape.kv_heads, dim=1) for t in (key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=context.mask).transpose(1, 2)
         return self._linear("o_proj", out.reshape(rows, columns, -1), context, adapter)
 
     def _linear(self, name: str, x: Tensor, context: Context, adapter: Adapter | None) -> Tensor:
@@ -313,7 +278,7 @@ class Llama(nn.Module):
             digest.update(name.encode() + row.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def context(self, positions: Tensor, mask: Tensor | Tiles, cache: Cache | None = None) -> Context:
+    def context(self, positions: Tensor, mask: Tensor | Tiles) -> Context:
         """Rotary tables for positions [R, S], and a mask [R, S, K] (True: may look) or tiles of these rows."""
         shape = self.shape
         if isinstance(mask, Tiles):
@@ -326,7 +291,7 @@ class Llama(nn.Module):
         cos, sin = angle.cos(), angle.sin()
         if shape.rope_scaling is not None:
             cos, sin = cos * shape.rope_scaling.attention, sin * shape.rope_scaling.attention
-        return Context(cos.to(self.dtype), sin.to(self.dtype), mask, cache)
+        return Context(cos.to(self.dtype), sin.to(self.dtype), mask)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [R, S] -> stream [R, S, width]."""

@@ -199,7 +199,7 @@ class Rows:
 
     @classmethod
     def none(cls, decoder: Decoder, slots: int, params: SamplingParams, ends: Sequence[int]) -> Rows:
-        device, steps = decoder.embedding.device, params.max_new_tokens
+        device, steps = decoder.norm.device, params.max_new_tokens
 
         def whole(*size: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)

@@ -93,12 +93,6 @@ LLAMA = of_room(
     ("if scaling.whole:", "if True:", "yarn's borders made whole where they are not"),
     ("kept = 1 - ramp.clamp(0, 1)", "kept = ramp.clamp(0, 1)", "yarn turned round"),
     ("return scale(float(over)) / scale(float(under))", "return scale(float(over))", "one of yarn's two scales"),
-) + of_room(
-    "models/llama",
-    "rollout/test_local",
-    ("query.reshape(rows, shape.kv_heads, group, shape.head_width)",
-     "query.reshape(rows, group, shape.kv_heads, shape.head_width).transpose(1, 2)", "cached heads in another order"),
-    ("end = cache.filled + columns", "end = columns", "new keys over the first ones"),
 )  # fmt: skip
 ATTENTION = of_room(
     "models/attention",
@@ -124,7 +118,8 @@ ATTENTION = of_room(
 ) + of_room(
     "models/llama",
     "models/test_attention",
-    ("t.repeat_interleave(group, dim=1)", "t.repeat(1, group, 1, 1)", "query heads on the wrong key heads of a mask"),
+    ("t.repeat_interleave(shape.heads // shape.kv_heads, dim=1)", "t.repeat(1, shape.heads // shape.kv_heads, 1, 1)",
+     "query heads on the wrong key heads of a mask"),
 )  # fmt: skip
 FUSED = of_room(
     "models/fused",
@@ -168,7 +163,7 @@ BRANCH = of_room(
     "models/test_branch",
     ("raw * self.gain + self.shift", "raw * self.shift + self.gain", "gain and shift swapped"),
     ("(self.weight.numel() + 1) ** -0.5", "(self.weight.numel() + 1) ** -1", "a variance for a deviation"),
-    ("        temperature=temperature,\n        entropy_gradient", "        entropy_gradient", "temperature forgotten"),
+    ("        temperature=temperature,\n        entropy=entropy,", "        entropy=entropy,", "temperature forgotten"),
     ("stop=branch.exit)", "stop=None)", "no early exit"),
     ("own = hidden.index_select(0, packed.own()[packed.mask])",
      "own = hidden.index_select(0, packed.predictor[packed.mask])",
@@ -242,9 +237,11 @@ DECODE = of_room(
     ("tensor[target] = tensor[source]", "tensor[target] = tensor[target]", "a row moved without its past"),
     ("column += b.shape[1]", "column += 0", "updates of one map in another"),
     ("into * (adapter.alpha / adapter.rank)", "into * 1.0", "an adapter without its scale"),
-    ("sin[:, : trunk.shape.head_width // 2].neg_()", "pass", "heads turned the other way"),
+    ("sin[..., : shape.head_width // 2].neg_()", "pass", "heads turned the other way"),
     ("                query = self._norm(query, layer.norms[\"q_norm\"])\n", "", "queries without their norm"),
     ("torch.cat(biases) if biases else None", "None", "biases forgotten"),
+    ("norm_scale(weight.detach(), shape, wide)", "weight.detach().to(wide)", "Gemma's norms around 0"),
+    ('F.silu(gate) if shape.gate == "silu" else', "F.silu(gate) if True else", "Gemma's gate of another kind"),
     ("column[:, 0] = -(narrow.float() @ self.guides.T).amax(-1)", "pass", "logits rounded where they are large"),
     ("last = torch.tensor([*map(len, prompts)], device=device).cumsum(0) - 1",
      "last = torch.tensor([*map(len, prompts)], device=device).cumsum(0) - 2", "the state one token early"),
@@ -274,8 +271,8 @@ COLLECT = of_room(
     "rollout/test_collect",
     ("at, here[depth] = depth, stream", "here[depth] = stream", "blocks run twice"),
     (
-        "token_logprobs(policy, part, temperature=temperature,",
-        "token_logprobs(policy, part,",
+        "policy, part, temperature=temperature, entropy=True",
+        "policy, part, entropy=True",
         "temperature forgotten",
     ),
     (
