@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 import typer.main
@@ -177,6 +177,9 @@ def generate(
         Path | None, typer.Option(help="An ilql run, of whose model/ MODEL is: its Q heads steer.")
     ] = None,
     steer_beta: Annotated[float, typer.Option(help="How far --steer goes; 0: not at all.")] = 4.0,
+    engine: Annotated[
+        Literal["local", "vllm"], typer.Option(help="What draws: our own, or vLLM (plaudit[vllm]).")
+    ] = "local",
     precision: Precision = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -197,6 +200,7 @@ def generate(
             adapter=adapter,
             steer=steer,
             steer_beta=steer_beta,
+            engine=engine,
             dtype=dtype,
             device=device,
         )

@@ -77,6 +77,7 @@ def everything(played: Sequence[Episode]) -> list[Any]:
 
 
 def look(agent: Agent, model: Model, played: Sequence[Episode]) -> Forward:
+    assert isinstance(agent.engine, LocalEngine)
     policy = Branch(model.trunk, agent.engine.adapter)
     value = random_branch(model.trunk, blocks=1, seed=4)
     samples = [episode.sample for episode in played]

@@ -23,6 +23,7 @@ from plaudit.models.branch import Branch, token_values
 from plaudit.models.load import Model
 from plaudit.randomness import rng
 from plaudit.rollout.local import LocalEngine
+from plaudit.rollout.samples import TextEngine
 from plaudit.rollout.transcript import Transcript, whole
 from plaudit.tensors import Key, Sample, SamplingParams
 from plaudit.types import Message, Prompt, UserError, check_score
@@ -36,7 +37,7 @@ class Agent:
 
     def __init__(
         self,
-        engine: LocalEngine,
+        engine: TextEngine,
         params: SamplingParams,
         *,
         chat: bool | None = None,
@@ -185,10 +186,10 @@ def _begin(agent: Agent, environment: gymnasium.Env[Any, Any], name: tuple[int, 
         transcript = Transcript(tokenizer, first_prompt(observation, info, agent.chat, where))
     else:
         transcript = Transcript(tokenizer, "", token_ids(observation, where))
-    if len(transcript.prompt_ids) + agent.params.max_new_tokens > agent.engine.trunk.shape.context:
+    if len(transcript.prompt_ids) + agent.params.max_new_tokens > agent.engine.context:
         raise UserError(
             f"the first observation has {len(transcript.prompt_ids)} tokens; with {agent.params.max_new_tokens} new "
-            f"ones the model takes {agent.engine.trunk.shape.context}",
+            f"ones the model takes {agent.engine.context}",
             where=where,
             fix="shorten it or max_new_tokens",
         )
@@ -197,7 +198,7 @@ def _begin(agent: Agent, environment: gymnasium.Env[Any, Any], name: tuple[int, 
 
 def _play(agent: Agent, plays: Sequence[_Play], key: Key, turns: int) -> list[Episode]:
     """All of them to their ends, turn by turn: those that go on are drawn for together."""
-    context = agent.engine.trunk.shape.context - agent.params.max_new_tokens
+    context = agent.engine.context - agent.params.max_new_tokens
     for turn in range(turns):
         for play in plays:
             if play.end is None and len(play.transcript.all_ids) > context:

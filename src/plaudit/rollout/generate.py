@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 
 from plaudit import files
 from plaudit.data.formats import read_prompts
-from plaudit.models.foreign import Foreign, load_any
-from plaudit.models.load import Model, open_adapter
+from plaudit.data.tokenizer import Tokenizer
+from plaudit.models.foreign import Foreign, find_any, load_any
+from plaudit.models.load import Model, load_model, open_adapter
 from plaudit.models.q_heads import Steering, load_heads
 from plaudit.rollout.foreign import ForeignEngine
 from plaudit.rollout.local import LocalEngine
-from plaudit.rollout.samples import TextEngine
+from plaudit.rollout.samples import EngineName, TextEngine
+from plaudit.rollout.vllm import VllmEngine
 from plaudit.tensors import Sample, SamplingParams
 from plaudit.types import Prompt, UserError, prompt_to_json
 
@@ -33,13 +35,15 @@ def generate(
     adapter: Path | None = None,
     steer: Path | None = None,
     steer_beta: float = 4.0,
+    engine: EngineName = "local",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, int]:
     """Write n completions of each prompt as JSONL, in the prompts' order; the file appears whole or not at all.
 
     adapter: a LoRA adapter in peft's format to sample with. steer: an ilql run's directory, of whose model/ the
-    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. What is drawn
+    model must be: its Q heads tilt every draw towards what is worth more, by steer_beta. engine: our own (transformers'
+    for families that ours lacks), or vLLM, which does not steer and draws other samples of the same seed. What is drawn
     depends on the seed, the prompt's number and the sample's index alone. Returns the counts: prompts, samples, tokens.
     UserError for a model, an adapter, heads or prompts that cannot be read, for a prompt that leaves no room, and
     for a place that cannot be written.
@@ -54,8 +58,13 @@ def generate(
             "the model of an ilql run has its adapter in it", where="adapter", fix="give --steer alone"
         )
     asked = read_prompts(prompts)
-    loaded = load_any(model, dtype, device)
-    drawer = _engine(loaded, model, adapter, None if steer is None else (steer, steer_beta))
+    if engine == "vllm":
+        if steer is not None:
+            raise UserError("vLLM does not steer", where="engine", fix="use engine local")
+        drawer = _vllm(model, asked, params, adapter, dtype)
+    else:
+        loaded = load_any(model, dtype, device)
+        drawer = _engine(loaded, model, adapter, None if steer is None else (steer, steer_beta))
     ids = [drawer.tokenizer.render(prompt) for prompt in asked]
     drawn = drawer.sample(ids, n, params, (seed, "generate"))
     samples = sorted(watched(drawn, len(asked) * n, "generate"), key=lambda s: (s.prompt, s.index))
@@ -81,6 +90,21 @@ def _engine(
         engine.load(open_adapter(adapter, model.trunk), f"{name} with {adapter}")
     else:
         engine.load(None, name if steer is None else f"{name} steered by {steer[1]:g}")
+    return engine
+
+
+def _vllm(
+    name: str, asked: Sequence[Prompt], params: SamplingParams, adapter: Path | None, dtype: torch.dtype
+) -> TextEngine:
+    """vLLM with the model, of whatever family, and its adapter in place."""
+    directory = find_any(name)
+    tokenizer = Tokenizer.load(directory)
+    ids = [tokenizer.render(prompt) for prompt in asked]
+    context = max(map(len, ids)) + params.max_new_tokens
+    weights = None if adapter is None else open_adapter(adapter, load_model(name, dtype).trunk)
+    rank = 0 if weights is None else weights.rank
+    engine = VllmEngine(directory, tokenizer, dtype=dtype, context=context, rank=rank, memory=0.9)
+    engine.load(weights, name if adapter is None else f"{name} with {adapter}")
     return engine
 
 

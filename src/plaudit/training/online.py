@@ -30,6 +30,8 @@ from plaudit.rollout.agent import Agent, episodes
 from plaudit.rollout.collect import Forward, forward
 from plaudit.rollout.environment import open_environments
 from plaudit.rollout.local import LocalEngine
+from plaudit.rollout.samples import EngineName, TextEngine, check_prompts
+from plaudit.rollout.vllm import VllmEngine
 from plaudit.tensors import Sample, SamplingParams, Scorer
 from plaudit.training import machine
 from plaudit.training.policy import AdapterConfig, check_start, make_policy
@@ -99,6 +101,7 @@ class OnlineConfig(Base):
     max_grad_norm: float = Field(default=1.0, gt=0)
     adapter: OnlineAdapter = OnlineAdapter()
     stop: StopConfig = StopConfig()
+    engine: EngineName = "local"
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
@@ -148,7 +151,7 @@ class World:
     prompts: list[list[int]]
     scorer: Scorer | None
     gold: Scorer | None
-    engine: LocalEngine
+    engine: TextEngine
     params: SamplingParams
     rooms: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
     anchor: Adapter | None = None
@@ -165,9 +168,9 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
     model = model or load_model(config.model, dtype, device)
     asked = [] if config.prompts is None else read_prompts(config.prompts)
     prompts = [model.tokenizer.render(prompt) for prompt in asked]
-    engine = LocalEngine(model.trunk, model.tokenizer, max_batch=AT_ONCE)
     params = SamplingParams(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
-    engine.check(prompts, params)
+    check_prompts(prompts, params, model.context)
+    engine = open_engine(config, model, prompts)
     scorer, gold = (
         None if spec is None else open_scorer(spec, model) for spec in (config.reward, config.gold)
     )
@@ -180,6 +183,22 @@ def open_world(config: OnlineConfig, model: Model | None = None) -> World:
         assert anchor is not None
         anchor.requires_grad_(False)
     return World(model, asked, prompts, scorer, gold, engine, params, rooms, anchor)
+
+
+def open_engine(config: OnlineConfig, model: Model, prompts: Sequence[Sequence[int]]) -> TextEngine:
+    """What the policy's samples are drawn with. UserError where vLLM is asked for and missing."""
+    if config.engine == "local":
+        return LocalEngine(model.trunk, model.tokenizer, max_batch=AT_ONCE)
+    whole, longest = config.adapter.rank == 0, max(map(len, prompts), default=model.context)
+    return VllmEngine(
+        model.directory,
+        model.tokenizer,
+        dtype=model.trunk.wide if whole else model.trunk.dtype,
+        context=min(model.context, longest + config.max_new_tokens),
+        rank=config.adapter.rank,
+        trunk=model.trunk if whole else None,
+        max_batch=AT_ONCE,
+    )
 
 
 def draw(
