@@ -1,0 +1,76 @@
+"""`python -m benchmarks NAME`: measure, write benchmarks/results/NAME.json, and say it in a table.
+
+    python -m benchmarks rollout [--quick] [--repeats N] [--peer vllm] [--row TEXT]
+    python -m benchmarks all         # every name; hours
+    python -m benchmarks page        # docs/speed.md and its pictures from the results
+    python -m benchmarks growth      # how the cost of a step grows, and that memory does not
+
+--quick takes the row that the target is about, two rounds, and writes NAME.quick.json, which the page does not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from plaudit.types import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    from speed.cases import CASES
+
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("name", choices=[*CASES, "all", "page", "growth"])
+    made.add_argument("--quick", action="store_true", help="one row, two rounds: a few minutes")
+    made.add_argument("--repeats", type=int, help="rounds of a row; 5, with --quick 2")
+    made.add_argument("--peer", help="only rows against this peer: transformers, vllm, trl, trl-ppo")
+    made.add_argument("--row", help="only rows with this in their name")
+    made.add_argument("--threads", type=int, default=0, help="of each side; 0: one a core")
+    made.add_argument("--out", type=Path, help="where results go; benchmarks/results")
+    return made
+
+
+def run(name: str, given: argparse.Namespace) -> None:
+    """Measure the rows of one name; each is written as soon as it is there."""
+    from speed import harness, page, results
+    from speed.cases import CASES
+
+    chosen = [case for case in CASES[name] if case.quick or not given.quick]
+    chosen = [case for case in (CASES[name] if given.peer or given.row else chosen) if given.peer in (None, case.peer)]
+    chosen = [case for case in chosen if (given.row or "") in case.name]
+    if not chosen:
+        raise UserError("no row is left", where="--peer, --row", fix="leave one of them out")
+    repeats = given.repeats or (2 if given.quick else 5)
+    path = (given.out or results.PLACE) / (f"{name}.quick.json" if given.quick else f"{name}.json")
+    rows = []
+    for case in chosen:
+        print(f"{name}: {case.name}", file=sys.stderr, flush=True)
+        row, about = harness.measure(case, repeats=repeats, threads=given.threads)
+        rows.append(row)
+        results.write(path, name, [row], about, " ".join(["python -m benchmarks", *sys.argv[1:]]))
+    print(page.table(rows))
+    print(f"written: {path}", file=sys.stderr)
+
+
+def main() -> None:
+    from speed.cases import CASES
+    from speed.protocol import WorkerDied
+
+    given = parser().parse_args()
+    try:
+        if given.name == "page":
+            from speed import page
+
+            page.write()
+        elif given.name == "growth":
+            from speed import growth
+
+            growth.run(given.quick, given.out)
+        else:
+            for name in CASES if given.name == "all" else [given.name]:
+                run(name, given)
+    except (UserError, WorkerDied) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,45 @@
+"""benchmarks/results/NAME.json: what a benchmark found, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from speed.cases import TARGETS
+
+from plaudit import files
+from plaudit.types import UserError
+
+PLACE = Path(__file__).parents[1] / "results"
+ROW = (
+    "name", "target", "peer_name", "precision", "train", "batch", "ours", "peer", "ratio", "ratios", "peak_rss_gb",
+    "tokens", "tokens_per_second", "operations", "seconds_at_ceiling", "roofline", "timings", "ceilings", "repeats",
+    "date", "versions",
+)  # fmt: skip
+"""What a row holds. ours, peer: median seconds; ratio: the median of the rounds' ratios, peer's seconds to ours."""
+
+
+def headline(rows: list[dict[str, Any]], target: str) -> dict[str, Any] | None:
+    """The row that a target is measured by: against the peer's better setting, so the least ratio of those with it."""
+    mine = [row for row in rows if row["target"] == target]
+    return min(mine, key=lambda row: row["ratio"]) if mine else None
+
+
+def write(path: Path, name: str, rows: list[dict[str, Any]], about: dict[str, Any], command: str) -> None:
+    """Rows that were measured now take the place of those of the same name; the others stay, with their own dates."""
+    kept = {row["name"]: row for row in read(path)["rows"]} if path.exists() else {}
+    merged = [*(kept | {row["name"]: row for row in rows}).values()]
+    best = headline(merged, name) or merged[0]
+    told = {key: best[key] for key in ("ours", "peer", "ratio", "peak_rss_gb", "versions", "date")}
+    files.write_json(path, {"name": name, "row": best["name"], **told, "machine": about, "command": command, "rows": merged})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result. UserError for a file that is none."""
+    found = files.read_json(path, "run `python -m benchmarks` with the file's name again")
+    for row in found.get("rows") or [{}]:
+        if missing := [key for key in ROW if key not in row]:
+            raise UserError(f"a row has no {missing[0]}", where=str(path), fix="measure it again")
+        if row["target"] is not None and row["target"] not in TARGETS:
+            raise UserError(f"no target is called {row['target']!r}", where=str(path), fix="measure it again")
+    return found
