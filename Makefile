@@ -13,7 +13,7 @@ FIT = { command -v "$(PYTHON)" >/dev/null || \
 	{ "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 	{ echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 2; }; }
 
-.PHONY: quickstart setup test lint proofs clean
+.PHONY: quickstart setup test lint proofs bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/plaudit quickstart --out runs/quickstart
@@ -43,6 +43,12 @@ test: lint
 
 proofs: setup
 	$(BIN)/pytest -m proof
+
+# Side by side with peers, which are installed beside on first use; hours. One alone: python -m benchmarks NAME.
+bench: setup
+	$(BIN)/python -m benchmarks all
+	$(BIN)/python -m benchmarks growth
+	$(BIN)/python -m benchmarks page
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

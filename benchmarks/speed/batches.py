@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speed.operations import Row
-
 from plaudit import files
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.load import cache_directory
 from plaudit.types import UserError
+from speed.operations import Row
 
 PROMPT = 64
 SEQUENCE = 256
@@ -97,6 +96,7 @@ def prompts(tokenizer: Tokenizer, count: int, completions: int, new: int) -> Bat
         if len(found) == count:
             break
     rows = [Row(PROMPT, [new] * completions) for _ in found]
+    enough(len(found), count)
     return Batch(
         [{"prompt": text} for text, _ in found],
         [{"prompt": ids} for _, ids in found],
@@ -116,6 +116,7 @@ def sequences(tokenizer: Tokenizer, mixed: bool, length: int = SEQUENCE, count: 
             found.append(made)
         if len(found) == count:
             break
+    enough(len(found), count)
     return Batch(
         [{"prompt": prompt, "completion": completion} for prompt, _, completion, _ in found],
         [{"prompt": ids, "completion": answer} for _, ids, _, answer in found],
@@ -140,7 +141,8 @@ def pairs(tokenizer: Tokenizer, apart: bool, length: int = SEQUENCE, count: int 
         if len(before) + answer + 1 != length or before[0] in begun:  # equal prompts would be one prompt
             continue
         a, b = (
-            written(tokenizer, before + ids[shared : shared + answer], 1 if apart else len(before)) for ids in both
+            written(tokenizer, before + ids[shared : shared + answer], 1 if apart else len(before))
+            for ids in both
         )
         if a is None or b is None:
             continue
@@ -148,12 +150,21 @@ def pairs(tokenizer: Tokenizer, apart: bool, length: int = SEQUENCE, count: int 
         found.append((a, b))
         if len(found) == count:
             break
+    enough(len(found), count)
     return Batch(
         [{"prompt": a[0], "completions": [a[2], b[2]], "choice": 0} for a, b in found],
         [{"prompt": a[1], "chosen": a[3], "rejected": b[3]} for a, b in found],
         [Row(len(a[1]), [len(a[3]), len(b[3])]) for a, b in found],
         sum(2 * len(a[1]) + len(a[3]) + len(b[3]) for a, b in found),
     )
+
+
+def enough(found: int, wanted: int) -> None:
+    """UserError where the data has fewer texts that fit."""
+    if found < wanted:
+        raise UserError(
+            f"has {found} texts that fit, not {wanted}", where="PLAUDIT_TEST_DATA", fix="give it whole"
+        )
 
 
 def nearest(tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:

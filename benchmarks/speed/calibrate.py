@@ -1,6 +1,6 @@
 """What this machine can do at most, measured: products of 2048 x 2048 matrices and the copying of memory.
 
-    python -m speed.calibrate [THREADS]     # below benchmarks/; prints one JSON object
+python -m speed.calibrate [THREADS]     # below benchmarks/; prints one JSON object
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def about() -> dict[str, Any]:
     memory = 0.0
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+            model = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model
+            )
         with open("/proc/meminfo", encoding="utf-8") as file:
             memory = int(file.readline().split()[1]) * 1024 / 1e9
     except OSError:

@@ -39,7 +39,11 @@ def run(name: str, given: argparse.Namespace) -> None:
     from speed.cases import CASES
 
     chosen = [case for case in CASES[name] if case.quick or not given.quick]
-    chosen = [case for case in (CASES[name] if given.peer or given.row else chosen) if given.peer in (None, case.peer)]
+    chosen = [
+        case
+        for case in (CASES[name] if given.peer or given.row else chosen)
+        if given.peer in (None, case.peer)
+    ]
     chosen = [case for case in chosen if (given.row or "") in case.name]
     if not chosen:
         raise UserError("no row is left", where="--peer, --row", fix="leave one of them out")
@@ -68,7 +72,7 @@ def main() -> None:
         elif given.name == "growth":
             from speed import growth
 
-            growth.run(given.quick, given.out)
+            growth.run(given.quick, given.out, given.threads)
         else:
             for name in CASES if given.name == "all" else [given.name]:
                 run(name, given)

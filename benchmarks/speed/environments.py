@@ -23,7 +23,9 @@ def python_of(peer: str) -> Path:
     if given := os.environ.get(variable):
         python = Path(given).expanduser() / "bin" / "python"
         if not python.exists():
-            raise UserError("holds no bin/python", where=f"{variable}={given}", fix="name a virtual environment")
+            raise UserError(
+                "holds no bin/python", where=f"{variable}={given}", fix="name a virtual environment"
+            )
         return python
     place = cache_directory() / "peers" / peer
     wanted = (REQUIREMENTS / f"{peer}.txt").read_text(encoding="utf-8")

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plaudit import files
+from plaudit.data.tokenizer import Tokenizer
+from plaudit.models.load import find_model, read_config
+from plaudit.training import machine
 from speed import operations
 from speed.batches import Batch, unending
 from speed.cases import HEAD_BLOCKS, NEW, POLICY_BLOCKS, Case, batch_of, phases_of
 from speed.environments import python_of
 from speed.operations import Size
 from speed.protocol import Worker
-
-from plaudit import files
-from plaudit.data.tokenizer import Tokenizer
-from plaudit.models.load import find_model, read_config
-from plaudit.training import machine
 
 HERE = Path(__file__).parent
 Start = Callable[[], Worker]
@@ -77,7 +76,9 @@ def ratio_of(ours: Sequence[float], peer: Sequence[float]) -> float:
     return statistics.median(theirs / mine for mine, theirs in zip(ours, peer, strict=True))
 
 
-def row_of(case: Case, timings: Timings, batch: Batch, phases: list[operations.Phase], calibrated: dict[str, Any]) -> dict[str, Any]:
+def row_of(
+    case: Case, timings: Timings, batch: Batch, phases: list[operations.Phase], calibrated: dict[str, Any]
+) -> dict[str, Any]:
     """One row of a result; seconds are medians, memory the most of any turn, in 10^9 bytes."""
     ours, peer = ([turn["seconds"] for turn in side] for side in (timings.ours, timings.peer))
     new = [turn["new_tokens"] for turn in (*timings.ours, *timings.peer) if "new_tokens" in turn]
@@ -86,7 +87,8 @@ def row_of(case: Case, timings: Timings, batch: Batch, phases: list[operations.P
     tokens = new[0] if new else batch.tokens
     speeds = calibrated["ceilings"]
     # What the machine can do at best, unless both sides were told to keep to float32.
-    gemm = speeds["float32"] if case.ours == case.theirs == "float32" else max(speeds["float32"], speeds["bfloat16"])
+    narrow = case.ours == case.theirs == "float32"
+    gemm = speeds["float32"] if narrow else max(speeds["float32"], speeds["bfloat16"])
     least = operations.ceiling(phases, gemm, speeds["copy"])
     medians = {"ours": statistics.median(ours), "peer": statistics.median(peer)}
     return {
@@ -125,7 +127,9 @@ def calibrate(threads: int) -> dict[str, Any]:
     return found
 
 
-def measure(case: Case, *, repeats: int, threads: int, model: str = "smollm2") -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(
+    case: Case, *, repeats: int, threads: int, model: str = "smollm2"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A row of a result, and the machine. UserError for data or a peer's environment that cannot be had."""
     source = unending(find_model(model))
     size, tokenizer = Size.of(read_config(source)), Tokenizer.load(source)
@@ -136,23 +140,27 @@ def measure(case: Case, *, repeats: int, threads: int, model: str = "smollm2") -
     calibrated = calibrate(threads)
     with tempfile.TemporaryDirectory(prefix="plaudit-speed-") as place:
         shared = plan_of(case, batch, source, size, threads)
-        starts = []
-        for side, who, module in (("ours", Path(sys.executable), "ours"), ("peer", python, PEERS[case.peer])):
-            starts.append(starter(who, module, shared | own(case, side), batch, Path(place) / side))
-        timings = alternate(*starts, repeats, together=case.together, warm=case.warm)
+        ours, peer = (
+            starter(who, module, shared | own(case, side), batch, Path(place) / side)
+            for side, who, module in (
+                ("ours", Path(sys.executable), "ours"),
+                ("peer", python, PEERS[case.peer]),
+            )
+        )
+        timings = alternate(ours, peer, repeats, together=case.together, warm=case.warm)
     return row_of(case, timings, batch, phases, calibrated), calibrated["machine"]
 
 
 def plan_of(case: Case, batch: Batch, source: Path, size: Size, threads: int) -> dict[str, Any]:
     """What both sides are told."""
-    samples = len(batch.rows[0].completions) if case.work in ("rollout", "rollout_group", "grpo", "ppo") else 1
-    top = POLICY_BLOCKS if case.work in ("grpo", "ppo") else HEAD_BLOCKS if case.work == "reward" else size.depth
+    drawn = case.work in ("rollout", "rollout_group", "grpo", "ppo")
+    top = {"grpo": POLICY_BLOCKS, "ppo": POLICY_BLOCKS, "reward": HEAD_BLOCKS}.get(case.work, size.depth)
     return {
         "work": case.work,
         "model": str(source),
         "threads": threads,
         "ids": batch.ids,
-        "samples": samples,
+        "samples": len(batch.rows[0].completions) if drawn else 1,
         "new": NEW,
         "epochs": 4,
         "layers": list(range(size.depth - top, size.depth)) if case.train == "top" else [],
@@ -180,9 +188,15 @@ def starter(python: Path, module: str, plan: dict[str, Any], batch: Batch, place
         files.write_rows(records, batch.records)
         told = plan | {"batch": str(records), "scratch": str(scratch)}
         files.write_json(scratch / "plan.json", told)
-        env = {"OMP_NUM_THREADS": str(plan["threads"]), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        env = {
+            "OMP_NUM_THREADS": str(plan["threads"]),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         paths = [str(HERE.parent)] + ([str(p) for p in sys.path if p] if module == "ours" else [])
         env["PYTHONPATH"] = ":".join(paths)
-        return Worker([str(python), "-m", f"speed.{module}", str(scratch / "plan.json")], scratch / "log.txt", env)
+        return Worker(
+            [str(python), "-m", f"speed.{module}", str(scratch / "plan.json")], scratch / "log.txt", env
+        )
 
     return start

@@ -2,8 +2,8 @@
 
     python -m speed.ours PLAN.json      # started by the harness; speaks speed.protocol
 
-PLAN.json: work, model (a directory), precision, threads, train (full, lora, top), batch (a JSONL that the recipe reads),
-ids (what the rollouts read), and what the kind of work needs beside (new, samples, epochs, scratch).
+PLAN.json: work, model (a directory), precision, threads, train (full, lora, top), batch (a JSONL that the recipe
+reads), ids (what the rollouts read), and what the kind of work needs beside (new, samples, epochs, scratch).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import torch
 import transformers
-from speed.protocol import Turns
 
 from plaudit.models.branch import Branch, ScalarHead
 from plaudit.models.load import Model, load_model, make_adapter
@@ -27,6 +26,7 @@ from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
 from plaudit.training import machine
 from plaudit.training.metrics import Metrics
+from speed.protocol import Turns
 
 Plan = dict[str, Any]
 FOREVER = 100_000
@@ -50,7 +50,9 @@ def rollout(plan: Plan, model: Model, turns: Turns) -> None:
 
 def adapter(plan: Plan, shipped: int) -> dict[str, Any]:
     """The recipe's setting. shipped: how many top blocks it adapts by itself (0: all)."""
-    return {"rank": 0} if plan["train"] == "full" else {"blocks": shipped if plan["train"] == "top" else 0}
+    if plan["train"] == "full":
+        return {"rank": 0}
+    return {"rank": plan.get("rank", 16), "blocks": shipped if plan["train"] == "top" else 0}
 
 
 def settings(plan: Plan) -> dict[str, Any]:

@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-HEAD = "| row | ours, s | peer, s | ratio | tokens/s, ours / peer | peak GB, ours / peer | of the ceiling, ours / peer |"
+from plaudit import files
+from speed import charts, results
+from speed.cases import CASES, MEMORY, SHARE, TARGETS
+
+ROOT = Path(__file__).parents[2]
+PAGE, IMAGES = ROOT / "docs" / "speed.md", ROOT / "docs" / "images"
+Found = Mapping[str, dict[str, Any]]
+"""Results by name."""
+
+INTRO = """# Speed
+
+Ours and a peer side by side: the same weights (SmolLM2-135M), the same texts, the same lengths, two processes that work
+in turns. A ratio is the median over the rounds of the peer's seconds to ours, so that above 1 ours is the faster. This
+page is written by `python -m benchmarks page` from `benchmarks/results`; how to measure is in
+[benchmarks/README.md](../benchmarks/README.md#speed).
+"""
+COUNTED = """
+**The ceiling** is the least time in which this machine could do what the work needs, at the speed of a plain product of
+2048 x 2048 matrices and of copying memory, both measured beside each row. What is counted is what the work needs, not
+what somebody does: a prompt that completions share once, the output layer only where a loss or a draw reads it, 2
+operations a parameter a token forward and 4 backward (2 where the parameter is frozen), attention's own, the weights
+and caches that each token drawn reads. Sampling, the reference's pass, scores and every epoch are in a step.
+"""
+NAMES = {
+    "rollout": "sample 32 prompts of 64 tokens, 64 new ones each",
+    "rollout_group": "sample 4 prompts of 64 tokens, 8 completions of 64 each",
+    "sft": "an SFT step, 8 sequences of 256 tokens, the loss on all",
+    "sft_mixed": "an SFT step, 8 whole texts of about 40 to 512 tokens",
+    "reward": "a step of a reward model, 8 pairs of 256 tokens",
+    "dpo": "a DPO step, 8 pairs of 256 tokens, the reference's pass included",
+    "grpo": "a GRPO step, 4 prompts x 8 completions x (64 + 64) tokens, sampling included",
+    "ppo": "a PPO step, 32 x (64 + 64) tokens, 4 epochs, sampling and a learned reward included",
+}
+HEAD = (
+    "| row | ours, s | peer, s | ratio | tokens/s, ours / peer | peak GB, ours / peer "
+    "| of the ceiling, ours / peer |"
+)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -19,3 +56,149 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"| {share['ours']:.2f} / {share['peer']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def best_of(found: Found, target: str) -> dict[str, Any] | None:
+    """The row that a target is measured by, where it has been."""
+    result = found.get(target.split(",")[0])
+    return results.headline(result["rows"], target) if result is not None else None
+
+
+def verdict(value: float, least: float, moonshot: float | None) -> str:
+    """In words; compared as they are shown, to two digits."""
+    value = round(value, 2)
+    return "moonshot" if moonshot and value >= moonshot else "reached" if value >= least else "missed"
+
+
+def targets(found: Found) -> str:
+    """What was aimed at beside what came of it."""
+    lines = [
+        "| aim | against | at least | moonshot | measured | | of the ceiling | rounds |",
+        "|---" * 8 + "|",
+    ]
+    for name, aim in TARGETS.items():
+        row = best_of(found, name)
+        moon = "" if aim.moonshot is None else f"{aim.moonshot:g}"
+        if row is None:
+            lines.append(f"| `{name}` | | {aim.least:g} | {moon} | not measured yet | | | |")
+            continue
+        said = verdict(row["ratio"], aim.least, aim.moonshot)
+        lines.append(
+            f"| `{name}` | {row['name']} | {aim.least:g} | {moon} | {row['ratio']:.2f} | {said} "
+            f"| {row['roofline']['ours']:.2f} | {row['repeats']} |"
+        )
+    lines += [
+        "",
+        f"Of the ceiling at least {SHARE.least:g} was aimed at, {SHARE.moonshot:g} as a moonshot.",
+        "",
+    ]
+    lines += ["| peak memory | ours, GB | peer, GB | the peer's to ours | aim | |", "|---" * 6 + "|"]
+    for name in ("ppo", "dpo", "grpo"):
+        row = best_of(found, name)
+        if row is None:
+            lines.append(
+                f"| `{name}` | | | not measured yet | {MEMORY.least:g}, moonshot {MEMORY.moonshot:g} | |"
+            )
+            continue
+        ours, peer = row["peak_rss_gb"]["ours"], row["peak_rss_gb"]["peer"]
+        said = verdict(peer / ours, MEMORY.least, MEMORY.moonshot)
+        lines.append(
+            f"| `{name}` | {ours:.1f} | {peer:.1f} | {peer / ours:.2f} "
+            f"| {MEMORY.least:g}, moonshot {MEMORY.moonshot:g} | {said} |"
+        )
+    return "\n".join(lines)
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """Machine, dates, ceilings and versions of one result, in a sentence."""
+    machine, rows = result["machine"], result["rows"]
+    dates = sorted({row["date"] for row in rows})
+    speeds = {name: sorted(row["ceilings"][name] for row in rows) for name in ("float32", "bfloat16", "copy")}
+    spans = {
+        name: f"{s[0]:.0f}" if round(s[0]) == round(s[-1]) else f"{s[0]:.0f} to {s[-1]:.0f}"
+        for name, s in speeds.items()
+    }
+    sides: dict[str, dict[str, str]] = {}
+    for row in rows:
+        sides.setdefault("ours", {}).update(row["versions"].get("ours", {}))
+        sides.setdefault(row["peer_name"], {}).update(row["versions"].get("peer", {}))
+    told = "; ".join(
+        f"{side}: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+        for side, versions in sides.items()
+    )
+    return (
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {machine['cores']} cores of {machine['cpu']} "
+        f"({', '.join(machine['flags']) or 'no flags of note'}), {machine['memory_gb']:.0f} GB, {machine['system']}. "
+        f"Ceilings: {spans['float32']} (float32) and {spans['bfloat16']} (bfloat16) GFLOP/s, copying {spans['copy']} "
+        f"GB/s. {told}."
+    )
+
+
+def growth_text(growth: Mapping[str, Any]) -> str:
+    """The fits in a table, the memory in a sentence."""
+    lines = ["| what grows | from, to | seconds | fit: seconds = | R² |", "|---" * 5 + "|"]
+    for one in growth["series"]:
+        fit, x, y = one["fit"], one["x"], one["seconds"]
+        lines.append(
+            f"| {one['name']} | {x[0]:.4g} to {x[-1]:.4g} {one['unit']} | {y[0]:.2f} to {y[-1]:.2f} "
+            f"| {fit['intercept']:.3g} + {fit['slope']:.3g} a unit | {fit['r2']:.3f} |"
+        )
+    memory = growth["memory"]
+    held, settled = memory["rss_gb"], memory["settled"]
+    lines += [
+        "",
+        f"Memory over {len(held)} steps ({memory['work']}): {held[settled]:.3f} GB after {settled} steps, "
+        f"{held[-1]:.3f} GB at the end, {1000 * 100 * memory['fit']['slope']:+.2f} MB a hundred steps by the fit.",
+        f"Measured {growth['date']} with `{growth['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def text(found: Found, growth: Mapping[str, Any] | None, images: Sequence[str]) -> str:
+    """The whole page. images: names of the pictures that stand in docs/images."""
+
+    def shown(name: str, says: str) -> list[str]:
+        return ["", f"![{says}](images/{name}.png)"] if name in images else []
+
+    parts = [
+        INTRO,
+        "## What was aimed at\n",
+        targets(found),
+        *shown("speed", "Ratios by benchmark, with what was aimed at"),
+    ]
+    parts += [COUNTED, *shown("speed_ceiling", "The share of the machine's ceiling, ours and the peer's")]
+    for name in CASES:
+        if name in found:
+            parts += [f"\n## `{name}`: {NAMES[name]}\n", table(found[name]["rows"]), "", where(found[name])]
+            parts += [f"Measured with `{found[name]['command']}` and what its rows' dates say."]
+    if growth is not None:
+        parts += [
+            "\n## Growth\n",
+            growth_text(growth),
+            *shown("speed_growth", "Seconds a step by what grows, with fits"),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def read(place: Path = results.PLACE) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """All results that there are, and growth's."""
+    found = {
+        name: results.read(place / f"{name}.json") for name in CASES if (place / f"{name}.json").exists()
+    }
+    growth = place / "growth.json"
+    return found, files.read_json(growth, "run `python -m benchmarks growth`") if growth.exists() else None
+
+
+def pictures(place: Path = IMAGES) -> list[str]:
+    return sorted(path.stem for path in place.glob("speed*.png"))
+
+
+def write() -> None:
+    """The page and its pictures."""
+    found, growth = read()
+    if found:
+        charts.draw_ratios({name: best_of(found, name) for name in TARGETS}, IMAGES)
+    if growth is not None:
+        charts.draw_growth(growth, IMAGES)
+    files.write_text(PAGE, text(found, growth, pictures()))
+    print(f"written: {PAGE}")

@@ -21,7 +21,6 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from speed.protocol import Turns
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -30,6 +29,8 @@ from transformers import (
     TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from speed.protocol import Turns
 
 Plan = dict[str, Any]
 EPISODES = 1_000_000
@@ -42,7 +43,11 @@ class Turned(TrainerCallback):  # type: ignore[misc]
         self.turns = turns
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+        versions = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        }
         self.turns.ready(versions=versions | {"trl": trl.__version__})
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -72,7 +77,7 @@ def config_of(plan: Plan) -> PPOConfig:
     )
 
 
-def lora(plan: Plan, kind: str, layers: list[int]) -> peft.LoraConfig:
+def lora(kind: str, layers: list[int]) -> peft.LoraConfig:
     linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     return peft.LoraConfig(
         task_type=kind, r=16, lora_alpha=32, lora_dropout=0.0, target_modules=linears,
@@ -87,7 +92,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(plan["model"], padding_side="left")
 
     def scalar() -> Any:
-        model = AutoModelForSequenceClassification.from_pretrained(plan["model"], num_labels=1, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            plan["model"], num_labels=1, dtype=torch.float32
+        )
         model.config.pad_token_id = tokenizer.pad_token_id
         return model
 
@@ -97,8 +104,8 @@ def main() -> None:
     value: Any = scalar()
     adapted: dict[str, Any] = {"ref_model": language()}
     if plan["train"] != "full":
-        adapted = {"ref_model": None, "peft_config": lora(plan, "CAUSAL_LM", plan["layers"])}
-        value = peft.get_peft_model(value, lora(plan, "SEQ_CLS", plan["value_layers"])).base_model.model
+        adapted = {"ref_model": None, "peft_config": lora("CAUSAL_LM", plan["layers"])}
+        value = peft.get_peft_model(value, lora("SEQ_CLS", plan["value_layers"])).base_model.model
     trainer = PPOTrainer(
         args=config_of(plan),
         processing_class=tokenizer,

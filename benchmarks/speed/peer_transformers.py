@@ -1,6 +1,6 @@
 """The peer's side of rollouts: transformers' generate, in an environment where nothing of Plaudit is installed.
 
-    python -m speed.peer_transformers PLAN.json
+python -m speed.peer_transformers PLAN.json
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from speed.protocol import Turns
 from transformers import AutoModelForCausalLM
+
+from speed.protocol import Turns
 
 
 def main() -> None:
@@ -20,7 +21,9 @@ def main() -> None:
     turns = Turns()
     torch.set_num_threads(plan["threads"])
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(plan["model"], dtype=getattr(torch, plan["precision"])).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        plan["model"], dtype=getattr(torch, plan["precision"])
+    ).eval()
     ids = torch.tensor([row["prompt"] for row in plan["ids"] for _ in range(plan["samples"])])
     mask = torch.ones_like(ids)
     turns.ready(versions={"torch": torch.__version__, "transformers": transformers.__version__})

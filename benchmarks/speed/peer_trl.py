@@ -18,8 +18,14 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
+
 from speed.protocol import Turns
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 Plan = dict[str, Any]
 FOREVER = 100_000
@@ -32,7 +38,11 @@ class Turned(TrainerCallback):  # type: ignore[misc]
         self.turns = turns
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+        versions = {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        }
         self.turns.ready(versions=versions | {"trl": trl.__version__})
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -75,7 +85,12 @@ def lora(plan: Plan, kind: str) -> dict[str, Any]:
     linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     layers = plan["layers"] or None
     config = peft.LoraConfig(
-        task_type=kind, r=16, lora_alpha=32, lora_dropout=0.0, target_modules=linears, layers_to_transform=layers
+        task_type=kind,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        target_modules=linears,
+        layers_to_transform=layers,
     )
     return {"peft_config": config}
 
@@ -94,7 +109,10 @@ def trainer_of(plan: Plan) -> Any:
             **lora(plan, "CAUSAL_LM"),
         )
     if work == "reward":
-        rows = [{f"{side}_ids": row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in plan["ids"]]
+        rows = [
+            {f"{side}_ids": row["prompt"] + row[side] for side in ("chosen", "rejected")}
+            for row in plan["ids"]
+        ]
         model = AutoModelForSequenceClassification.from_pretrained(plan["model"], num_labels=1, **load)
         model.config.pad_token_id = tokenizer.pad_token_id
         return trl.RewardTrainer(

@@ -1,6 +1,6 @@
 """The peer's side of rollouts: vllm built for the CPU, its engine loaded and its prefix cache on.
 
-    python -m speed.peer_vllm PLAN.json
+python -m speed.peer_vllm PLAN.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def main() -> None:
     turns = Turns()  # before vllm is imported, which prints
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(core) for core in sorted(os.sched_getaffinity(0))[: plan["threads"]]),
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(
+            str(core) for core in sorted(os.sched_getaffinity(0))[: plan["threads"]]
+        ),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "HF_HUB_OFFLINE": "1",

@@ -8,6 +8,7 @@ The worker says {"ready": facts} when its model is loaded, and the harness then 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -79,7 +80,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         """Starts it and waits until it is ready. env: beside this process's own."""
-        self.log = log
+        self.log, self.command = log, " ".join(command)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
@@ -109,10 +110,8 @@ class Worker:
     def close(self) -> None:
         """Stop it; what does not stop within ten seconds is killed."""
         if self.process.stdin is not None and not self.process.stdin.closed:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-            except BrokenPipeError:
-                pass
         try:
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -134,4 +133,4 @@ class Worker:
 
     def _died(self) -> WorkerDied:
         end = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-6:]
-        return WorkerDied(f"{' '.join(map(str, self.process.args))}: ended early; {self.log} ends:\n" + "\n".join(end))  # type: ignore[arg-type]
+        return WorkerDied(f"{self.command} ended early; {self.log} ends:\n" + "\n".join(end))

