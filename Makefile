@@ -47,6 +47,7 @@ proofs: setup
 # Side by side with peers, which are installed beside on first use; hours. One alone: python -m benchmarks NAME.
 bench: setup
 	$(BIN)/python -m benchmarks all
+	$(BIN)/python -m benchmarks time_to_reward
 	$(BIN)/python -m benchmarks growth
 	$(BIN)/python -m benchmarks page
 

@@ -3,6 +3,7 @@
     python -m benchmarks rollout [--quick] [--repeats N] [--peer vllm] [--row TEXT]
     python -m benchmarks all         # every name; hours
     python -m benchmarks page        # docs/speed.md and its pictures from the results
+    python -m benchmarks time_to_reward
     python -m benchmarks growth      # how the cost of a step grows, and that memory does not
 
 --quick takes the row that the target is about, two rounds, and writes NAME.quick.json, which the page does not read.
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("name", choices=[*CASES, "all", "page", "growth"])
+    made.add_argument("name", choices=[*CASES, "all", "page", "growth", "time_to_reward"])
     made.add_argument("--quick", action="store_true", help="one row, two rounds: a few minutes")
     made.add_argument("--repeats", type=int, help="rounds of a row; 5, with --quick 2")
     made.add_argument("--peer", help="only rows against this peer: transformers, vllm, trl, trl-ppo")
@@ -73,6 +74,10 @@ def main() -> None:
             from speed import growth
 
             growth.run(given.quick, given.out, given.threads)
+        elif given.name == "time_to_reward":
+            from speed import time_to_reward
+
+            time_to_reward.run(given.quick, given.out, given.threads)
         else:
             for name in CASES if given.name == "all" else [given.name]:
                 run(name, given)

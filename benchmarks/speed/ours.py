@@ -19,13 +19,15 @@ import torch
 import transformers
 
 from plaudit.models.branch import Branch, ScalarHead
-from plaudit.models.load import Model, load_model, make_adapter
+from plaudit.models.load import Model, export, load_model, make_adapter
 from plaudit.recipes import dpo, grpo, ppo, reward_model, sft
 from plaudit.reward.model import RewardModel
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Sample, SamplingParams
 from plaudit.training import machine
+from plaudit.training import online as online_recipes
 from plaudit.training.metrics import Metrics
+from speed.positive import positivity
 from speed.protocol import Turns
 
 Plan = dict[str, Any]
@@ -55,18 +57,23 @@ def adapter(plan: Plan, shipped: int) -> dict[str, Any]:
     return {"rank": plan.get("rank", 16), "blocks": shipped if plan["train"] == "top" else 0}
 
 
+def positive(samples: list[Sample]) -> list[float]:
+    return [positivity(sample.text) for sample in samples]
+
+
 def settings(plan: Plan) -> dict[str, Any]:
     """What all recipes are told: where the model is, and to write nothing but the log meanwhile."""
     told = {"precision": plan["precision"], "threads": plan["threads"], "checkpoint_every": FOREVER}
-    return {"model": plan["model"], "learning_rate": 1e-6, **told}
+    learning = {"learning_rate": plan.get("learning_rate", 1e-6), "seed": plan.get("seed", 0)}
+    return {"model": plan["model"], **learning, **told}
 
 
 def online(plan: Plan) -> dict[str, Any]:
     steady = {"max_kl": 1e6, "min_entropy": 0.0, "max_length_growth": 1e6, "patience": FOREVER}
     return settings(plan) | {
         "prompts": plan["batch"],
-        "steps": FOREVER,
-        "prompts_per_step": len(plan["ids"]),
+        "steps": plan.get("steps", FOREVER),
+        "prompts_per_step": plan.get("at_once", len(plan["ids"])),
         "samples_per_prompt": plan["samples"],
         "max_new_tokens": plan["new"],
         "missing_eos_penalty": None,
@@ -95,7 +102,8 @@ def run_reward(plan: Plan, model: Model, out: Path) -> None:
 
 def run_grpo(plan: Plan, model: Model, out: Path) -> None:
     shipped = grpo.Config.model_fields["adapter"].default.blocks
-    told = online(plan) | {"reward": "speed.ours:count_e", "adapter": adapter(plan, shipped)}
+    reward = f"speed.ours:{plan.get('reward', 'count_e')}"
+    told = online(plan) | {"reward": reward, "adapter": adapter(plan, shipped)}
     grpo.run(grpo.Config.model_validate(told), out, model=model)
 
 
@@ -129,13 +137,20 @@ def train(plan: Plan, model: Model, turns: Turns) -> None:
     """A step a turn: the recipe's log is where a step ends, and there it waits for the next turn.
 
     The recipe computes dpo's reference once, before its first step, for all that it will see; the peer does so in
-    every step, so that here each turn computes it again for the step's own pairs.
+    every step, so that here each turn computes it again for the step's own pairs. save_every in the plan: so often the
+    policy is written, the clock standing still.
     """
     log, reference, asked = Metrics.log, dpo.reference_sums, list[Any]()
+    draw, acting, saved = online_recipes.draw, list[Branch](), Path(plan["scratch"]) / "policy"
 
     def logged(self: Metrics, step: int, values: Any, shown: str) -> None:
         log(self, step, values, shown)
-        turns.done()
+        if acting and step % plan.get("save_every", FOREVER) == 0:
+            seconds = turns.seconds()
+            export(model, saved, acting[0].adapter, None if acting[0].adapter else acting[0].trunk)
+            turns.done(seconds=seconds, saved=str(saved))
+        else:
+            turns.done()
         if asked:
             reference(*asked)
 
@@ -143,9 +158,17 @@ def train(plan: Plan, model: Model, turns: Turns) -> None:
         asked[:] = given
         return reference(*given)
 
+    def acted(world: Any, policy: Branch, *given: Any, **more: Any) -> Any:
+        acting[:] = [policy]
+        return draw(world, policy, *given, **more)
+
     out = Path(plan["scratch"]) / "run"
     out.mkdir(parents=True)
-    with patch.object(Metrics, "log", logged), patch.object(dpo, "reference_sums", remembered):
+    with (
+        patch.object(Metrics, "log", logged),
+        patch.object(dpo, "reference_sums", remembered),
+        patch.object(online_recipes, "draw", acted),
+    ):
         turns.ready(**facts(model))
         RECIPES[plan["work"]](plan, model, out)
 

@@ -29,6 +29,12 @@ what somebody does: a prompt that completions share once, the output layer only 
 operations a parameter a token forward and 4 backward (2 where the parameter is frozen), attention's own, the weights
 and caches that each token drawn reads. Sampling, the reference's pass, scores and every epoch are in a step.
 """
+REWARD = """
+## `time_to_reward`: minutes to the same held-out reward at the same KL limit, GRPO with LoRA on both sides
+
+The same start, prompts, reward function, learning rate, group size and KL coefficient; one judge samples from both
+sides' policies on prompts that nobody trains on, while the clock stands still.
+"""
 NAMES = {
     "rollout": "sample 32 prompts of 64 tokens, 64 new ones each",
     "rollout_group": "sample 4 prompts of 64 tokens, 8 completions of 64 each",
@@ -109,6 +115,30 @@ def targets(found: Found) -> str:
     return "\n".join(lines)
 
 
+def reward_text(found: Mapping[str, Any]) -> str:
+    """Minutes to the goal by seed, and what the goal was."""
+    lines = ["| seed | ours, minutes (steps) | peer, minutes (steps) | ratio | KL at the end, ours / peer |"]
+    lines += ["|---" * 5 + "|"]
+
+    def said(side: Mapping[str, Any]) -> str:
+        steps = side["curve"][-1][0]
+        return f"not within {steps} steps" if side["minutes"] is None else f"{side['minutes']:.1f} ({steps})"
+
+    for row in found["rows"]:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        kl = " / ".join(f"{row[side]['curve'][-1][3]:.3f}" for side in ("ours", "peer"))
+        lines.append(f"| {row['seed']} | {said(row['ours'])} | {said(row['peer'])} | {ratio} | {kl} |")
+    median = "none" if found["ratio"] is None else f"{found['ratio']:.2f}"
+    peak = found["peak_rss_gb"]
+    lines += [
+        "",
+        f"The start's held-out reward is {found['began']:.3f}, the goal {found['goal']:.3f}, the limit "
+        f"{found['limit']:g} nats a token. Median ratio: {median}; at least {found['least']:g} was aimed at. Peak "
+        f"memory {peak['ours']:.1f} / {peak['peer']:.1f} GB. Measured {found['date']} with `{found['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
 def where(result: Mapping[str, Any]) -> str:
     """Machine, dates, ceilings and versions of one result, in a sentence."""
     machine, rows = result["machine"], result["rows"]
@@ -154,8 +184,9 @@ def growth_text(growth: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def text(found: Found, growth: Mapping[str, Any] | None, images: Sequence[str]) -> str:
-    """The whole page. images: names of the pictures that stand in docs/images."""
+def text(found: Found, others: Mapping[str, Mapping[str, Any]], images: Sequence[str]) -> str:
+    """The whole page. others: growth and time_to_reward, as far as they are there; images: names of the pictures that
+    stand in docs/images."""
 
     def shown(name: str, says: str) -> list[str]:
         return ["", f"![{says}](images/{name}.png)"] if name in images else []
@@ -171,22 +202,22 @@ def text(found: Found, growth: Mapping[str, Any] | None, images: Sequence[str]) 
         if name in found:
             parts += [f"\n## `{name}`: {NAMES[name]}\n", table(found[name]["rows"]), "", where(found[name])]
             parts += [f"Measured with `{found[name]['command']}` and what its rows' dates say."]
-    if growth is not None:
-        parts += [
-            "\n## Growth\n",
-            growth_text(growth),
-            *shown("speed_growth", "Seconds a step by what grows, with fits"),
-        ]
+    if "time_to_reward" in others:
+        parts += [REWARD, reward_text(others["time_to_reward"])]
+    if "growth" in others:
+        parts += ["\n## Growth\n", growth_text(others["growth"])]
+        parts += shown("speed_growth", "Seconds a step by what grows, with fits")
     return "\n".join(parts) + "\n"
 
 
-def read(place: Path = results.PLACE) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
-    """All results that there are, and growth's."""
-    found = {
-        name: results.read(place / f"{name}.json") for name in CASES if (place / f"{name}.json").exists()
+def read(place: Path = results.PLACE) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """All results that there are by name, and those that are no rows beside a peer's."""
+    there = {path.stem: path for path in place.glob("*.json")}
+    found = {name: results.read(there[name]) for name in CASES if name in there}
+    others = [name for name in ("time_to_reward", "growth") if name in there]
+    return found, {
+        name: files.read_json(there[name], f"run `python -m benchmarks {name}`") for name in others
     }
-    growth = place / "growth.json"
-    return found, files.read_json(growth, "run `python -m benchmarks growth`") if growth.exists() else None
 
 
 def pictures(place: Path = IMAGES) -> list[str]:
@@ -195,10 +226,10 @@ def pictures(place: Path = IMAGES) -> list[str]:
 
 def write() -> None:
     """The page and its pictures."""
-    found, growth = read()
+    found, others = read()
     if found:
         charts.draw_ratios({name: best_of(found, name) for name in TARGETS}, IMAGES)
-    if growth is not None:
-        charts.draw_growth(growth, IMAGES)
-    files.write_text(PAGE, text(found, growth, pictures()))
+    if "growth" in others:
+        charts.draw_growth(others["growth"], IMAGES)
+    files.write_text(PAGE, text(found, others, pictures()))
     print(f"written: {PAGE}")

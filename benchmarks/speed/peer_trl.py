@@ -8,6 +8,7 @@ and takes longer.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from speed.positive import positivity
 from speed.protocol import Turns
 
 Plan = dict[str, Any]
@@ -34,8 +36,8 @@ FOREVER = 100_000
 class Turned(TrainerCallback):  # type: ignore[misc]
     """A turn begins where the harness asks for it and ends where the trainer says that a step has."""
 
-    def __init__(self, turns: Turns) -> None:
-        self.turns = turns
+    def __init__(self, turns: Turns, plan: Plan) -> None:
+        self.turns, self.plan = turns, plan
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         versions = {
@@ -45,8 +47,18 @@ class Turned(TrainerCallback):  # type: ignore[misc]
         }
         self.turns.ready(versions=versions | {"trl": trl.__version__})
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.turns.done()
+    def on_step_end(
+        self, _: Any, state: Any, *__: Any, model: Any, processing_class: Any, **___: Any
+    ) -> None:
+        """save_every in the plan: so often the policy is written whole, the clock standing still."""
+        if state.global_step % self.plan.get("save_every", FOREVER):
+            self.turns.done()
+            return
+        seconds, saved = self.turns.seconds(), Path(self.plan["scratch"]) / "policy"
+        whole = copy.deepcopy(model)
+        (whole.merge_and_unload() if isinstance(whole, peft.PeftModel) else whole).save_pretrained(saved)
+        processing_class.save_pretrained(saved)
+        self.turns.done(seconds=seconds, saved=str(saved))
 
 
 class GivenIds(trl.DPOTrainer):  # type: ignore[misc]
@@ -61,12 +73,20 @@ def count_e(completions: list[str], **_: Any) -> list[float]:
     return [float(text.count("e")) for text in completions]
 
 
+def positive(completions: list[str], **_: Any) -> list[float]:
+    """As ours."""
+    return [positivity(text) for text in completions]
+
+
+REWARDS = {"count_e": count_e, "positive": positive}
+
+
 def arguments(plan: Plan) -> dict[str, Any]:
     return {
         "output_dir": plan["scratch"],
-        "max_steps": FOREVER,
-        "per_device_train_batch_size": len(plan["ids"]) * plan["samples"],
-        "learning_rate": 1e-6,
+        "max_steps": plan.get("steps", FOREVER),
+        "per_device_train_batch_size": plan.get("at_once", len(plan["ids"])) * plan["samples"],
+        "learning_rate": plan.get("learning_rate", 1e-6),
         "bf16": plan["precision"] == "bfloat16",
         "gradient_checkpointing": False,
         "use_cpu": True,
@@ -74,7 +94,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "report_to": "none",
         "logging_steps": 1,
         "disable_tqdm": True,
-        "seed": 0,
+        "seed": plan.get("seed", 0),
     }
 
 
@@ -138,7 +158,7 @@ def trainer_of(plan: Plan) -> Any:
     lines = Path(plan["batch"]).read_text(encoding="utf-8").splitlines()
     return trl.GRPOTrainer(
         model=model,
-        reward_funcs=count_e,
+        reward_funcs=REWARDS[plan.get("reward", "count_e")],
         args=trl.GRPOConfig(
             num_generations=plan["samples"],
             max_completion_length=plan["new"],
@@ -158,7 +178,7 @@ def main() -> None:
     turns = Turns()
     torch.set_num_threads(plan["threads"])
     trainer = trainer_of(plan)
-    trainer.add_callback(Turned(turns))
+    trainer.add_callback(Turned(turns, plan))
     trainer.train()
 
 

@@ -35,10 +35,16 @@ class Turns:
         self._wait()
 
     def done(self, **facts: Any) -> None:
-        """Say that a turn is done; returns when the next is asked for, and the clock runs from there."""
-        seconds = time.perf_counter() - self._began
-        self._say({"seconds": seconds, "peak_rss_gb": memory("VmHWM"), "rss_gb": memory("VmRSS"), **facts})
+        """Say that a turn is done; returns when the next is asked for, and the clock runs from there. `seconds` among
+        the facts: the turn's own, where more was done since than belongs to it."""
+        self._say(
+            {"seconds": self.seconds(), "peak_rss_gb": memory("VmHWM"), "rss_gb": memory("VmRSS"), **facts}
+        )
         self._wait()
+
+    def seconds(self) -> float:
+        """Since the turn was asked for."""
+        return time.perf_counter() - self._began
 
     def _say(self, message: Mapping[str, Any]) -> None:
         self._out.write(json.dumps(message) + "\n")
