@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from plaudit.types import UserError
 
@@ -34,10 +35,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(name: str, given: argparse.Namespace) -> None:
-    """Measure the rows of one name; each is written as soon as it is there."""
+def run(name: str, given: argparse.Namespace) -> list[str]:
+    """Measure the rows of one name; each is written as soon as it is there. Returns what went wrong, a row that did
+    not work each: the others are measured all the same."""
     from speed import harness, page, results
     from speed.cases import CASES
+    from speed.protocol import WorkerDied
 
     chosen = [case for case in CASES[name] if case.quick or not given.quick]
     chosen = [
@@ -50,14 +53,20 @@ def run(name: str, given: argparse.Namespace) -> None:
         raise UserError("no row is left", where="--peer, --row", fix="leave one of them out")
     repeats = given.repeats or (2 if given.quick else 5)
     path = (given.out or results.PLACE) / (f"{name}.quick.json" if given.quick else f"{name}.json")
-    rows = []
+    rows, failed = list[dict[str, Any]](), list[str]()
     for case in chosen:
         print(f"{name}: {case.name}", file=sys.stderr, flush=True)
-        row, about = harness.measure(case, repeats=repeats, threads=given.threads)
+        try:
+            row, about = harness.measure(case, repeats=repeats, threads=given.threads)
+        except WorkerDied as error:
+            failed.append(f"{name}, {case.name}: {error}")
+            continue
         rows.append(row)
         results.write(path, name, [row], about, " ".join(["python -m benchmarks", *sys.argv[1:]]))
-    print(page.table(rows))
-    print(f"written: {path}", file=sys.stderr)
+    if rows:
+        print(page.table(rows))
+        print(f"written: {path}", file=sys.stderr)
+    return failed
 
 
 def main() -> None:
@@ -79,7 +88,8 @@ def main() -> None:
 
             time_to_reward.run(given.quick, given.out, given.threads)
         else:
-            for name in CASES if given.name == "all" else [given.name]:
-                run(name, given)
+            names = CASES if given.name == "all" else [given.name]
+            if failed := [line for name in names for line in run(name, given)]:
+                raise WorkerDied("\n".join(failed))
     except (UserError, WorkerDied) as error:
         sys.exit(f"error: {error}")

@@ -13,37 +13,16 @@ from typing import Any, cast
 import pytest
 import speed.batches
 import torch
+from made_measurements import CEILINGS, Hand
 from made_texts import made_pairs
-from speed import charts, environments, growth, harness, operations, ours, page, results, time_to_reward
+from speed import environments, harness, operations, ours, results, time_to_reward
 from speed.batches import pairs, prompts, sequences, unending
-from speed.cases import CASES, TARGETS, Case, batch_of
+from speed.cases import CASES, batch_of
 from speed.protocol import Turns, Worker, WorkerDied
 
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.load import Model, find_model, load_model
 from plaudit.types import UserError
-
-CEILINGS = {"ceilings": {"float32": 100.0, "bfloat16": 200.0, "copy": 10.0}, "machine": {"cpu": "a CPU"}}
-
-
-class Hand:
-    """A worker whose turns take as many seconds as it is told."""
-
-    def __init__(
-        self, log: list[str], side: str, seconds: list[float], saves: dict[str, str] | None = None
-    ) -> None:
-        """saves: what it says beside at every second turn."""
-        self.log, self.side, self.seconds, self.saves = log, side, seconds, saves or {}
-        self.facts, self.taken = {"versions": {side: "1"}}, 0
-
-    def turn(self) -> dict[str, Any]:
-        self.log.append(self.side)
-        self.taken += 1
-        said = {} if self.taken % 2 else self.saves
-        return {"seconds": self.seconds.pop(0), "peak_rss_gb": 1.0, "rss_gb": 1.0, **said}
-
-    def close(self) -> None:
-        self.log.append(f"{self.side} ends")
 
 
 @pytest.fixture
@@ -85,163 +64,6 @@ def test_a_ratio_is_the_median_of_the_rounds() -> None:
     # A slow spell in the third round slows both sides: the rounds say 2, 1 and 1, the medians alone 1.
     assert harness.ratio_of([1.0, 2.0, 10.0], [2.0, 2.0, 10.0]) == 1.0
     assert harness.ratio_of([1.0, 1.0, 10.0], [3.0, 2.0, 10.0]) == 2.0
-
-
-def made_row(name: str = "a row", **changed: Any) -> dict[str, Any]:
-    case = Case(name, "rollout", "transformers", "bfloat16", target="rollout")
-    turns = [{"seconds": s, "peak_rss_gb": 1.0, "rss_gb": 1.0, "new_tokens": 100} for s in (1.0, 2.0, 3.0)]
-    theirs = [{**turn, "seconds": 4 * turn["seconds"], "peak_rss_gb": 3.0} for turn in turns]
-    timings = harness.Timings(turns, theirs, {"ours": {"precision": "bfloat16"}, "peer": {}})
-    phases = [operations.Phase(100e9)]
-    batch = speed.batches.Batch([], [], [], 0)
-    return harness.row_of(case, timings, batch, phases, CEILINGS) | changed
-
-
-def test_a_row_says_what_was_measured() -> None:
-    row = made_row()
-    assert set(results.ROW) == set(row)
-    assert (row["ours"], row["peer"], row["ratio"], row["repeats"]) == (2.0, 8.0, 4.0, 3)
-    assert row["peak_rss_gb"] == {"ours": 1.0, "peer": 3.0}
-    assert row["tokens_per_second"] == {"ours": 50.0, "peer": 12.5}
-    # 100e9 operations at 200e9 a second are half a second.
-    assert row["seconds_at_ceiling"] == 0.5
-    assert row["roofline"] == {"ours": 0.25, "peer": 0.062}
-    assert row["timings"] == {"ours": [1.0, 2.0, 3.0], "peer": [4.0, 8.0, 12.0]}
-
-
-def test_sides_that_drew_different_counts_are_refused() -> None:
-    case = Case("a", "rollout", "transformers", "bfloat16")
-    turn = {"seconds": 1.0, "peak_rss_gb": 1.0, "new_tokens": 100}
-    timings = harness.Timings([turn], [turn | {"new_tokens": 99}], {"ours": {}, "peer": {}})
-    with pytest.raises(ValueError, match=r"\[99, 100\]"):
-        harness.row_of(case, timings, speed.batches.Batch([], [], [], 0), [], CEILINGS)
-
-
-def test_a_target_is_measured_against_the_peers_better_setting(tmp_path: Path) -> None:
-    path = tmp_path / "rollout.json"
-    results.write(path, "rollout", [made_row("slow peer"), made_row("fast peer", ratio=2.0)], {}, "a command")
-    found = results.read(path)
-    assert (found["row"], found["ratio"], found["peak_rss_gb"]) == (
-        "fast peer",
-        2.0,
-        {"ours": 1.0, "peer": 3.0},
-    )
-    # A row measured again takes its own place, and no other's.
-    results.write(path, "rollout", [made_row("fast peer", ratio=8.0)], {}, "another")
-    again = results.read(path)
-    assert [(row["name"], row["ratio"]) for row in again["rows"]] == [("slow peer", 4.0), ("fast peer", 8.0)]
-    assert again["row"] == "slow peer"
-    broken = json.loads(path.read_text())
-    del broken["rows"][0]["timings"]
-    path.write_text(json.dumps(broken))
-    with pytest.raises(UserError, match="a row has no timings"):
-        results.read(path)
-
-
-def test_every_row_can_be_measured_and_every_target_has_one() -> None:
-    named = {case.target for cases in CASES.values() for case in cases if case.target}
-    assert named == set(TARGETS)
-    assert set(CASES) == set(page.NAMES)
-    for name, cases in CASES.items():
-        assert len({case.name for case in cases}) == len(cases), name
-        assert any(case.quick for case in cases), name
-        for case in cases:
-            assert case.work == name
-            assert (environments.REQUIREMENTS / f"{case.peer}.txt").exists()
-            assert (harness.HERE / f"{harness.PEERS[case.peer]}.py").exists()
-
-
-def test_the_page_is_what_the_results_give() -> None:
-    found, others = page.read()
-    assert page.PAGE.read_text(encoding="utf-8") == page.text(found, others, page.pictures())
-
-
-def test_the_page_holds_the_figures(tmp_path: Path) -> None:
-    path = tmp_path / "rollout.json"
-    about = {"cpu": "a CPU", "cores": 2, "memory_gb": 24.0, "flags": ["avx2"], "system": "Linux"}
-    results.write(path, "rollout", [made_row()], about, "python -m benchmarks rollout")
-    found, others = page.read(tmp_path)
-    assert others == {}
-    text = page.text(found, others, ["speed"])
-    assert "| `rollout` | a row | 3.5 | 6 | 4.00 | reached | 0.25 | 3 |" in text
-    assert "| `sft` | | 1.8 | 3 | not measured yet | | | |" in text
-    assert "| a row | 2.00 | 8.00 | 4.00 | 50 / 12 | 1.0 / 3.0 | 0.25 / 0.06 |" in text
-    assert "2 cores of a CPU (avx2), 24 GB" in text
-    assert "(images/speed.png)" in text
-    assert "(images/speed_growth.png)" not in text
-
-
-def test_a_side_has_arrived_at_the_goal_within_the_limit_and_no_sooner(tmp_path: Path) -> None:
-    seen = iter(
-        [(0.2, 0.0), (0.6, 0.3), (0.6, 0.1), (0.9, 0.0)]
-    )  # too low, too far from the start, both right
-    log: list[str] = []
-
-    def start() -> Worker:
-        return cast(Worker, Hand(log, "ours", [30.0] * 9, {"saved": str(tmp_path)}))
-
-    found = time_to_reward.climb(start, lambda _: next(seen), 0.5, 0.2, 8)
-    assert [look[0] for look in found["curve"]] == [2, 4, 6]
-    assert found["minutes"] == 3.0
-    assert log == ["ours"] * 6 + ["ours ends"]
-    seen = iter([(0.2, 0.0)] * 4)
-    assert time_to_reward.climb(start, lambda _: next(seen), 0.5, 0.2, 8)["minutes"] is None
-
-
-def test_minutes_are_told_by_seed(tmp_path: Path) -> None:
-    side = {"minutes": 3.0, "curve": [[6, 3.0, 0.6, 0.1]], "peak_rss_gb": 2.0}
-    rows: list[dict[str, Any]] = [
-        {"seed": s, "ours": side, "peer": side | {"minutes": 3.0 * r}, "ratio": r}
-        for s, r in ((0, 4), (1, 5))
-    ]
-    path = tmp_path / "time_to_reward.json"
-    time_to_reward.write(path, rows, 0.1, CEILINGS)
-    _, others = page.read(tmp_path)
-    text = page.text({}, others, [])
-    assert "| 1 | 3.0 (6) | 15.0 (6) | 5.00 | 0.100 / 0.100 |" in text
-    assert "Median ratio: 4.50" in text
-    rows[0]["peer"], rows[0]["ratio"] = side | {"minutes": None}, None
-    time_to_reward.write(path, rows, 0.1, CEILINGS)
-    assert "not within 6 steps" in page.reward_text(page.read(tmp_path)[1]["time_to_reward"])
-
-
-def test_growth_is_told_with_its_fits(tmp_path: Path) -> None:
-    fit = growth.line([100, 200], [1, 2])
-    one = {"name": "longer", "unit": "tokens", "x": [100, 200], "seconds": [1.0, 2.0], "fit": fit}
-    held = [1.0] * 10
-    memory = {"work": "grpo", "rss_gb": held, "settled": 5, "fit": growth.line(range(5, 10), held[5:])}
-    grown = {"series": [one], "memory": memory, "date": "2026-01-01", "command": "a command"}
-    (tmp_path / "growth.json").write_text(json.dumps(grown))
-    text = page.text({}, page.read(tmp_path)[1], ["speed_growth"])
-    assert "| longer | 100 to 200 tokens | 1.00 to 2.00 |" in text
-    assert "1.000 GB after 5 steps, 1.000 GB at the end" in text
-    assert "(images/speed_growth.png)" in text
-    assert charts.growth_of(grown)["layout"]["xaxis2"]["title"]["text"] == "step"
-
-
-def test_charts_show_what_was_measured() -> None:
-    rows = {"rollout": made_row(), "sft": None}
-    ratios, shares = charts.ratios(rows), charts.ceilings(rows)
-    assert [trace["x"] for trace in ratios["data"]] == [[4.0], [3.5], [6]]
-    assert [trace["x"] for trace in shares["data"]] == [[0.25], [0.062]]
-
-
-def test_a_verdict_is_of_what_is_shown() -> None:
-    assert [page.verdict(value, 2, 4) for value in (1.99, 2.0, 3.994, 3.996)] == [
-        "missed",
-        "reached",
-        "reached",
-        "moonshot",
-    ]
-    assert page.verdict(9.0, 2, None) == "reached"
-
-
-def test_a_line_is_fitted_by_least_squares() -> None:
-    # By hand: means 1 and 2, slope (1 x 1 + 1 x 2) / 2 = 1.5, intercept 0.5; left over 1/6 of 14/3 - ... = 1.5.
-    fit = growth.line([0, 1, 2], [1, 1, 4])
-    assert fit["slope"] == pytest.approx(1.5)
-    assert fit["intercept"] == pytest.approx(0.5)
-    assert fit["r2"] == pytest.approx(0.75)  # 1 - 1.5 / 6
 
 
 @pytest.mark.usefixtures("made_texts")
