@@ -32,7 +32,8 @@ from speed.environments import python_of
 from speed.harness import Start, calibrate, starter
 from speed.positive import positivity
 
-TRAINING, HELDOUT = 128, 64
+TRAINING, HELDOUT, EACH = 128, 64, 4
+"""Prompts to learn from and to be judged by, and completions of each of the latter."""
 STEP, GROUP, NEW = 4, 8, 32
 """Prompts a step, completions a prompt, tokens a completion."""
 RISE, LIMIT = 0.25, 0.15
@@ -52,7 +53,7 @@ def judge_of(start: Path, heldout: list[Ids]) -> Judge:
     def judge(directory: Path) -> tuple[float, float]:
         model = load_model(str(directory), torch.float32)
         engine = LocalEngine(model.trunk, model.tokenizer)
-        drawn = list(engine.sample(heldout, 1, SamplingParams(max_new_tokens=NEW), ("heldout",)))
+        drawn = list(engine.sample(heldout, EACH, SamplingParams(max_new_tokens=NEW), ("heldout",)))
         packed = pack([s.prompt_ids for s in drawn], [s.completion_ids for s in drawn])
         with torch.no_grad():
             before = token_logprobs(Branch(reference.trunk), packed).logprobs[packed.mask].sum()
