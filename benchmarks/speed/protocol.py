@@ -9,14 +9,18 @@ The worker says {"ready": facts} when its model is loaded, and the harness then 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Turns:
@@ -28,6 +32,8 @@ class Turns:
         self._out: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._began = 0.0
+        if sys.platform == "linux":  # a side that was stopped when the harness was killed would wait for ever
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def ready(self, **facts: Any) -> None:
         """Say that the model is loaded; returns when the first turn is asked for, and the clock runs from there."""
@@ -82,7 +88,8 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """The harness's side: a process that speaks the protocol."""
+    """The harness's side: a process that speaks the protocol. Between its turns it is stopped (SIGSTOP): threads that
+    spin while they wait, as some OpenMP runtimes' do, would slow the other side."""
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         """Starts it and waits until it is ready. env: beside this process's own."""
@@ -99,6 +106,7 @@ class Worker:
             )
         try:
             self.facts: dict[str, Any] = self._hear()["ready"]
+            self.process.send_signal(signal.SIGSTOP)
         except BaseException:
             self.close()
             raise
@@ -106,15 +114,19 @@ class Worker:
     def turn(self) -> dict[str, Any]:
         """One turn of its work, as the worker timed it."""
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         try:
             self.process.stdin.write('{"command": "turn"}\n')
             self.process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
-        return self._hear()
+        heard = self._hear()
+        self.process.send_signal(signal.SIGSTOP)
+        return heard
 
     def close(self) -> None:
-        """Stop it; what does not stop within ten seconds is killed."""
+        """End it; what does not end within ten seconds is killed."""
+        self.process.send_signal(signal.SIGCONT)
         if self.process.stdin is not None and not self.process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()

@@ -200,6 +200,37 @@ def test_a_worker_that_dies_says_why(tmp_path: Path) -> None:
         Worker([sys.executable, "-c", code], tmp_path / "log.txt")
 
 
+def test_a_side_that_spins_while_it_waits_is_stopped(tmp_path: Path) -> None:
+    code = """
+import threading
+from speed.protocol import Turns
+def spin():
+    while True: pass
+turns = Turns()
+threading.Thread(target=spin, daemon=True).start()
+turns.ready()
+turns.done(number=1)
+turns.done(number=2)
+"""
+    env = {"PYTHONPATH": str(harness.HERE.parent)}
+    worker = Worker([sys.executable, "-c", code], tmp_path / "log.txt", env)
+
+    def spent() -> int:
+        fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])  # user and system, in ticks of 10 ms
+
+    try:
+        assert worker.turn()["number"] == 1
+        time.sleep(0.1)
+        before = spent()
+        time.sleep(0.5)
+        assert spent() == before
+        assert worker.turn()["number"] == 2
+    finally:
+        worker.close()
+    assert worker.process.returncode is not None
+
+
 def test_memory_is_that_of_a_process_and_its_children() -> None:
     code = """
 import subprocess, sys, time
