@@ -18,8 +18,8 @@ from plaudit.models.adapter import Adapter
 from plaudit.models.decode import Cache, Decoder
 from plaudit.models.llama import Llama
 from plaudit.randomness import rng
-from plaudit.tensors import FinishReason, Key, Sample, SamplingParams
-from plaudit.types import UserError
+from plaudit.rollout.samples import as_sample, check_prompts, keys_of
+from plaudit.tensors import Key, Sample, SamplingParams
 
 Steer = Callable[[Tensor, Tensor], Tensor]
 """(states [B, width], logits [B, V]) -> logits [B, V] of another distribution, which is drawn from and reported."""
@@ -66,14 +66,7 @@ class LocalEngine:
 
     def check(self, prompt_ids: Sequence[Sequence[int]], params: SamplingParams) -> None:
         """UserError for a prompt that leaves no room."""
-        context = self.trunk.shape.context
-        for number, ids in enumerate(prompt_ids):
-            if not 0 < len(ids) <= context - params.max_new_tokens:
-                raise UserError(
-                    f"has {len(ids)} tokens; with {params.max_new_tokens} new ones the model takes {context}",
-                    where=f"prompt {number + 1}",
-                    fix="shorten the prompt or max_new_tokens",
-                )
+        check_prompts(prompt_ids, params, self.context)
 
     @torch.no_grad()
     def sample(
@@ -91,7 +84,7 @@ class LocalEngine:
         so that rows of one length stand together; where an eighth of the batch has ended, others take its place.
         """
         self.check(prompt_ids, params)
-        keys = [(*key, *name) for name in (names or [(number,) for number in range(len(prompt_ids))])]
+        keys = keys_of(len(prompt_ids), key, names)
         order = sorted(range(len(prompt_ids)), key=lambda p: (len(prompt_ids[p]), p))
         waiting = Waiting([(prompt, index) for prompt in order for index in range(n)], prompt_ids)
         decoder = self._laid_out()
@@ -105,32 +98,18 @@ class LocalEngine:
                 logits = self.steer(rows.hidden, logits)
             for number, tokens, logprobs in rows.draw(logits):
                 prompt, index = waiting.members[number]
-                yield self._as_sample(prompt, index, prompt_ids[prompt], tokens, logprobs, params)
+                yield as_sample(
+                    prompt,
+                    index,
+                    prompt_ids[prompt],
+                    tokens,
+                    logprobs,
+                    tokenizer=self.tokenizer,
+                    version=self.version,
+                    params=params,
+                )
             if rows.count:
                 rows.go_on(decoder)
-
-    def _as_sample(
-        self,
-        prompt: int,
-        index: int,
-        prompt_ids: Sequence[int],
-        tokens: list[int],
-        logprobs: list[float],
-        params: SamplingParams,
-    ) -> Sample:
-        reason: FinishReason = "stop" if tokens[-1] in self.tokenizer.eos_ids else "length"
-        return Sample(
-            prompt=prompt,
-            index=index,
-            prompt_ids=tuple(prompt_ids),
-            completion_ids=tuple(tokens),
-            text=self.tokenizer.decode(tokens),
-            logprobs=tuple(logprobs),
-            finish_reason=reason,
-            policy_version=self.version,
-            params=params,
-            tokenizer=self.tokenizer.fingerprint,
-        )
 
 
 @dataclass(slots=True)
