@@ -90,10 +90,10 @@ class AdamTF(torch.optim.Optimizer):
 
 OPTIMIZERS: dict[str, Callable[[Any, float, dict[str, float]], torch.optim.Optimizer]] = {
     "adamw": lambda groups, rate, own: torch.optim.AdamW(
-        groups, lr=rate, betas=(own["beta1"], own["beta2"]), eps=own["eps"], foreach=True
+        groups, lr=rate, betas=(own["beta1"], own["beta2"]), eps=own["eps"], fused=True
     ),
     "adam": lambda groups, rate, own: torch.optim.Adam(
-        groups, lr=rate, betas=(own["beta1"], own["beta2"]), eps=own["eps"], foreach=True
+        groups, lr=rate, betas=(own["beta1"], own["beta2"]), eps=own["eps"], fused=True
     ),
     "adam_tf": lambda groups, rate, own: AdamTF(
         groups, lr=rate, betas=(own["beta1"], own["beta2"]), eps=own["eps"]
@@ -138,7 +138,7 @@ def adam(
     parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float = 0.0
 ) -> torch.optim.Adam:
     """Adam with eps 1e-5, as in PPO's published implementations (Huang et al. 2022, detail 3)."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-5, weight_decay=weight_decay, foreach=True)
+    return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-5, weight_decay=weight_decay, fused=True)
 
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
