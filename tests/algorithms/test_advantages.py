@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,3 +271,15 @@ def test_overlong_completions_by_hand() -> None:
     for buffer in (0, 5, -1):
         with pytest.raises(ValueError, match=f"buffer of {buffer} tokens is not within 1 to 4"):
             overlong_penalty(lengths, longest=4, buffer=buffer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_scores_that_differ_by_rounding_alone_are_equal(dtype: torch.dtype, scale: Any) -> None:
+    """One text sampled twice: its scores differ in their last bits, and a difference that says something stays."""
+    step = torch.finfo(dtype).eps
+    scores = torch.tensor([0.3, 0.3 * (1 + 4 * step), -0.2, -0.2 * (1 + 1000 * step)], dtype=dtype)
+    group = torch.tensor([0, 0, 1, 1])
+    advantages = group_advantages(scores, group, scale=scale)
+    assert advantages[:2].tolist() == [0, 0]
+    assert advantages[2] > 0 > advantages[3]

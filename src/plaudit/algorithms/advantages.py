@@ -10,6 +10,9 @@ from torch import Tensor
 
 from plaudit.algorithms.masking import check_same_shape, zero_masked
 
+ROUNDING = 16
+"""Steps of its dtype by which two scores may differ and be called equal."""
+
 
 def replace_missing_eos(scores: Tensor, finished: Tensor, *, penalty: float) -> Tensor:
     """The score, or the penalty in its place where a completion did not end by itself. [B] -> [B].
@@ -81,13 +84,16 @@ def _centred(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each score less its group's mean; which group each is in, numbered from 0, [B]; how many each has, [groups].
 
     Scores are first counted from their group's least, so that equal ones give an exact 0 and not the rounding error
-    of their mean, which a small deviation, or Adam, would blow up to a lesson.
+    of their mean, which a small deviation, or Adam, would blow up to a lesson. So do scores that differ from the least
+    by rounding alone: one text, sampled twice, has its log-probabilities from two places of a batch, which differ in
+    their last bits.
     """
     index: Tensor
     count: Tensor
     _, index, count = torch.unique(group, return_inverse=True, return_counts=True)
     least = scores.new_zeros(len(count)).scatter_reduce(0, index, scores, "amin", include_self=False)
     above = scores - least[index]
+    above = above.masked_fill(above <= ROUNDING * torch.finfo(scores.dtype).eps * scores.abs(), 0)
     return above - (_group_sum(above, index, count) / count)[index], index, count
 
 

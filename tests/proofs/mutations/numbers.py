@@ -105,6 +105,7 @@ ADVANTAGES = of_algorithms(
     ("eps: float = 1e-4", "eps: float = 1e-6", "another default eps"),
     ('if scale == "none":\n        return centred', 'if scale == "none":\n        return scores', "no baseline"),
     ("scores.std() + eps", "centred.std() + eps", "the deviation within groups called the batch's"),
+    ("above <= ROUNDING *", "above < 0 *", "rounding taken for a lesson"),
     ("scores.std() + eps", "scores.std(correction=0) + eps", "the population's deviation of a batch"),
     ("if len(scores) > 1 else 1.0", "if scores is not None else 1.0", "a batch of one that has no deviation"),
     ("return centred * count[index] / (count - 1)[index]", "return centred", "oneself in one's own baseline"),
