@@ -306,7 +306,7 @@ class Lifted:
         output = trunk.embedding.detach().clone() * 0.05
         packed = pack(PROMPTS, [[2]] * len(PROMPTS))
         with torch.no_grad():
-            mean = hidden_states(Branch(trunk), packed).mean(0)
+            mean = hidden_states(Branch(trunk), packed)[packed.segments.flatten() >= 0].mean(0)
             output[1] = mean / mean.square().sum() * math.log(714 / 4)
         trunk.output = torch.nn.Parameter(output, requires_grad=False)
 
