@@ -329,7 +329,7 @@ def test_rows_that_leave_and_enter_change_nothing(ending: LocalEngine, max_batch
     """Rows that have ended make room for others, and the last take their places; alone, a row never meets that."""
     params = SamplingParams(max_new_tokens=48)
     together = drawn(LocalEngine(ending.trunk, ending.tokenizer, max_batch=max_batch), PROMPTS, 8, params)
-    assert len({len(s.completion_ids) for s in together}) >= 8, "they end at many different times"
+    assert len({len(s.completion_ids) for s in together}) > 8, "they end at many different times"
     alone = drawn(LocalEngine(ending.trunk, ending.tokenizer, max_batch=1), PROMPTS, 8, params)
     assert ids(together) == ids(alone)
     gaps = [
