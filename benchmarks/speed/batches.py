@@ -47,9 +47,9 @@ class Batch:
 @functools.cache
 def texts() -> tuple[tuple[str, str], ...]:
     """(chosen, rejected) of every pair. UserError where the data is absent."""
-    root = os.environ.get("PLAUDIT_TEST_DATA")
-    path = Path(root or "") / "hh_harmless" / "pairs.jsonl.gz"
-    if not root or not path.exists():
+    root = os.environ.get("PLAUDIT_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    path = Path(root) / "hh_harmless" / "pairs.jsonl.gz"
+    if not path.exists():
         raise UserError(
             f"{path} is absent",
             where="PLAUDIT_TEST_DATA",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit import files
+from plaudit.training import machine
 from plaudit.types import UserError
 
 Result = dict[str, Any]
@@ -49,6 +50,7 @@ class Journal:
             return found
         began = time.monotonic()
         result = work()
+        machine.release()
         seconds = round_to(time.monotonic() - began)
         self.entries.append({"round": round, "step": step, "seconds": seconds, "result": result})
         files.write_json(self.path, {"transitions": self.entries})

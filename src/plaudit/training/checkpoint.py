@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plaudit import files
 from plaudit.models.weights import read_safetensors
+from plaudit.training import machine
 from plaudit.types import UserError
 
 
@@ -25,7 +26,8 @@ def save(
     keep: int = 2,
     spare: int | None = None,
 ) -> None:
-    """Write directory/step-N at once; then drop all but the newest `keep` and the one of step `spare`."""
+    """Write directory/step-N at once; then drop all but the newest `keep` and the one of step `spare`. What memory is
+    free by then goes back to the system."""
     with files.new_directory(_place(directory, step)) as place:
         save_file(
             {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()},
@@ -35,6 +37,7 @@ def save(
     for old in _steps(directory)[:-keep]:
         if spare is None or old != _place(directory, spare):
             shutil.rmtree(old)
+    machine.release()
 
 
 def latest(directory: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

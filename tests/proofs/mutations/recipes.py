@@ -386,6 +386,12 @@ SFT = (
            ("min(window, context - 1)", "window", "pieces too long for the model")),
 )  # fmt: skip
 TRAINING = (
+    *of_room("training/machine", "training/test_machine",
+           ("        ctypes.CDLL(None).malloc_trim(0)\n", "        pass\n", "freed memory that is never given back")),
+    *of_room("training/checkpoint", "training/test_machine",
+           ("    machine.release()\n", "", "freed memory kept from checkpoint to checkpoint")),
+    *of_room("loop/rounds", "training/test_machine",
+           ("        machine.release()\n", "", "freed memory kept from stage to stage")),
     *of_room("training/metrics", "recipes/test_ppo",
            ('if row["step"] <= done', 'if row["step"] < done', "a row lost at a resume")),
     *of_room("training/optim", "recipes/test_ppo_golden",

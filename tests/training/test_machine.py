@@ -1,0 +1,63 @@
+"""The machine made ready: what a process keeps of what it has freed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from plaudit.training import machine
+
+SCRIPT = """
+import gc, torch
+from pathlib import Path
+from plaudit.training import checkpoint, machine
+from plaudit.loop.rounds import Journal
+
+def held():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+machine.prepare("float32", 1)
+place, journal = Path("{place}"), Journal(Path("{place}"))
+
+def stage(size):
+    blocks, kept = [], []
+    for _ in range(24):
+        blocks.append(torch.ones(size, 1 << 18))
+        kept.append(torch.ones(1000))
+    del blocks
+    return kept
+
+kept, most = [], []
+for number, size in enumerate((8, 10, 12, 14)):
+    kept.append(stage(size))
+    most.append(held())
+    {after}
+    most.append(held())
+print(max(most[::2]), max(most[1::2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="platform: malloc_trim is glibc's")
+@pytest.mark.parametrize(
+    ("after", "given_back"),
+    [
+        ("pass", False),
+        ("machine.release()", True),
+        ("checkpoint.save(place / 'checkpoints', number, dict(a=torch.ones(1)), {})", True),
+        ("journal.do(number, 'stage', dict)", True),
+    ],
+    ids=["nothing", "release", "a checkpoint", "a transition"],
+)
+def test_what_a_stage_has_freed_goes_back(tmp_path: object, after: str, given_back: bool) -> None:
+    """Stages of 200 to 350 MB with small tensors between the large: kept, they would add up."""
+    script = SCRIPT.replace("{place}", str(tmp_path)).replace("{after}", after)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    working, resting = (float(number) for number in done.stdout.split())
+    assert (resting < working - 150) == given_back, done.stdout
+
+
+def test_release_is_harmless_where_there_is_nothing_to_give() -> None:
+    machine.release()
+    machine.release()
