@@ -47,9 +47,10 @@ def rollout_of(config: Any) -> tuple[list[Episode], list[Sample], Forward, Tenso
         patch.setattr("plaudit.training.online.episodes", kept)
         world = online.open_world(config)
         policy = make_policy(world.model, config.adapter, seed=0)
-        samples = online.draw(world, policy, 0, config, "test")
+        drawn = online.draw(world, policy, 0, config, "test")
+        samples = drawn.samples
     seen = online.look(world, samples, config, policy=policy)
-    return played, samples, seen, online.scores_of(world, samples, seen)[0]
+    return played, samples, seen, online.scores_of(drawn, seen)[0]
 
 
 def by_hand(played: list[Episode], like: Tensor) -> Tensor:

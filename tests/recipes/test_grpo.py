@@ -21,6 +21,7 @@ from plaudit.rollout.collect import forward
 from plaudit.tensors import Sample
 from plaudit.training import online
 from plaudit.training.learner import Learner
+from plaudit.training.online import Drawn
 from plaudit.training.policy import make_policy
 from plaudit.types import UserError
 from runs import CONFIGS, changed, made_up, rows, write_prompts
@@ -134,18 +135,18 @@ def test_a_loss_is_the_mean_of_what_its_config_says(
 
 def redrawn(
     config: grpo.Config, monkeypatch: pytest.MonkeyPatch, *draws: Sequence[Sequence[float]]
-) -> tuple[grpo.Drawn, list[int]]:
+) -> tuple[grpo.Groups, list[int]]:
     """groups_of_step where each further draw is of these groups of scores; and which draws were made."""
     asked: list[int] = []
 
-    def draw(*_: Any, again: int = 0) -> list[Sample]:
+    def draw(*_: Any, again: int = 0) -> Drawn:
         asked.append(again)
         found = []
         for prompt, group in enumerate(draws[again]):
             for index, score in enumerate(group):
                 (one,) = as_samples([[100 * again + prompt + 2]], [[int(1000 * score) + 2, 1]])
                 found.append(replace(one, prompt=prompt, index=index, text=str(score)))
-        return found
+        return Drawn(found)
 
     monkeypatch.setattr(online, "draw", draw)
     scorer = RuleScorer(lambda samples: [float(s.text) for s in samples], "texts")
@@ -157,7 +158,7 @@ def redrawn(
     return found, asked
 
 
-def prompts_of(found: grpo.Drawn) -> list[int]:
+def prompts_of(found: grpo.Groups) -> list[int]:
     return [s.prompt_ids[0] for s in found.samples[::2]]
 
 

@@ -46,7 +46,10 @@ from runs import (
 )
 from tiny_models import random_adapter
 
-RATIOS = ("ppo", "reinforce_plus_plus", "rloo, clipped", "grpo", "dr_grpo", "dapo", "gspo", "dapo, episodes")
+RATIOS = (
+    "ppo", "reinforce_plus_plus", "rloo, clipped", "grpo", "dr_grpo", "dapo", "gspo", "dapo, episodes", "ppo, lagged",
+    "dapo, lagged",
+)  # fmt: skip
 SMALL: dict[str, Any] = {
     "model": "tiny",
     "reward": "rules:fourths",
@@ -81,7 +84,10 @@ class Case:
         return rows(directory)
 
 
-@pytest.fixture(scope="module", params=[*ONLINE, "rloo, clipped", "reinforce, judged", "dapo, episodes"])
+VARIANTS = ("rloo, clipped", "reinforce, judged", "dapo, episodes", "ppo, lagged", "dapo, lagged")
+
+
+@pytest.fixture(scope="module", params=[*ONLINE, *VARIANTS])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     place = tmp_path_factory.mktemp("laws")
     config, _, more = request.param.partition(", ")
@@ -90,6 +96,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         settings |= {"dynamic_sampling": 0, "overlong_buffer": 0}
     if more == "clipped":
         settings |= {"loss": "clipped"}
+    if more == "lagged":
+        settings |= {"lag": 2}
     if more == "judged":
         settings |= {"prompts": None, "reward": None, **judged(place)}
         settings["kl"] = SMALL["kl"] | {"place": "loss", "estimator": "k2"}

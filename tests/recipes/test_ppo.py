@@ -273,7 +273,7 @@ def test_a_reward_model_of_another_model_scores_texts_and_shares_nothing(
     world = online.open_world(config)
     assert world.reward_branch is None
     branches = ppo.make_branches(config, world.model, world.scorer)
-    samples = online.draw(world, branches["policy"], 0, config, "ppo")
+    samples = online.draw(world, branches["policy"], 0, config, "ppo").samples
     base = load_model(str(tmp_path / "tiny-1"), torch.float64)
     words = base.tokenizer
     given = load_reward_model(Path(place), base).score_ids(

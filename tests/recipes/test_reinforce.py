@@ -171,7 +171,8 @@ def test_a_step_takes_all_judged_completions_of_its_prompts(config: reinforce.Co
     logged = read_logged(files["feedback"], files["samples"], tokenizer, context=256)
     assert [len(one.samples) for one in logged] == [4, 3, 3, 3, 3]
     config = changed(config, prompts=None, reward=None, prompts_per_step=5, kl={"coef": 0.0}, **files)
-    samples, scores = reinforce.judged_of_step(logged, 0, config)
+    drawn, scores = reinforce.judged_of_step(logged, 0, config)
+    samples = drawn.samples
     assert len(samples) == len(scores) == 16
     assert sorted({s.prompt for s in samples}) == [0, 1, 2, 3, 4]
     for sample, given in zip(samples, scores, strict=True):
@@ -179,7 +180,7 @@ def test_a_step_takes_all_judged_completions_of_its_prompts(config: reinforce.Co
         assert given == pytest.approx(share)
         assert math.isnan(sample.logprobs[0]) == (sample.text == " good morning to you")
     again, _ = reinforce.judged_of_step(logged, 1, config)
-    assert {s.text for s in again} == {s.text for s in samples}
+    assert {s.text for s in again.samples} == {s.text for s in samples}
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:

@@ -156,7 +156,7 @@ def test_a_further_draw_is_of_prompts_of_its_own(model: Model) -> None:
     policy = make_policy(model, config.adapter, seed=0)
     for step, again in ((0, 0), (1, 0), (1, 1), (1, 2), (1, 2), (2, 1)):
         found = online.draw(world, policy, step, config, "test", again=again)
-        assert [(s.prompt, s.index) for s in found] == [(p, i) for p in range(4) for i in range(2)]
+        assert [(s.prompt, s.index) for s in found.samples] == [(p, i) for p in range(4) for i in range(2)]
     asked = [tuple(ids[0] for ids in one) for one, _ in engine.asked]
     keys = [key for _, key in engine.asked]
     assert keys[:4] == [(0, "test", 0), (0, "test", 1), (0, "test", 1, 1), (0, "test", 1, 2)]

@@ -6,6 +6,7 @@ blocks below the first adapted one are computed once, without gradients, and eac
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -92,6 +93,16 @@ class Branch:
             yield "trunk", self.trunk
         if self.head is not None:
             yield "head", self.head
+
+    def snapshot(self) -> Branch:
+        """The same model as it is now, whatever becomes of this one: a frozen trunk is shared, all else copied."""
+        frozen = not any(p.requires_grad for p in self.trunk.parameters())
+        return replace(
+            self,
+            trunk=self.trunk if frozen else copy.deepcopy(self.trunk),
+            adapter=copy.deepcopy(self.adapter),
+            head=copy.deepcopy(self.head),
+        )
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser changes."""

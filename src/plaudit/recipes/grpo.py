@@ -28,9 +28,10 @@ from plaudit.reward.scores import figures_of
 from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.ahead import Ahead
 from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import KLConfig, PolicyGradientConfig, World, kl_of
+from plaudit.training.online import Drawn, KLConfig, PolicyGradientConfig, World, kl_of
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 
@@ -70,9 +71,9 @@ class Config(PolicyGradientConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Groups:
     """A step's completions. samples: whole groups, numbered by prompt; scores: [B] theirs, None where the rollout's
-    own pass may give them. everything: all that was drawn, with scores, where the samples are a choice from it.
+    own pass gives them. everything: all that was drawn, with scores, where the samples are a choice from it.
     draws: how many times; said: what the scorer said beside its scores, on average over the draws."""
 
     samples: list[Sample]
@@ -95,21 +96,22 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     )
     policy = learner.branches["policy"]
 
-    with Metrics(directory, total=config.steps, done=learner.done, title="grpo") as metrics:
+    sampling = Ahead(lambda acting, step: groups_of_step(world, acting, step, config), learner)
+    with Metrics(directory, total=config.steps, done=learner.done, title="grpo") as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
             began = time.monotonic()
 
             # 2. Groups of completions; with dynamic sampling those whose scores differ.
-            drawn = groups_of_step(world, policy, step, config)
+            drawn = sampling.of(step)
             samples, known = drawn.samples, drawn.scores
             sampled = time.monotonic()
 
             # 3. One pass for the policy's log-probabilities, the reference's, and scores.
             seen = online.look(world, samples, config, policy=policy, reward=known is None)
             if known is None:
-                scores, said = online.scores_of(world, samples, seen)
+                scores, said = online.scores_of(Drawn(samples), seen)
             else:
                 scores, said = known.to(seen.logprobs), drawn.said
             if step == 0:
@@ -149,8 +151,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     return summary
 
 
-def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> Drawn:
-    """This step's groups of completions, the scores known where they were needed to choose.
+def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> Groups:
+    """This step's groups of completions.
 
     With dynamic sampling, groups whose completions all earn the same teach nothing and are drawn anew, from other
     prompts, at most so many times (Yu et al. 2025, section 3.2); what is still missing then is left out, unless
@@ -158,15 +160,18 @@ def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> D
     """
     first = online.draw(world, policy, step, config, "grpo")
     if config.dynamic_sampling == 0:
-        return Drawn(first)
-    n, wanted = config.samples_per_prompt, len(first)
+        if first.said is None:
+            return Groups(first.samples)
+        known = torch.tensor(first.said.scores, dtype=torch.float64)
+        return Groups(first.samples, known, said=figures_of(first.said))
+    n, wanted = config.samples_per_prompt, len(first.samples)
     everything, scores, kept, said = list[Sample](), list[float](), list[int](), list[dict[str, float]]()
     for draws in range(1, config.dynamic_sampling + 2):
         more = first if draws == 1 else online.draw(world, policy, step, config, "grpo", again=draws - 1)
-        judged = online.judge(world, more)
+        judged = more.said or online.judge(world, more.samples)
         scores += judged.scores
         said.append(figures_of(judged))
-        everything += more
+        everything += more.samples
         worth = earned(torch.tensor(scores, dtype=torch.float64), everything, config)
         groups = worth.view(-1, n)
         unlike = torch.nonzero(groups.amin(1) < groups.amax(1))[:, 0].tolist()
@@ -177,7 +182,7 @@ def groups_of_step(world: World, policy: Branch, step: int, config: Config) -> D
     given = torch.tensor(scores, dtype=torch.float64)
     samples = [replace(everything[at], prompt=place // n) for place, at in enumerate(kept)]
     figures = {name: sum(one[name] for one in said) / len(said) for name in said[0]}
-    return Drawn(samples, given[kept], (everything, given), draws, figures)
+    return Groups(samples, given[kept], (everything, given), draws, figures)
 
 
 def equal_groups(drawn: tuple[Sequence[Sample], Tensor], config: Config) -> float:

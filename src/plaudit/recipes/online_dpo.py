@@ -27,6 +27,7 @@ from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.ahead import Ahead
 from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
 from plaudit.training.online import OnlineConfig
@@ -55,17 +56,19 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     )
     policy = learner.branches["policy"]
 
-    with Metrics(directory, total=config.steps, done=learner.done, title="online dpo") as metrics:
+    sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "online_dpo"), learner)
+    with Metrics(directory, total=config.steps, done=learner.done, title="online dpo") as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
             began = time.monotonic()
 
             # 2. Completions of each prompt of this step, and their scores.
-            samples = online.draw(world, policy, step, config, "online_dpo")
+            drawn = sampling.of(step)
+            samples = drawn.samples
             sampled = time.monotonic()
             seen = online.look(world, samples, config, policy=policy)
-            scores, said = online.scores_of(world, samples, seen)
+            scores, said = online.scores_of(drawn, seen)
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
             row = online.describe(world, samples, seen, scores) | said

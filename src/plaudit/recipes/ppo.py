@@ -29,6 +29,7 @@ from plaudit.reward.open import is_function
 from plaudit.rollout.collect import Forward, preflight
 from plaudit.tensors import Experience, Sample, Scorer
 from plaudit.training import online
+from plaudit.training.ahead import Ahead
 from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
 from plaudit.training.online import OnlineAdapter, PolicyGradientConfig, kl_of
@@ -74,19 +75,21 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     learner = Learner(directory, lambda: make_branches(config, world.model, world.scorer), config, state)
     policy, value = learner.branches["policy"], learner.branches["value"]
 
-    with Metrics(directory, total=config.steps, done=learner.done, title="ppo") as metrics:
+    sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "ppo"), learner)
+    with Metrics(directory, total=config.steps, done=learner.done, title="ppo") as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
             began = time.monotonic()
 
             # 2. Sample: n completions of each prompt of this step.
-            samples = online.draw(world, policy, step, config, "ppo")
+            drawn = sampling.of(step)
+            samples = drawn.samples
             sampled = time.monotonic()
 
             # 3. One pass for the trainer's log-probabilities, the reference's, values and scores.
             seen = online.look(world, samples, config, policy=policy, value=value)
-            scores, said = online.scores_of(world, samples, seen)
+            scores, said = online.scores_of(drawn, seen)
             if step == 0:
                 preflight(seen, world.model.trunk.dtype)
 

@@ -30,9 +30,10 @@ from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import Forward, Part, preflight
 from plaudit.tensors import Sample
 from plaudit.training import online
+from plaudit.training.ahead import Ahead
 from plaudit.training.learner import Learner, Meter
 from plaudit.training.metrics import Metrics
-from plaudit.training.online import PolicyGradientConfig, kl_of
+from plaudit.training.online import Drawn, PolicyGradientConfig, kl_of
 from plaudit.training.optim import linear_to_zero
 from plaudit.training.policy import make_policy, write_policy
 from plaudit.types import UserError
@@ -65,6 +66,8 @@ class Config(PolicyGradientConfig):
                 "the policy draws none of what feedback judges, so the KL is no part of what it earns; "
                 "set kl.place: loss and kl.estimator: k2"
             )
+        if self.feedback and self.lag:
+            raise ValueError("the policy draws nothing where feedback is learned from; set lag: 0")
         if self.samples and not self.feedback:
             raise ValueError("samples are looked up for feedback, and none is named")
         return self
@@ -94,7 +97,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     # From what logged completions of unknown origin were drawn, where it is not the reference.
     begun = as_it_begins() if logged is not None and config.start and config.reference == "model" else None
 
-    with Metrics(directory, total=config.steps, done=learner.done, title="reinforce") as metrics:
+    sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "reinforce"), learner)
+    with Metrics(directory, total=config.steps, done=learner.done, title="reinforce") as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -102,15 +106,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
             # 2. Completions: drawn from the policy, or the next logged ones with their scores.
             if logged is None:
-                samples, heard = online.draw(world, policy, step, config, "reinforce"), None
+                drawn, heard = sampling.of(step), None
             else:
-                samples, heard = judged_of_step(logged, step, config)
+                drawn, heard = judged_of_step(logged, step, config)
+            samples = drawn.samples
             sampled = time.monotonic()
 
             # 3. One pass for the policy's log-probabilities, the reference's, and scores.
             seen = online.look(world, samples, config, policy=policy)
             if heard is None:
-                scores, said = online.scores_of(world, samples, seen)
+                scores, said = online.scores_of(drawn, seen)
                 if step == 0:
                     preflight(seen, trunk.dtype)
             else:
@@ -175,13 +180,11 @@ def check_logged(logged: Sequence[Logged], config: Config) -> None:
         )
 
 
-def judged_of_step(
-    logged: Sequence[Logged], step: int, config: Config
-) -> tuple[list[Sample], tuple[float, ...]]:
+def judged_of_step(logged: Sequence[Logged], step: int, config: Config) -> tuple[Drawn, tuple[float, ...]]:
     """All judged completions of the prompts of this step, and their scores."""
     chosen = online.prompts_of_step(len(logged), step, config.prompts_per_step, config.seed)
     samples = [replace(s, prompt=place) for place, p in enumerate(chosen) for s in logged[p].samples]
-    return samples, tuple(score for p in chosen for score in logged[p].scores)
+    return Drawn(samples), tuple(score for p in chosen for score in logged[p].scores)
 
 
 def with_known_sampler(seen: Forward, first: Tensor) -> Forward:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -108,6 +110,27 @@ class Judge:
             scores = [fallback if (r := rated[item].rating) is None else r for item in items]
             return Scores(scores, figures={"no_verdict": float(missing)})
         return self._win_rates(items)
+
+    def as_they_come(self) -> Callable[[Sample], list[Callable[[], Shares]]]:
+        """A function that hears of one sample after another and gives the questions that `detail` will ask of it, alone
+        or beside those heard of before: each a call that asks, and leaves the reply where it is kept."""
+        heard: dict[str, list[str]] = {}
+
+        def hear(sample: Sample) -> list[Callable[[], Shares]]:
+            request, text = self.request_of(sample), sample.text
+            known = heard.setdefault(request, [])
+            if text in known:
+                return []
+            others = list(known)
+            known.append(text)
+            if self.config.protocol == "rating":
+                asks = [functools.partial(self._rating, request, text)]
+            else:
+                both = ((text, other) for other in others), ((other, text) for other in others)
+                asks = [functools.partial(self._pair, request, *pair) for pair in chain(*both)]
+            return [functools.partial(self._shares, ask) for ask in asks]
+
+        return hear
 
     def _win_rates(self, items: Sequence[tuple[str, str]]) -> Scores:
         of_prompt: dict[str, list[str]] = {}

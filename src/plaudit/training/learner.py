@@ -24,7 +24,8 @@ class Learner:
     """How a run stands: its branches, their optimiser, and what a step reads beside them.
 
     make: gives the branches as they are before the first step. state: step, stopped (why it ended early, or None)
-    and what else the recipe keeps; all of it is in every checkpoint.
+    and what else the recipe keeps. acting: by step to come, the policy that draws for it, where that is another one
+    (see `Ahead`). All of it is in every checkpoint.
     """
 
     directory: Path
@@ -33,6 +34,7 @@ class Learner:
     state: dict[str, Any]
     branches: dict[str, Branch] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    acting: dict[int, Branch] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.branches = self.make()
@@ -50,6 +52,9 @@ class Learner:
         for name, branch in self.branches.items():
             branch.load_state(checkpoint.unprefixed(name, tensors))
         checkpoint.load_optimizer(self.optimizer, tensors)
+        self.acting = {step: self.branches["policy"].snapshot() for step in self.state.pop("acting", ())}
+        for step, branch in self.acting.items():
+            branch.load_state(checkpoint.unprefixed(f"acting.{step}", tensors))
 
     @property
     def done(self) -> int:
@@ -72,7 +77,10 @@ class Learner:
         tensors = checkpoint.optimizer_tensors(self.optimizer)
         for name, branch in self.branches.items():
             tensors |= checkpoint.prefixed(name, branch.state())
-        checkpoint.save(self.directory / "checkpoints", step, tensors, self.state)
+        for coming, branch in self.acting.items():
+            tensors |= checkpoint.prefixed(f"acting.{coming}", branch.state())
+        state = self.state | ({"acting": sorted(self.acting)} if self.acting else {})
+        checkpoint.save(self.directory / "checkpoints", step, tensors, state)
 
     def must_stop(
         self, step: int, row: dict[str, float], history: Sequence[dict[str, float]], *, logged: bool = False

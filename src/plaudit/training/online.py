@@ -23,6 +23,7 @@ from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng, torch_seed
+from plaudit.reward.early import early
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import open_scorer
 from plaudit.reward.scores import Scores, figures_of, scored
@@ -101,6 +102,7 @@ class OnlineConfig(Base):
     max_grad_norm: float = Field(default=1.0, gt=0)
     adapter: OnlineAdapter = OnlineAdapter()
     stop: StopConfig = StopConfig()
+    lag: int = Field(default=0, ge=0, le=16)
     engine: EngineName = "local"
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
@@ -138,6 +140,15 @@ class PolicyGradientConfig(OnlineConfig):
         if self.kl.target is not None and self.kl.horizon <= 0.2 * samples:
             raise ValueError("kl.horizon must be more than a fifth of the samples of a step")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a step learns from: its samples by prompt, and what the scorer said of them. said: None where the rollout's
+    own pass reads the reward, of a model on the same trunk or of an environment."""
+
+    samples: list[Sample]
+    said: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,22 +214,27 @@ def open_engine(config: OnlineConfig, model: Model, prompts: Sequence[Sequence[i
 
 def draw(
     world: World, policy: Branch, step: int, config: OnlineConfig, purpose: str, again: int = 0
-) -> list[Sample]:
+) -> Drawn:
     """samples_per_prompt completions of each prompt of this step, by prompt; or so many episodes from each of as many
-    starts. again: which further draw of the same step; its prompts are drawn afresh."""
-    world.engine.load(policy.adapter or policy.trunk, version=f"step-{step}")
+    starts. What scores them by itself does so here. again: which further draw of the same step; its prompts are drawn
+    afresh."""
+    world.engine.load(policy.adapter or policy.trunk, version=f"step-{max(0, step - config.lag)}")
     key: tuple[int | str, ...] = (config.seed, purpose, step, *([again] if again else []))
     starts, n = config.prompts_per_step, config.samples_per_prompt
     if world.rooms:
         agent = Agent(world.engine, world.params)
-        return [e.sample for e in episodes(agent, world.rooms, starts, n, key=key, turns=config.turns)]
+        played = episodes(agent, world.rooms, starts, n, key=key, turns=config.turns)
+        return Drawn([episode.sample for episode in played])
     if again == 0:
         chosen = prompts_of_step(len(world.prompts), step, starts, config.seed)
     else:
         chosen = rng(*key, "prompts").integers(len(world.prompts), size=starts).tolist()
-    drawn = world.engine.sample([world.prompts[p] for p in chosen], n, world.params, key)
+    coming = world.engine.sample([world.prompts[p] for p in chosen], n, world.params, key)
+    with early(world.scorer) as hear:
+        drawn = [hear(replace(sample, asked=world.asked[chosen[sample.prompt]])) for sample in coming]
     samples = sorted(drawn, key=lambda s: (s.prompt, s.index))
-    return [replace(sample, asked=world.asked[chosen[sample.prompt]]) for sample in samples]
+    scores_apart = world.scorer is not None and world.reward_branch is None
+    return Drawn(samples, judge(world, samples) if scores_apart else None)
 
 
 def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
@@ -253,12 +269,13 @@ def look(
     )
 
 
-def scores_of(world: World, samples: Sequence[Sample], seen: Forward) -> tuple[Tensor, dict[str, float]]:
+def scores_of(drawn: Drawn, seen: Forward) -> tuple[Tensor, dict[str, float]]:
     """[B]: the scorer's numbers, taken from the rollout's own pass where the reward model was part of it, or the
     environment's; and what a scorer says beside them that is worth logging, such as an ensemble's mean uncertainty."""
-    if seen.shares is not None:
+    if drawn.said is None:
+        assert seen.shares is not None
         return seen.shares.sum(1), {}
-    said = judge(world, samples)
+    said = drawn.said
     scores = torch.tensor(said.scores, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
     return scores, figures_of(said)
 
