@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_judge import judge, texts
 
 from judge_server import Served, serving, status
+from plaudit.models.load import load_model
 from plaudit.reward.combine import Ensemble, Transformed, WeightedSum
 from plaudit.reward.early import early, remote_judges
+from plaudit.reward.judge import JudgeConfig, open_judge
 from plaudit.reward.rules import RuleScorer
 from plaudit.reward.scores import scored
 from plaudit.tensors import Sample, Scorer
@@ -33,7 +36,8 @@ def test_which_judges_a_scorer_is_made_of(served: Served, tmp_path: Path) -> Non
     rule = RuleScorer(lambda samples: [0.0 for _ in samples], "rule")
     inner = Transformed(WeightedSum(((1.0, rule), (0.5, other))), ())
     assert remote_judges(Ensemble((one, inner, rule))) == [one, other]
-    assert remote_judges(rule) == []
+    here = open_judge(JudgeConfig(model="tiny"), "j.yaml", load_model("tiny", torch.float64))
+    assert remote_judges(here) == remote_judges(rule) == []
     assert remote_judges(None) == []
 
 
@@ -75,8 +79,9 @@ def test_other_scorers_are_not_asked() -> None:
 
 
 def test_a_judge_that_refuses_is_told_and_asked_no_more(served: Served, tmp_path: Path) -> None:
-    served.faults = [status(401)] * 40
-    asking = judge(served, tmp_path, concurrency=2)
+    """One question is refused while another is asked again and again: it stops, and those behind it never begin."""
+    served.faults = [status(401), *[status(500)] * 40]
+    asking = judge(served, tmp_path, concurrency=2, retries=9)
 
     def ask() -> None:
         with early(asking) as hear:
@@ -86,6 +91,7 @@ def test_a_judge_that_refuses_is_told_and_asked_no_more(served: Served, tmp_path
     with pytest.raises(UserError, match="the judge refuses: status 401"):
         ask()
     count = len(served.asked)
+    assert count < 8
     time.sleep(0.2)
     assert len(served.asked) == count
     served.faults = []

@@ -12,6 +12,7 @@ import torch
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model, load_model
 from plaudit.recipes import ppo
+from plaudit.rollout.local import LocalEngine
 from plaudit.training.ahead import Ahead
 from plaudit.training.learner import Learner
 from plaudit.training.online import OnlineAdapter, OnlineConfig
@@ -162,6 +163,20 @@ def test_a_lag_is_told_apart_and_corrected_by_the_importance_weight(config: Any,
     assert behind[0]["sampler_difference"] < 1e-6
     assert all(row["sampler_difference"] > 1e-4 for row in behind[1:])
     assert all(row["importance_mean"] != pytest.approx(1.0, abs=1e-6) for row in behind[1:])
+
+
+def test_samples_are_named_after_the_policy_that_drew_them(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, versions = LocalEngine.load, list[str]()
+
+    def named(self: LocalEngine, weights: Any, version: str) -> None:
+        versions.append(version)
+        load(self, weights, version)
+
+    monkeypatch.setattr(LocalEngine, "load", named)
+    ppo.run(changed(config, lag=2), tmp_path / "run")
+    assert versions == ["step-0", "step-0", "step-0", "step-1"]
 
 
 def test_feedback_is_drawn_by_nobody_so_nothing_can_be_drawn_ahead() -> None:

@@ -57,6 +57,33 @@ PREFLIGHT = tuple(
         ("if step == 0:", "if False:", "sampler and trainer never compared"),
     )
 )  # fmt: skip
+AHEAD = of_room(
+    "training/ahead",
+    "training/test_ahead",
+    ("min(step + self.config.lag + 1, self.config.steps)", "min(step + self.config.lag, self.config.steps)",
+     "a step less ahead than was asked for"),
+    ("self.learner.acting[coming] = policy.snapshot()", "self.learner.acting[coming] = policy",
+     "drawn by a policy that learns meanwhile"),
+    ("        del self.learner.acting[step]\n", "", "copies that nobody draws by any more are kept"),
+    ("if coming not in self.learner.acting:", "if True:", "a resumed run draws by a policy that is too new"),
+    ("self._thread.shutdown(wait=True, cancel_futures=True)", "self._thread.shutdown(wait=True)",
+     "an end that waits for every draw to come"),
+) + of_room(
+    "models/branch",
+    "training/test_ahead",
+    ("trunk=self.trunk if frozen else copy.deepcopy(self.trunk)", "trunk=self.trunk",
+     "a trunk that learns while it draws"),
+    ("adapter=copy.deepcopy(self.adapter)", "adapter=self.adapter", "an adapter that learns while it draws"),
+) + of_room(
+    "training/learner",
+    "training/test_ahead",
+    ('branch.load_state(checkpoint.unprefixed(f"acting.{step}", tensors))', "pass",
+     "who was to draw is forgotten by a kill"),
+) + of_room(
+    "training/online",
+    "training/test_ahead",
+    ("max(0, step - config.lag)", "step + config.lag", "samples named after a policy that did not draw them"),
+)  # fmt: skip
 ONLINE = of_room(
     "training/online",
     "recipes/test_ppo_golden",

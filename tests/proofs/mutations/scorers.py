@@ -77,6 +77,23 @@ REWARD = (
     *of_room("rollout/environment", "rollout/test_environment",
            ("check_score(said[0], f\"score {said[0]:g}\", \"scorer\")", "pass", "a score that is NaN")),
 )  # fmt: skip
+EARLY = of_room(
+    "reward/early",
+    "reward/test_early",
+    ("return [scorer] if isinstance(scorer.asked, Endpoint) else []", "return [scorer]",
+     "a local judge asked while others are drawn"),
+    ("parts = tuple(term for _, term in scorer.terms)", "pass", "a judge within a sum is not found"),
+    ("            question.result()\n", "            pass\n", "a judge's refusal that nobody hears"),
+    ("judge.asked.stopped.set()", "pass", "questions that go on after one was refused"),
+    ("judge.asked.stopped.clear()", "pass", "a judge that is never asked again"),
+) + of_room(
+    "reward/judge",
+    "reward/test_early",
+    ("            if text in known:\n                return []\n", "", "equal texts asked about twice as they come"),
+    ("            known.append(text)\n", "", "no completion is held against those before it"),
+    ("((other, text) for other in others)", "((text, other) for other in others)",
+     "as they come, one order asked twice"),
+)  # fmt: skip
 PROBE = of_room(
     "reward/probe",
     "reward/test_probe",
