@@ -273,7 +273,10 @@ def made_up(
 ) -> tuple[Forward, list[Sample]]:
     """A rollout with this k1 (nats) at each token: kl[i] are sample i's, prompts[i] the number of its prompt."""
     longest = [False] * len(kl) if ended is None else ended
-    completions = [[5] * (len(row) - 1) + [1 if stop else 6] for row, stop in zip(kl, longest, strict=True)]
+    completions = [
+        [7 + i] * (len(row) - 1) + [1 if stop else 6]
+        for i, (row, stop) in enumerate(zip(kl, longest, strict=True))
+    ]
     samples = [
         replace(sample, prompt=prompt)
         for sample, prompt in zip(as_samples([[4, p] for p in prompts], completions), prompts, strict=True)

@@ -71,6 +71,17 @@ def test_a_price_in_the_reward_is_that_of_all_its_tokens(config: grpo.Config) ->
     assert found[:2].tolist() == pytest.approx([(first - second) / 2, (second - first) / 2])
 
 
+def test_one_text_drawn_twice_is_worth_the_same_to_the_last_bit(config: grpo.Config) -> None:
+    """Its log-probabilities come from two places of a batch, and differ by rounding: that is no lesson. In another
+    group the same words are another completion."""
+    seen, samples = made_up([[0.3, 0.1], [0.3, 0.1 + 1e-9], [0.3, 0.2]], prompts=[0, 0, 1])
+    samples = [replace(sample, completion_ids=(5, 6)) for sample in samples]
+    scores = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
+    paid = changed(config, kl={"place": "reward", "estimator": "k1"})
+    assert grpo.advantages_of(seen, scores, samples, 0.5, paid)[:2].tolist() == [0.0, 0.0]
+    assert online.twins(samples, scores.device).tolist() == [0, 0, 2]
+
+
 def test_what_is_near_the_limit_is_priced_in_a_line(config: grpo.Config) -> None:
     """Of at most 4 tokens the last 2 are the buffer: 3 cost a half, 4 cost 1; the missing end is another matter."""
     samples = as_samples([[4]] * 4, [[5, 1], [5, 6, 1], [5, 6, 7, 1], [5, 6, 7, 8]])

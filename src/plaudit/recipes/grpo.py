@@ -207,7 +207,7 @@ def advantages_of(
     """[B]: what each completion earned, less its KL where that is in the reward, beside the others of its group."""
     worth = earned(scores, samples, config)
     if config.kl.place == "reward":
-        kl = kl_of(seen.logprobs, seen.ref_logprobs, config.kl)
+        kl = kl_of(seen.logprobs, seen.ref_logprobs, config.kl)[online.twins(samples, scores.device)]
         worth = worth - coef * masked_sum(kl, seen.packed.mask, dim=1)
     group = torch.tensor([s.prompt for s in samples], device=scores.device)
     return group_advantages(worth, group, scale=config.scale)

@@ -222,7 +222,7 @@ def advantages_of(
     """
     mask = seen.packed.mask
     price = coef if config.kl.place == "reward" else 0.0
-    kl = kl_of(seen.logprobs, seen.ref_logprobs, config.kl)
+    kl = kl_of(seen.logprobs, seen.ref_logprobs, config.kl)[online.twins(samples, mask.device)]
     if config.feedback:  # a person who judged a completion has seen how it ends
         rewards = shaped_rewards(scores, kl, mask, coef=price)
     else:

@@ -274,7 +274,9 @@ def scores_of(drawn: Drawn, seen: Forward) -> tuple[Tensor, dict[str, float]]:
     environment's; and what a scorer says beside them that is worth logging, such as an ensemble's mean uncertainty."""
     if drawn.said is None:
         assert seen.shares is not None
-        return seen.shares.sum(1), {}
+        scores = seen.shares.sum(1)
+        played = any(sample.rewards is not None for sample in drawn.samples)
+        return scores if played else scores[twins(drawn.samples, scores.device)], {}
     said = drawn.said
     scores = torch.tensor(said.scores, dtype=seen.logprobs.dtype, device=seen.logprobs.device)
     return scores, figures_of(said)
@@ -299,6 +301,14 @@ def rewards_of(scores: Tensor, samples: Sequence[Sample], config: OnlineConfig) 
     if config.missing_eos_penalty is None or config.environment is not None:
         return scores
     return replace_missing_eos(scores, ended(samples, scores.device), penalty=config.missing_eos_penalty)
+
+
+def twins(samples: Sequence[Sample], device: torch.device) -> Tensor:
+    """[B] long: of each sample the first of its prompt that says the very same. What a pass gives for one text in two
+    places of a batch differs by rounding, and beside a baseline of nearly equals that would be a lesson."""
+    first: dict[tuple[int, tuple[int, ...]], int] = {}
+    found = [first.setdefault((s.prompt, s.completion_ids), place) for place, s in enumerate(samples)]
+    return torch.tensor(found, device=device)
 
 
 def placed_rewards(

@@ -181,6 +181,16 @@ REINFORCE = of_room(
     ("loss + coef * masked_mean(kl", "loss - coef * masked_mean(kl", "KL as a prize"),
     ("torch.autograd.backward(scale * loss)", "torch.autograd.backward(loss)", "a slope of another length"),
 )  # fmt: skip
+TWINS = of_room(
+    "recipes/grpo",
+    "recipes/test_grpo",
+    ("[online.twins(samples, scores.device)]", "", "rounding between two places of a batch is a lesson"),
+) + of_room(
+    "training/online",
+    "recipes/test_grpo",
+    ("first.setdefault((s.prompt, s.completion_ids), place)", "first.setdefault((0, s.completion_ids), place)",
+     "one text of two prompts"),
+)  # fmt: skip
 GRPO = of_room(
     "recipes/grpo",
     "recipes/test_grpo",
