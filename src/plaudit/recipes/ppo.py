@@ -20,9 +20,11 @@ from plaudit.algorithms.advantages import gae, shaped_rewards
 from plaudit.algorithms.masking import masked_mean, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss, explained_variance
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, ScalarHead
 from plaudit.models.load import Model, make_adapter
+from plaudit.phases import phase
 from plaudit.randomness import torch_seed
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import is_function
@@ -74,7 +76,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     learner = Learner(directory, lambda: make_branches(config, world.model, world.scorer), config, state)
     policy, value = learner.branches["policy"], learner.branches["value"]
 
-    with Metrics(directory, total=config.steps, done=learner.done, title="ppo") as metrics:
+    with Metrics(
+        directory, total=config.steps, done=learner.done, title="ppo", profile=page_if(config.profile)
+    ) as metrics:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -188,6 +192,7 @@ def experience_from(
     )
 
 
+@phase("learning")
 def update(
     seen: Forward,
     experience: Experience,
