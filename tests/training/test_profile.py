@@ -179,6 +179,7 @@ def test_a_recording_sees_names_and_other_threads_and_leaves_nobody_watching() -
     assert figures["phases"]["look"]["rotary"] > 0
     assert 0.05 <= figures["phases"]["look"]["Python"] <= figures["seconds"]
     assert everything(figures) == pytest.approx(figures["seconds"], rel=1e-9)
+    assert 0 < figures["processor_seconds"] < figures["seconds"] * 3
     seen = list[str]()
 
     def watcher(name: str) -> Any:
@@ -293,12 +294,15 @@ def test_what_a_config_holds_stays_text(tmp_path: Path) -> None:
     attack = "</script><script>alert(1)</script>"
     figures = attribute(STEP_BY_HAND) | {
         "recipe": "ppo", "model": attack, "step": 2, "cold": True, "tokens": None, "precision": None,
-        "machine": {"threads": 1, "cores": 2, "processor": attack}, "without": None, "device_seconds": 0.0,
+        "machine": {"threads": 1, "cores": 2, "processor": attack}, "without": None, "processor_seconds": 69.0,
+        "device_seconds": 0.0,
     }  # fmt: skip
     page = render(tmp_path, figures)
     assert "<script>alert" not in page
     assert page.count("<script") == 3
     assert "the first step that its process took" in page
+    assert "others were at work on the machine" in page
+    assert "others were at work" not in render(tmp_path, figures | {"processor_seconds": 71.0})
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, step: int, settings: Mapping[str, Any], out: Path) -> None:

@@ -28,6 +28,8 @@ MEANINGS = {
 """Of each kind: what is in it."""
 WORDS = {"look": "the look at the samples", "log": "the log", "checkpoint": "the checkpoint"}
 """Of groups of phases whose name alone says little: what they are called in a sentence."""
+DISTURBED = 0.7
+"""Of a step's time: where processors were at work for this process for less, it waited for others."""
 SAID = 4
 """Groups of phases that the sentence names."""
 Page = Callable[[Path, Mapping[str, Any]], object]
@@ -62,6 +64,7 @@ def render(directory: Path, figures: Mapping[str, Any]) -> str:
         "meanings": MEANINGS,
         "colours": {kind: colour(kind) for kind in kinds},
         "beside": {phase: sum(of.values()) for phase, of in figures["beside"].items()},
+        "disturbed": figures["processor_seconds"] < DISTURBED * seconds and not figures["device_seconds"],
         "directory": str(directory),
     }
     return fill("profile.html.j2", content, {"phases": bars(phases, kinds, seconds)})

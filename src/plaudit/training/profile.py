@@ -32,17 +32,20 @@ class Recording:
         self.profile = profile(activities=activities, experimental_config=_every_thread())
         self.profile.start()
         phases.watch(_mark)
+        self.processor = time.process_time()
         self.step = record_function(STEP)
         self.step.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Without asking what it saw."""
         self.step.__exit__(None, None, None)
+        self.processor = time.process_time() - self.processor
         phases.watch(None)
         self.profile.stop()
 
     def figures(self) -> dict[str, Any]:
-        """What it saw, once it has stopped: as `attribute` has it, and how long a device was at work (seconds)."""
+        """What it saw, once it has stopped: as `attribute` has it; and how long processors were at work for this
+        process, all threads together, and how long a device was (seconds)."""
         results: Any = self.profile.profiler and self.profile.profiler.kineto_results
         host, device = list[Span](), 0.0
         for event in results.events():
@@ -54,7 +57,7 @@ class Recording:
                 )  # small enough for a float to tell ns apart
                 end = start + event.duration_ns()
                 host.append(Span(event.name(), start / 1e9, end / 1e9, event.start_thread_id()))
-        return attribute(host) | {"device_seconds": device}
+        return attribute(host) | {"processor_seconds": self.processor, "device_seconds": device}
 
 
 def _mark(name: str) -> AbstractContextManager[object]:

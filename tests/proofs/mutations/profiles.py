@@ -44,5 +44,6 @@ PROFILE = of_room(
     "training/test_profile",
     ("spent / seconds", "spent", "seconds of the step, not of a second"),
     ("    second = 1000 / seconds\n", "    second = 1000.0\n", "bars that are not of a second"),
+    ("< DISTURBED * seconds", "> DISTURBED * seconds", "a warning where nothing disturbs"),
     ("return write_profile if wanted else None", "return write_profile", "a profile that nobody asked for"),
 )  # fmt: skip
