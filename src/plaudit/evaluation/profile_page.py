@@ -31,7 +31,8 @@ WORDS = {"look": "the look at the samples", "log": "the log", "checkpoint": "the
 DISTURBED = 0.7
 """Of a step's time: where processors were at work for this process for less, it waited for others."""
 SAID = 4
-"""Groups of phases that the sentence names."""
+"""Groups of phases that the sentence names at most, and only those of which two digits show anything."""
+SEEN = 0.005
 Page = Callable[[Path, Mapping[str, Any]], object]
 
 
@@ -78,9 +79,9 @@ def in_words(by_phase: Mapping[str, float], seconds: float) -> list[tuple[str, f
         group = phase.partition(":")[0]
         groups[group] = groups.get(group, 0.0) + spent / seconds
     ordered = sorted(groups.items(), key=lambda item: -item[1])
-    said = [(WORDS.get(group, group), share) for group, share in ordered[:SAID]]
-    rest = sum(share for _, share in ordered[SAID:])
-    return [*said, ("all else", rest)] if rest >= 0.005 else said
+    said = [(WORDS.get(group, group), share) for group, share in ordered[:SAID] if share >= SEEN]
+    rest = sum(share for _, share in ordered[len(said) :])
+    return [*said, ("all else", rest)] if rest >= SEEN else said
 
 
 def labels(phases: Iterable[str]) -> dict[str, str]:
