@@ -110,12 +110,12 @@ def win_rates(rows: Sequence[Win]) -> Figure:
             "font": {"size": 12, "color": "var(--soft)"},
         }
     )
-    return _figure(
+    return figure(
         data,
         height=110 + 46 * len(rows),
         margin={"l": 8, "r": 16, "t": 26, "b": 44},
-        xaxis=_axis("share of comparisons won against the start", range=[0, 1.06], **QUARTERS),
-        yaxis=_axis(
+        xaxis=axis("share of comparisons won against the start", range=[0, 1.06], **QUARTERS),
+        yaxis=axis(
             None,
             tickvals=list(range(len(rows))),
             ticktext=[row.name for row in rows],
@@ -162,12 +162,12 @@ def curves(
         }
         for name, level in levels.items()
     ]
-    return _figure(
+    return figure(
         data,
         height=180,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis=_axis(None, tickformat="d", nticks=6, range=[0.5, max(points, 1) + 0.5], showgrid=False),
-        yaxis=_axis(
+        xaxis=axis(None, tickformat="d", nticks=6, range=[0.5, max(points, 1) + 0.5], showgrid=False),
+        yaxis=axis(
             None,
             nticks=5,
             showgrid=not levels,
@@ -200,7 +200,7 @@ def disagreement(
     known = [one for one in shown if one is not None]
     top = max(0.3, *known) if known else 0.3
     ticks = [label(name) for name in names]
-    axis = {
+    named = {
         "tickvals": list(range(size)),
         "ticktext": ticks,
         "showgrid": False,
@@ -219,7 +219,7 @@ def disagreement(
         for x, value in enumerate(row)
         if value is not None and size <= 12
     ]
-    return _figure(
+    return figure(
         [
             {
                 "type": "heatmap",
@@ -245,8 +245,8 @@ def disagreement(
         ],
         height=90 + 44 * size,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis=_axis(None, **axis, range=[-0.5, size - 0.5]),
-        yaxis=_axis(None, **axis, range=[size - 0.5, -0.5]),
+        xaxis=axis(None, **named, range=[-0.5, size - 0.5]),
+        yaxis=axis(None, **named, range=[size - 0.5, -0.5]),
         annotations=notes,
     )
 
@@ -284,12 +284,12 @@ def calibration(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ],
     }
     frame = {"range": [-0.04, 1.06], **QUARTERS}
-    return _figure(
+    return figure(
         [diagonal, points],
         height=330,
         margin={"l": 8, "r": 12, "t": 12, "b": 44},
-        xaxis=_axis("the model said", **frame),
-        yaxis=_axis("the raters chose it", **frame),
+        xaxis=axis("the model said", **frame),
+        yaxis=axis("the raters chose it", **frame),
     )
 
 
@@ -308,13 +308,13 @@ def stages(names: Sequence[str], rounds: Sequence[tuple[str, Sequence[float], in
         }
         for name, seconds, age in rounds
     ]
-    return _figure(
+    return figure(
         data,
         height=70 + 34 * len(names),
         barmode="stack",
         margin={"l": 8, "r": 12, "t": 8, "b": 44},
-        xaxis=_axis("seconds", rangemode="tozero"),
-        yaxis=_axis(
+        xaxis=axis("seconds", rangemode="tozero"),
+        yaxis=axis(
             None,
             tickvals=list(range(len(names))),
             ticktext=list(names),
@@ -324,7 +324,7 @@ def stages(names: Sequence[str], rounds: Sequence[tuple[str, Sequence[float], in
     )
 
 
-def _figure(data: list[dict[str, Any]], **layout: Any) -> Figure:
+def figure(data: list[dict[str, Any]], **layout: Any) -> Figure:
     return {
         "data": data,
         "layout": {
@@ -344,7 +344,7 @@ def _figure(data: list[dict[str, Any]], **layout: Any) -> Figure:
     }
 
 
-def _axis(title: str | None, **more: Any) -> dict[str, Any]:
+def axis(title: str | None, **more: Any) -> dict[str, Any]:
     """fixedrange: a finger on a chart scrolls the page."""
     named = {"title": {"text": title, "font": {"size": 12, "color": "var(--soft)"}}} if title else {}
     return {

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plaudit.models.adapter import Adapter
 from plaudit.models.llama import Block, Llama, Shape, norm_scale
+from plaudit.phases import kind
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Maps of a block that read the same input and are one product here."""
@@ -134,6 +135,7 @@ class Output:
         column[:, 0] = 1.0
         return cls(Linear.of(torch.cat([weight, column], dim=1), None, dtype), weight[:GUIDES].float(), dtype)
 
+    @kind("output layer")
     def __call__(self, hidden: Tensor) -> Tensor:
         if self.guides is None:
             return self.product(hidden)
@@ -262,6 +264,7 @@ class Decoder:
                 x = x.new_zeros(count * width, *x.shape[1:]).index_copy(0, place, x)
             return x.view(count, width, *x.shape[1:]).transpose(1, 2)
 
+        @kind("attention")
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = padded(key).contiguous(), padded(value).contiguous()
             found.keys[index], found.values[index] = keys, values
@@ -287,6 +290,7 @@ class Decoder:
         bias = bias.masked_fill_(beyond, -torch.inf)[:, None, None]
         group, scale = shape.heads // shape.kv_heads, shape.head_width**-0.5
 
+        @kind("attention")
         def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = cache.keys[index], cache.values[index]
             keys[rows, :, lengths] = key
@@ -327,6 +331,7 @@ class Decoder:
         return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), self.shape.norm_eps).to(self.dtype)
 
 
+@kind("rotary")
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, head_width] by the tables [T, 1, head_width] of `Decoder`."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

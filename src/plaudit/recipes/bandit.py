@@ -26,9 +26,11 @@ from plaudit.data.collate import micro_batches
 from plaudit.data.formats import read_prompts
 from plaudit.data.judged import is_held_out, prompt_key
 from plaudit.evaluation.off_policy import columns, measure
+from plaudit.evaluation.profile_page import page_if
 from plaudit.models.branch import Branch, Pool, pooled_states
 from plaudit.models.label_head import Classifier, LabelHead
 from plaudit.models.load import Model, load_model, make_adapter
+from plaudit.phases import phase
 from plaudit.randomness import batches_of, rng, torch_seed
 from plaudit.reward.rules import rule_scorer
 from plaudit.rollout.choose import Chooser
@@ -79,6 +81,7 @@ class Config(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
@@ -129,7 +132,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         if online:
             online.read(directory / "log.jsonl", int(state["logged"]))
 
-    with Metrics(directory, total=total, done=done, title="bandit") as metrics:
+    with Metrics(
+        directory, total=total, done=done, title="bandit", profile=page_if(config.profile)
+    ) as metrics:
         for step in range(done, total):
             # 4. With a rule: at a round's start, choose labels for some texts, ask what they earn, and log it.
             row: dict[str, float] = {}
@@ -232,6 +237,7 @@ def batch_of_log(count: int, step: int, config: Config) -> list[int]:
     return [int(i) for i in rng(config.seed, "bandit batch", step).choice(count, size, replace=False)]
 
 
+@phase("learning")
 def train_on(
     batch: Sequence[Chosen],
     classifier: Classifier,

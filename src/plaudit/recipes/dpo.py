@@ -23,8 +23,10 @@ from plaudit.config import Config as Base
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
+from plaudit.evaluation.profile_page import page_if
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
+from plaudit.phases import phase
 from plaudit.randomness import batches_of, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
@@ -72,6 +74,7 @@ class Config(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
@@ -138,7 +141,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         len(training), config.prompts_per_step, config.epochs, config.seed, "preference order"
     )
     warmup = math.ceil(config.warmup * len(batches))
-    with Metrics(directory, total=len(batches), done=done, title=config.loss) as metrics:
+    with Metrics(
+        directory, total=len(batches), done=done, title=config.loss, profile=page_if(config.profile)
+    ) as metrics:
         for step in range(done, len(batches)):
             # 5. One step: the mean over the batch's pairs, whatever the split into micro-batches.
             row = train_on([training[i] for i in batches[step]], policy, reference, config)
@@ -294,6 +299,7 @@ def losses_of(
         )
 
 
+@phase("learning")
 def train_on(
     groups: Sequence[Judged], policy: Branch, reference: Reference, config: Config
 ) -> dict[str, float]:
@@ -306,6 +312,7 @@ def train_on(
     return {**described(sums), "comparisons": total}
 
 
+@phase("held out")
 @torch.no_grad()
 def measure(
     groups: Sequence[Judged], policy: Branch, reference: Reference, config: Config

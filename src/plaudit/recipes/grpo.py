@@ -20,9 +20,11 @@ from plaudit import files
 from plaudit.algorithms.advantages import group_advantages, overlong_penalty
 from plaudit.algorithms.masking import masked_mean, masked_sum, sequence_mean
 from plaudit.algorithms.policy_loss import ppo_policy_loss, sequence_policy_loss
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model
+from plaudit.phases import phase
 from plaudit.randomness import torch_seed
 from plaudit.reward.scores import figures_of
 from plaudit.rollout.collect import Forward, preflight
@@ -97,7 +99,12 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     policy = learner.branches["policy"]
 
     sampling = Ahead(lambda acting, step: groups_of_step(world, acting, step, config), learner)
-    with Metrics(directory, total=config.steps, done=learner.done, title="grpo") as metrics, sampling:
+    with (
+        Metrics(
+            directory, total=config.steps, done=learner.done, title="grpo", profile=page_if(config.profile)
+        ) as metrics,
+        sampling,
+    ):
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -213,6 +220,7 @@ def advantages_of(
     return group_advantages(worth, group, scale=config.scale)
 
 
+@phase("learning")
 def update(
     seen: Forward, advantages: Tensor, learner: Learner, step: int, rate: float, coef: float, config: Config
 ) -> dict[str, float]:

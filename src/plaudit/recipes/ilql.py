@@ -33,9 +33,11 @@ from plaudit.config import Score
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.episodes import Episode, read_episodes
 from plaudit.data.judged import is_held_out, known_ids
+from plaudit.evaluation.profile_page import page_if
 from plaudit.models.branch import Branch, hidden_states
 from plaudit.models.load import Model, load_model
 from plaudit.models.q_heads import QHeads, save_heads
+from plaudit.phases import phase
 from plaudit.randomness import batches_of, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
@@ -76,6 +78,7 @@ class Config(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)
 
 
@@ -117,7 +120,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         heads.load_state_dict(checkpoint.unprefixed("heads", tensors))
         checkpoint.load_optimizer(optimizer, tensors)
 
-    with Metrics(directory, total=len(batches), done=done, title="ilql") as metrics:
+    with Metrics(
+        directory, total=len(batches), done=done, title="ilql", profile=page_if(config.profile)
+    ) as metrics:
         for step in range(done, len(batches)):
             # 4. One step on the sum of the losses, each a mean over the batch's tokens; then the targets follow.
             row = train_on([training[i] for i in batches[step]], policy, heads, config)
@@ -186,6 +191,7 @@ def split(episodes: Sequence[Episode], config: Config) -> tuple[list[Episode], l
     return training, [e for e in episodes if e.key in held]
 
 
+@phase("learning")
 def train_on(batch: Sequence[Episode], policy: Branch, heads: QHeads, config: Config) -> dict[str, float]:
     """Gradients of one batch, micro-batch after micro-batch; every number is a mean over the batch's tokens."""
     packed, rewards = packed_of(batch, policy)
@@ -245,6 +251,7 @@ def losses(
     }
 
 
+@phase("held out")
 @torch.no_grad()
 def measure(episodes: Sequence[Episode], policy: Branch, heads: QHeads, config: Config) -> dict[str, float]:
     """What the slow heads say of completions never trained on. heldout_nll: the policy's, nats a token;

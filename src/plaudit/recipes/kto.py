@@ -22,8 +22,10 @@ from plaudit.config import Config as Base
 from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, prompt_key, split_by_prompt
+from plaudit.evaluation.profile_page import page_if
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
+from plaudit.phases import phase
 from plaudit.randomness import rng, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
@@ -58,6 +60,7 @@ class Config(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
@@ -128,7 +131,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         checkpoint.save(directory / "checkpoints", step, tensors, {"before": before, "after": after})
 
     warmup = math.ceil(config.warmup * len(batches))
-    with Metrics(directory, total=len(batches), done=done, title="kto") as metrics:
+    with Metrics(
+        directory, total=len(batches), done=done, title="kto", profile=page_if(config.profile)
+    ) as metrics:
         for step in range(done, len(batches)):
             # 4. One step: the mean over the batch's completions, whatever the split into micro-batches.
             row = take_gradients(*batches[step], policy, reference, config)
@@ -287,6 +292,7 @@ def sums_of(texts: Sequence[Text], policy: Branch, config: Config) -> Tensor:
 Reference = dict[Text, Tensor]
 
 
+@phase("learning")
 def take_gradients(
     batch: Sequence[Labelled], others: Sequence[Text], policy: Branch, reference: Reference, config: Config
 ) -> dict[str, float]:
@@ -321,6 +327,7 @@ def take_gradients(
     return row
 
 
+@phase("held out")
 @torch.no_grad()
 def measure(
     batch: Sequence[Labelled], others: Sequence[Text], policy: Branch, reference: Reference, config: Config

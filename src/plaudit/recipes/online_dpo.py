@@ -20,9 +20,11 @@ from plaudit import files
 from plaudit.algorithms.masking import masked_sum
 from plaudit.algorithms.preference_loss import Pairs, dpo_loss, smoothed
 from plaudit.data.collate import micro_batches, pack
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import token_logprobs
 from plaudit.models.load import Model
+from plaudit.phases import phase
 from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import preflight
 from plaudit.tensors import Sample
@@ -57,7 +59,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     policy = learner.branches["policy"]
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "online_dpo"), learner)
-    with Metrics(directory, total=config.steps, done=learner.done, title="online dpo") as metrics, sampling:
+    with (
+        Metrics(
+            directory,
+            total=config.steps,
+            done=learner.done,
+            title="online dpo",
+            profile=page_if(config.profile),
+        ) as metrics,
+        sampling,
+    ):
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -113,6 +124,7 @@ def best_and_worst(samples: Sequence[Sample], earned: Tensor) -> list[tuple[int,
     return pairs
 
 
+@phase("learning")
 def prefer(
     samples: Sequence[Sample],
     pairs: Sequence[tuple[int, int]],

@@ -20,9 +20,11 @@ from plaudit.algorithms.advantages import gae, shaped_rewards
 from plaudit.algorithms.masking import masked_mean, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss, explained_variance
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, ScalarHead
 from plaudit.models.load import Model, make_adapter
+from plaudit.phases import phase
 from plaudit.randomness import torch_seed
 from plaudit.reward.model import RewardModel
 from plaudit.reward.open import is_function
@@ -76,7 +78,12 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     policy, value = learner.branches["policy"], learner.branches["value"]
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "ppo"), learner)
-    with Metrics(directory, total=config.steps, done=learner.done, title="ppo") as metrics, sampling:
+    with (
+        Metrics(
+            directory, total=config.steps, done=learner.done, title="ppo", profile=page_if(config.profile)
+        ) as metrics,
+        sampling,
+    ):
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -191,6 +198,7 @@ def experience_from(
     )
 
 
+@phase("learning")
 def update(
     seen: Forward,
     experience: Experience,

@@ -23,9 +23,11 @@ from plaudit.algorithms.kl import k3
 from plaudit.algorithms.masking import masked_mean, masked_sum, whiten
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.data.logged import Logged, read_logged
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model
+from plaudit.phases import phase
 from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import Forward, Part, preflight
 from plaudit.tensors import Sample
@@ -98,7 +100,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     begun = as_it_begins() if logged is not None and config.start and config.reference == "model" else None
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "reinforce"), learner)
-    with Metrics(directory, total=config.steps, done=learner.done, title="reinforce") as metrics, sampling:
+    with (
+        Metrics(
+            directory,
+            total=config.steps,
+            done=learner.done,
+            title="reinforce",
+            profile=page_if(config.profile),
+        ) as metrics,
+        sampling,
+    ):
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -246,6 +257,7 @@ def advantages_of(
     return whiten(worth, mask, keep_mean=False) if config.whiten else worth, float(returns.mean())
 
 
+@phase("learning")
 def update(
     seen: Forward, advantages: Tensor, learner: Learner, step: int, rate: float, coef: float, config: Config
 ) -> dict[str, float]:

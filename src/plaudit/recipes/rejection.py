@@ -17,9 +17,11 @@ from torch import Tensor
 from plaudit import files
 from plaudit.algorithms.nll_loss import nll_loss
 from plaudit.data.collate import micro_batches, pack
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import token_logprobs
 from plaudit.models.load import Model
+from plaudit.phases import phase
 from plaudit.randomness import torch_seed
 from plaudit.rollout.collect import preflight
 from plaudit.tensors import Sample
@@ -59,7 +61,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     policy = learner.branches["policy"]
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "rejection"), learner)
-    with Metrics(directory, total=config.steps, done=learner.done, title="rejection") as metrics, sampling:
+    with (
+        Metrics(
+            directory,
+            total=config.steps,
+            done=learner.done,
+            title="rejection",
+            profile=page_if(config.profile),
+        ) as metrics,
+        sampling,
+    ):
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
@@ -109,6 +120,7 @@ def best_of(samples: Sequence[Sample], earned: Tensor, keep: int) -> list[int]:
     )
 
 
+@phase("learning")
 def imitate(
     best: Sequence[Sample], learner: Learner, step: int, rate: float, config: Config
 ) -> dict[str, float]:

@@ -20,9 +20,11 @@ from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
 from plaudit.data.sources import rows
+from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.reward import measure
 from plaudit.models.branch import Branch, Pool, ScalarHead, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
+from plaudit.phases import phase
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.criteria import CriteriaHead
 from plaudit.reward.judgements import Judgements, Reading, begin, check_varied, starts_of
@@ -74,6 +76,7 @@ class Config(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)
 
     @field_validator("epochs", "learning_rate")
@@ -162,7 +165,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
     # 5. One step a batch of prompts, habits included; the learning rates go to 0.
     nat = Judgements.of(training, starts_of(training), reading, effects).nat(reading)
-    with Metrics(directory, total=len(batches), done=done, title="reward") as metrics:
+    with Metrics(
+        directory, total=len(batches), done=done, title="reward", profile=page_if(config.profile)
+    ) as metrics:
         for step in range(done, len(batches)):
             row = train_on([training[i] for i in batches[step]], branch, reading, effects, config)
             falling = linear_to_zero(step, len(batches))
@@ -257,6 +262,7 @@ def exit_depth(share: float, depth: int) -> int | None:
     return None if leave == depth else leave
 
 
+@phase("learning")
 def train_on(
     groups: list[Judged], branch: Branch, reading: Reading, effects: RaterEffects, config: Config
 ) -> dict[str, float]:

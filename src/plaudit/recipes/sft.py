@@ -19,9 +19,11 @@ from plaudit.algorithms.nll_loss import nll_loss
 from plaudit.config import Config as Base
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.demonstrations import Shown, read_demonstrations, split
+from plaudit.evaluation.profile_page import page_if
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.dropout import row_dropout
 from plaudit.models.load import Model, load_model
+from plaudit.phases import phase
 from plaudit.randomness import rng, torch_seed
 from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
@@ -74,6 +76,7 @@ class Config(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
@@ -141,7 +144,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         branch.load_state(checkpoint.unprefixed("policy", tensors))
         checkpoint.load_optimizer(optimizer, tensors)
 
-    with Metrics(directory, total=steps, done=done, title="sft") as metrics:
+    with Metrics(directory, total=steps, done=done, title="sft", profile=page_if(config.profile)) as metrics:
         for step in range(done, steps):
             if stopped is not None:
                 break
@@ -257,6 +260,7 @@ def batch_of(step: int, training: dict[str, list[Shown]], config: Config) -> lis
     return [shown[int(i)] for i in order[at * config.batch_size : (at + 1) * config.batch_size]]
 
 
+@phase("learning")
 def train_on(batch: Sequence[Shown], branch: Branch, config: Config, step: int) -> dict[str, float]:
     """Gradients of one batch, micro-batch after micro-batch; the loss is in nats a completion token."""
     packed = packed_of(batch, branch)
@@ -271,6 +275,7 @@ def train_on(batch: Sequence[Shown], branch: Branch, config: Config, step: int) 
     return row
 
 
+@phase("held out")
 @torch.no_grad()
 def heldout_losses(
     tasks: Sequence[Task], branch: Branch, config: Config

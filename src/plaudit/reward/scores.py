@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from plaudit.phases import phase
 from plaudit.tensors import Sample, Scorer
 from plaudit.types import LARGEST_SCORE, check_score
 
@@ -40,6 +41,7 @@ class Detailed(Protocol):
         ...
 
 
+@phase("scoring")
 def scored(scorer: Scorer, samples: Sequence[Sample], largest: float = LARGEST_SCORE) -> Scores:
     """All that the scorer says of the samples: what everyone calls who learns from it or writes it down.
 

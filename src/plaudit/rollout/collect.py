@@ -19,6 +19,7 @@ from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch, Outputs, sight, token_logprobs, token_shares, token_values
 from plaudit.models.llama import Llama
+from plaudit.phases import during, phase
 from plaudit.tensors import Sample
 from plaudit.types import UserError
 
@@ -69,6 +70,7 @@ class Part:
         """What belongs to this part of [B, ...] or [B, T, ...] of the whole rollout."""
         return x[self.index] if x.ndim == 1 else x[self.index, : self.mask.shape[1]]
 
+    @phase("learning: policy")
     def logprobs(self, policy: Branch, *, temperature: float, entropy_gradient: bool = False) -> Outputs:
         """The policy's now, [b, t], with gradient."""
         return token_logprobs(
@@ -79,6 +81,7 @@ class Part:
             **self._stream(policy),
         )
 
+    @phase("learning: value")
     def values(self, value: Branch) -> Tensor:
         """The value head's now, [b, t], with gradient."""
         return token_values(value, self.packed, **self._stream(value))
@@ -136,7 +139,8 @@ def forward(
         at, stream = 0, reference.embed(part.ids)
         here: dict[int, Tensor] = {}
         for depth in shared:
-            stream = reference.run(stream, context, start=at, stop=depth)
+            with during("look: trunk"):
+                stream = reference.run(stream, context, start=at, stop=depth)
             at, here[depth] = depth, stream
             if depth in streams:
                 streams[depth][rows, : part.ids.shape[1]] = stream
@@ -146,21 +150,25 @@ def forward(
 
         steps = part.mask.shape[1]
         stream_, depth_ = begin(against)
-        ref = token_logprobs(against, part, temperature=temperature, stream=stream_, depth=depth_)
+        with during("look: reference"):
+            ref = token_logprobs(against, part, temperature=temperature, stream=stream_, depth=depth_)
         stream_p, depth_p = begin(policy)
-        now = token_logprobs(
-            policy, part, temperature=temperature, entropy=True, stream=stream_p, depth=depth_p
-        )
+        with during("look: policy"):
+            now = token_logprobs(
+                policy, part, temperature=temperature, entropy=True, stream=stream_p, depth=depth_p
+            )
         per_token["ref_logprobs"][index, :steps] = ref.logprobs
         per_token["logprobs"][index, :steps] = now.logprobs
         per_token["entropies"][index, :steps] = now.entropies
         if value is not None:
             stream_v, depth_v = begin(value)
-            here_v = token_values(value, part, stream=stream_v, depth=depth_v)
+            with during("look: value"):
+                here_v = token_values(value, part, stream=stream_v, depth=depth_v)
             per_token["values"][index, :steps] = here_v.to(reference.wide)
         if reward is not None:
             stream_r, depth_r = begin(reward)
-            here_r = token_shares(reward, part, stream=stream_r, depth=depth_r)
+            with during("look: reward"):
+                here_r = token_shares(reward, part, stream=stream_r, depth=depth_r)
             shares[index, :steps] = here_r.to(reference.wide)
     return Forward(
         packed=packed,

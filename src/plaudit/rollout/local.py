@@ -17,6 +17,7 @@ from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.adapter import Adapter
 from plaudit.models.decode import Cache, Decoder
 from plaudit.models.llama import Llama
+from plaudit.phases import during, phase
 from plaudit.randomness import rng
 from plaudit.rollout.samples import as_sample, check_prompts, keys_of
 from plaudit.tensors import Key, Sample, SamplingParams
@@ -93,7 +94,8 @@ class LocalEngine:
             free = rows.slots - rows.count
             if (waiting.left and free >= max(1, self.max_batch // 8)) or not rows.count:
                 rows.enter(decoder, waiting, free, keys)
-            logits = decoder.output(rows.hidden)
+            with during("sampling: output"):
+                logits = decoder.output(rows.hidden)
             if self.steer is not None:
                 logits = self.steer(rows.hidden, logits)
             for number, tokens, logprobs in rows.draw(logits):
@@ -201,6 +203,7 @@ class Rows:
     def count(self) -> int:
         return len(self.number)
 
+    @phase("sampling: prompts")
     def enter(self, decoder: Decoder, waiting: Waiting, free: int, keys: Sequence[Key]) -> None:
         """The next samples begin, behind the rows that stand."""
         taken = waiting.next(free)
@@ -227,6 +230,7 @@ class Rows:
         self.drawn = torch.cat([self.drawn, torch.zeros(len(taken), dtype=torch.long, device=device)])
         waiting.forget()
 
+    @phase("sampling: draw")
     def draw(self, logits: Tensor) -> list[tuple[int, list[int], list[float]]]:
         """One token a row; then the rows that have ended leave: each one's number, tokens, log-probabilities."""
         if self.params.ignore_eos:
@@ -266,6 +270,7 @@ class Rows:
         self.hidden, self.number = self.hidden[:count], self.number[:count]
         self.length, self.drawn = self.length[:count], self.drawn[:count]
 
+    @phase("sampling: tokens")
     def go_on(self, decoder: Decoder) -> None:
         """The states after the tokens that were drawn last."""
         rows = torch.arange(self.count, device=self.hidden.device)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from plaudit import files
 from plaudit.models.weights import read_safetensors
+from plaudit.phases import phase
 from plaudit.training import machine
 from plaudit.types import UserError
 
 
+@phase("checkpoint")
 def save(
     directory: Path,
     step: int,

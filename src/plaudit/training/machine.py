@@ -41,11 +41,14 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
     # that allocates gigabytes this costs time, and kills-and-resumes compared bit for bit show such code too.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return device, dtype_of(precision)
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """What this machine multiplies in at that setting, as `prepare` chooses it."""
     if precision != "auto":
-        return device, {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[
-            precision
-        ]
-    return device, torch.bfloat16 if device.type == "cuda" or fast_bfloat16() else torch.float32
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[precision]
+    return torch.bfloat16 if torch.cuda.is_available() or fast_bfloat16() else torch.float32
 
 
 def release() -> None:
@@ -71,12 +74,22 @@ def fast_bfloat16() -> bool:
 
 
 def cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags", "Features").split())
+
+
+def processor() -> str:
+    """What the CPU is called."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*names: str) -> str:
+    """What the system says of the first CPU under one of these names; "" where it says nothing."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+            line = next((line for line in file if line.startswith(names)), "")
     except OSError:
-        return set()
-    return set(line.partition(":")[2].split())
+        return ""
+    return line.partition(":")[2].strip()
 
 
 def record() -> dict[str, Any]:

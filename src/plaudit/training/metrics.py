@@ -6,23 +6,35 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plaudit import files
+from plaudit.phases import phase
+
+if TYPE_CHECKING:
+    from plaudit.training.profile import StepProfile
 
 
 class Metrics:
     """The log of one run; what a killed run wrote after its last checkpoint is dropped, since it comes again."""
 
     def __init__(
-        self, directory: Path, *, total: int, done: int, title: str, console: Console | None = None
+        self,
+        directory: Path,
+        *,
+        total: int,
+        done: int,
+        title: str,
+        console: Console | None = None,
+        profile: Callable[[Path, Mapping[str, Any]], object] | None = None,
     ) -> None:
-        """total, done: steps in all and already taken."""
+        """total, done: steps in all and already taken. profile: makes the page of a profiled step; None: none is."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path, self.done, self.total = directory / "metrics.jsonl", done, total
@@ -43,19 +55,34 @@ class Metrics:
         )
         self.task = self.progress.add_task(title, total=total, completed=done, note="")
         self.title, self.started = title, time.monotonic()
+        self.profile: StepProfile | None = None
+        if profile is not None:
+            from plaudit.training.profile import StepProfile
+
+            self.profile = StepProfile(directory, profile, total=total, done=done)
 
     def __enter__(self) -> Metrics:
         self.progress.start()
+        if self.profile is not None:
+            self.profile.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.profile is not None:
+            self.profile.end()
         self.progress.stop()
         self.board.close()
 
     def log(self, step: int, values: Mapping[str, float], shown: str) -> None:
         """Write the numbers of a step that is done (1, 2, ...) and show one line of them."""
+        self._log(step, values, shown)
+        if self.profile is not None:
+            self.profile.logged(step, values)
+
+    @phase("log")
+    def _log(self, step: int, values: Mapping[str, float], shown: str) -> None:
         row = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
         with files.writable(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -22,6 +22,7 @@ from plaudit.data.formats import read_prompts
 from plaudit.models.adapter import Adapter
 from plaudit.models.branch import Branch
 from plaudit.models.load import Model, load_model
+from plaudit.phases import phase
 from plaudit.randomness import rng, torch_seed
 from plaudit.reward.early import early
 from plaudit.reward.model import RewardModel
@@ -107,6 +108,7 @@ class OnlineConfig(Base):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
+    profile: bool = False
     checkpoint_every: int = Field(default=10, ge=1)
 
     @property
@@ -212,6 +214,7 @@ def open_engine(config: OnlineConfig, model: Model, prompts: Sequence[Sequence[i
     )
 
 
+@phase("sampling")
 def draw(
     world: World, policy: Branch, step: int, config: OnlineConfig, purpose: str, again: int = 0
 ) -> Drawn:
@@ -245,6 +248,7 @@ def prompts_of_step(count: int, step: int, size: int, seed: int) -> list[int]:
     return [int(orders[place // count][place % count]) for place in range(step * size, (step + 1) * size)]
 
 
+@phase("look")
 def look(
     world: World,
     samples: Sequence[Sample],

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from plaudit.config import Config
+from plaudit.phases import phase
 from plaudit.types import UserError
 
 OptimizerName = Literal["adamw", "adam", "adam_tf", "sgd", "rmsprop", "adadelta"]
@@ -183,6 +184,7 @@ def add_l1(parameters: Iterable[nn.Parameter], l1: float) -> float:
     return size
 
 
+@phase("optimiser")
 def take_step(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
