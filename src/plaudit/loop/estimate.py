@@ -73,6 +73,24 @@ def examine(recipe: str, config: Any, memory: float | None) -> tuple[list[str], 
 
     UserError where the config or the data is at fault.
     """
+    asked = ask(recipe, config, memory)
+    try:
+        found = predict(asked)
+    except DoesNotFit as stopped:
+        more = max(stopped.used, asked.limit) / 1e9
+        line = _line(
+            False, "memory", f"more than {more:.1f} GB, where {asked.room / 1e9:.1f} GB are to be had"
+        )
+        return [line, *advice(asked)], False
+    lines = described(asked, found)
+    fits = found.memory <= asked.room
+    if not fits:
+        lines += advice(asked)
+    return lines, fits and found.disk <= free_disk(Path())
+
+
+def ask(recipe: str, config: Any, memory: float | None = None) -> Asked:
+    """What is to be predicted, as `examine`."""
     here = available()
     room = here if memory is None else round(memory * 1e9)
     console = Console(stderr=True)
@@ -81,18 +99,7 @@ def examine(recipe: str, config: Any, memory: float | None) -> tuple[list[str], 
         console.print(f"[dim]rehearsal[/]  {text}", highlight=False, soft_wrap=True)
 
     texts = None if counted(recipe, config) else read_texts(recipe, config)
-    asked = Asked(recipe, config, texts, room, min(room, here), say)
-    try:
-        found = predict(asked)
-    except DoesNotFit as stopped:
-        more = max(stopped.used, asked.limit) / 1e9
-        line = _line(False, "memory", f"more than {more:.1f} GB, where {room / 1e9:.1f} GB are to be had")
-        return [line, *advice(asked)], False
-    lines = described(asked, found)
-    fits = found.memory <= room
-    if not fits:
-        lines += advice(asked)
-    return lines, fits and found.disk <= free_disk(Path())
+    return Asked(recipe, config, texts, room, min(room, here), say)
 
 
 # How a run is rehearsed --------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ if torch is not None and torch.cuda.is_available():
 sys.exit(status)
 """
 """The first argument is where a GPU's peak is written, the others are the command's."""
-LOOK_EVERY = 0.02
+LOOK_EVERY = 0.05
 """Seconds between two looks at a run."""
 SPARE = 0.03
 """The share of the machine's memory that is left to the rest of the system."""
@@ -83,7 +83,8 @@ def rehearse(settings: str, place: Path, *, limit: int, say: Say) -> Timeline:
     or the data is at fault.
     """
     (place / "config.yaml").write_text(settings, encoding="utf-8")
-    run, log = place / "run", place / "log.txt"
+    run, log, scratch = place / "run", place / "log.txt", place / "tmp"
+    scratch.mkdir()
     command = ["train", str(place / "config.yaml"), "--out", str(run)]
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as told:
@@ -92,6 +93,7 @@ def rehearse(settings: str, place: Path, *, limit: int, say: Say) -> Timeline:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=told,
+            env=os.environ | {"TMPDIR": str(scratch)},
             start_new_session=True,  # Ctrl-C is for the one who watches, who ends this one and what it started
         )
         try:
