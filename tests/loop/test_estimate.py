@@ -302,11 +302,8 @@ def test_a_run_on_data_is_counted_as_the_recipe_goes(
     monkeypatch.setattr(estimate, "from_texts", told)
     fake(lambda _: SEEN)
     data = [preferences(tmp_path, 100)]
-    examined(
-        recipe.__name__.rpartition(".")[2],
-        config_of(recipe, data=data, heldout=0, checkpoint_every=7 if recipe is not reward_model else 10)
-        .model_copy(update=settings),
-    )  # fmt: skip
+    config = config_of(recipe, data=data, heldout=0, checkpoint_every=7).model_copy(update=settings)
+    examined(recipe.__name__.rpartition(".")[2], config)
     assert given == given | counted
 
 
@@ -398,7 +395,10 @@ def test_a_prediction_beyond_the_room_does_not_fit(fake: Fake, monkeypatch: pyte
 
     fake(seen)
     assert examined("ppo", online(), memory=2.0)[1]
-    assert not examined("ppo", online(), memory=1.9)[1]
+    told, fits = examined("ppo", online(), memory=1.9)
+    assert not fits
+    assert told["memory"] == "no 2.00 GB, where 1.9 GB are to be had"
+    assert told["change"].startswith("-- ")  # no change makes it smaller
     monkeypatch.setattr(estimate, "free_disk", lambda _: 600)  # 500, and two checkpoints more of 100
     assert not examined("ppo", online(), memory=2.0)[1]
 

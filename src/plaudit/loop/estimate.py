@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -205,16 +206,16 @@ def described(asked: Asked, found: Prediction) -> list[str]:
     if found.longest is not None:
         text = f"{spoken(found.longest)}, if every completion had {config.max_new_tokens} tokens"
         lines.append(_line(None, "at the most", text))
-    room = f"of {asked.room / 1e9:.1f} GB that are to be had"
-    lines.append(_line(found.memory <= asked.room, "memory", f"{found.memory / 1e9:.2f} GB {room}"))
+    memory = f"{found.memory / 1e9:.2f} GB, where {_room(asked)}"
+    lines.append(_line(found.memory <= asked.room, "memory", memory))
     if found.gpu is not None:
         lines.append(_line(None, "GPU memory", f"{found.gpu / 1e9:.2f} GB, as torch reserves it"))
-    disk = f"{found.disk / 1e9:.2f} GB of {free / 1e9:.1f} GB that are free here"
+    disk = f"{found.disk / 1e9:.2f} GB, where {free / 1e9:.1f} GB are free"
     lines.append(_line(found.disk <= free, "disk", disk))
     if found.length is not None:
         text = f"completions as long as in the rehearsal ({found.length:.0f} tokens on average)"
     else:
-        text = f"{asked.recipe} goes on to its last step"
+        text = "the rest of the data is like the part that was rehearsed"
     return [*lines, _line(None, "assumed", f"{text}; a machine as busy as now")]
 
 
@@ -261,6 +262,12 @@ def memory_with(asked: Asked, changes: dict[str, Any]) -> int | None:
     if asked.texts is not None and part is not None:
         held += PER_CHARACTER * (asked.texts.text - part.text)
     return held if held <= asked.room else None
+
+
+def _room(asked: Asked) -> str:
+    if asked.room == sys.maxsize:
+        return "nothing tells how much is free"
+    return f"{asked.room / 1e9:.1f} GB are to be had"
 
 
 def _line(ok: bool | None, name: str, found: str) -> str:

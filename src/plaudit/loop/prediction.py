@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from plaudit.loop.rehearsal import Timeline
 from plaudit.types import UserError
 
-PER_CHARACTER = 15
-"""Bytes that a run keeps of a character of its data: its text, and its ids as Python's numbers."""
+PER_CHARACTER = 12
+"""Bytes that a run keeps of a character of its data: its text, and its ids as Python's numbers (11.3 were measured, of
+English dialogues with the default model's tokenizer)."""
 AT_ONCE = 3
 """Checkpoints that stand at once at the most: two are kept, and the next is written beside them."""
 
