@@ -251,6 +251,21 @@ def test_a_short_run_is_rehearsed_once_and_whole(fake: Fake) -> None:
     assert told["in all"] == "-- 19.0 s"
 
 
+def test_a_bandit_that_chooses_is_rehearsed_in_rounds(fake: Fake) -> None:
+    def seen(tree: dict[str, Any]) -> Timeline:
+        ends = tuple(10.0 + 5 * (i + 1) for i in range(tree["rounds"] * tree["steps_per_round"]))
+        return Timeline(10.0, ends, ends[-1], ends[-1] + 3, 2000, 500, 100)
+
+    asked = fake(seen)
+    config = config_of(
+        bandit, data=[], contexts="c.txt", reward="m:f", labels=["a", "b"], rounds=20, steps_per_round=1
+    )
+    told, _ = examined("bandit", config)
+    assert [(tree["rounds"], tree["checkpoint_every"]) for tree in asked] == [(2, 2), (6, 6)]
+    assert told["steps"] == "-- 20 of 5.0 s: 1.7 min"
+    assert "at the most" not in told
+
+
 def test_what_reads_data_is_rehearsed_on_two_parts_of_it(fake: Fake, tmp_path: Path) -> None:
     lines: list[int] = []
 
@@ -335,12 +350,12 @@ def test_a_part_that_says_nothing_is_made_larger(fake: Fake, tmp_path: Path) -> 
         sizes.append(len(Path(tree["data"][0]).read_text().splitlines()))
         if sizes[-1] < 60:
             raise UserError("all 16 comparisons are ties", where=tree["data"][0])
-        return Timeline(10.0, (15.0,), 15.0, 18.0, 2000, 500, 100)
+        return Timeline(10.0, (20.0, 40.0), 40.0, 43.0, 2000, 500, 100)
 
     fake(seen)
     config = config_of(dpo, data=[path], heldout=0)
     assert examined("dpo", config)[1]
-    assert sizes[:2] == [16, 64]
+    assert sizes == [16, 64, 3 * 64]
 
     def refused(tree: dict[str, Any]) -> Timeline:
         sizes.append(0)

@@ -158,13 +158,14 @@ def predict(asked: Asked) -> Prediction:
         _, whole, each = known
         count = math.ceil(count / each)
         seen = first if min(count, whole) <= FEW else in_part(asked, count, None, {})
-        steps, most = whole * each, None if each > 1 else config.max_new_tokens
+        steps, most = whole * each, getattr(config, "max_new_tokens", None)
         if getattr(config, "environment", None) or getattr(config, "feedback", None):
             most = None  # an episode has several completions, and what is judged is as long as it is
         saves = math.ceil(steps / every)
         found = from_steps(seen, steps=steps, saves=saves, each=each, most_tokens=most)
         return replace(found, memory=max(first.memory, seen.memory))
-    part = asked.texts.part(max(3 * FEW, count))
+    count = max(3 * math.ceil(few.units / few.batch), count)  # far enough apart to tell what grows
+    part = asked.texts.part(count)
     second = first if part.text <= few.text else in_part(asked, count, part, {})
     sizes = Sizes(few.text, max(few.text, part.text), asked.texts.text)
     return _whole(asked, first, second, sizes)
