@@ -73,10 +73,30 @@ def root(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine can do, and what is missing. Exit status 0 when the quickstart can run, else 2."""
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A run to rehearse before it starts.")
+    ] = None,
+    settings: Settings = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.001, help="With a config: GB for the run; default: what is free.")
+    ] = None,
+) -> None:
+    """Say what this machine can do, and what is missing; of a config, how much time and memory its run takes.
+
+    Exit status 0 when the quickstart can run, or the config's run fits; else 2."""
     from plaudit import doctor
 
+    if config is not None:
+        from plaudit.loop import estimate
+
+        name, _, parsed = _parsed(config, settings or [], recipe=None)
+        lines, fits = estimate.examine(name, parsed, memory)
+        for line in lines:
+            typer.echo(line)
+        raise typer.Exit(0 if fits else 2)
+    if memory is not None:
+        raise UserError("is of a run", where="--memory", fix="name its CONFIG.yaml, too")
     checks = doctor.examine()
     for check in checks:
         typer.echo(doctor.shown(check))
@@ -449,8 +469,20 @@ def _resumable_labels(out: Path) -> Iterator[None]:
 
 def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, recipe: str | None) -> None:
     """A run of the config's recipe in a new directory, which does not stay where no step could be taken."""
-    from plaudit import config as configs
     from plaudit.training import machine, rundir
+
+    name, module, config = _parsed(path, settings, recipe)
+    directory = out or Path("runs") / name
+    machine.prepare(config.precision, config.threads)
+    rundir.start(directory, name, config, overwrite=overwrite)
+    with rundir.alone(directory), _resumable(directory), rundir.first_try(directory):
+        summary = module.run(config, directory)
+    _print(summary)
+
+
+def _parsed(path: Path, settings: list[str], recipe: str | None) -> tuple[str, Any, Any]:
+    """The recipe's name, its module and its config. UserError for another recipe than the one that is given."""
+    from plaudit import config as configs
 
     tree = configs.with_overrides(configs.read_yaml(path), settings)
     name = tree.pop("recipe", recipe)
@@ -459,13 +491,7 @@ def _start(path: Path, settings: list[str], out: Path | None, overwrite: bool, r
             f"is of recipe {name}, not {recipe}", where=str(path), fix="run it with `plaudit train`"
         )
     module = _recipe(name, str(path))
-    config = configs.parse(module.Config, tree, str(path))
-    directory = out or Path("runs") / name
-    machine.prepare(config.precision, config.threads)
-    rundir.start(directory, name, config, overwrite=overwrite)
-    with rundir.alone(directory), _resumable(directory), rundir.first_try(directory):
-        summary = module.run(config, directory)
-    _print(summary)
+    return name, module, configs.parse(module.Config, tree, str(path))
 
 
 def _recipe(name: object, where: str) -> Any:

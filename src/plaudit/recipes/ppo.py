@@ -78,12 +78,10 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     policy, value = learner.branches["policy"], learner.branches["value"]
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "ppo"), learner)
-    with (
-        Metrics(
-            directory, total=config.steps, done=learner.done, title="ppo", profile=page_if(config.profile)
-        ) as metrics,
-        sampling,
-    ):
+    log = Metrics(
+        directory, total=config.steps, done=learner.done, title="ppo", profile=page_if(config.profile)
+    )
+    with log as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break

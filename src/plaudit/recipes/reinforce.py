@@ -100,16 +100,14 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     begun = as_it_begins() if logged is not None and config.start and config.reference == "model" else None
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "reinforce"), learner)
-    with (
-        Metrics(
-            directory,
-            total=config.steps,
-            done=learner.done,
-            title="reinforce",
-            profile=page_if(config.profile),
-        ) as metrics,
-        sampling,
-    ):
+    log = Metrics(
+        directory,
+        total=config.steps,
+        done=learner.done,
+        title="reinforce",
+        profile=page_if(config.profile),
+    )
+    with log as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break

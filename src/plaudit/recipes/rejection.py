@@ -61,16 +61,14 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     policy = learner.branches["policy"]
 
     sampling = Ahead(lambda acting, step: online.draw(world, acting, step, config, "rejection"), learner)
-    with (
-        Metrics(
-            directory,
-            total=config.steps,
-            done=learner.done,
-            title="rejection",
-            profile=page_if(config.profile),
-        ) as metrics,
-        sampling,
-    ):
+    log = Metrics(
+        directory,
+        total=config.steps,
+        done=learner.done,
+        title="rejection",
+        profile=page_if(config.profile),
+    )
+    with log as metrics, sampling:
         for step in range(learner.done, config.steps):
             if learner.stopped:
                 break
