@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from plaudit.reward.combine import Ensemble, Transformed, WeightedSum
 from plaudit.reward.endpoint import Endpoint
@@ -32,7 +32,8 @@ def early(scorer: Scorer | None) -> Iterator[Callable[[Sample], Sample]]:
 
     A judge behind an API is asked at once, and its replies are kept (see `Endpoint`): whoever scores the whole batch
     afterwards finds them there, and gets what it would have got without. Other scorers are not asked: they work on
-    this machine, which is busy drawing. Leaving waits for the replies; UserError as the first question's.
+    this machine, which is busy drawing. Leaving waits for the replies; UserError as soon as a question
+    has one.
     """
     judges = remote_judges(scorer)
     if not judges:
@@ -48,7 +49,8 @@ def early(scorer: Scorer | None) -> Iterator[Callable[[Sample], Sample]]:
 
     try:
         yield hear
-        for question in asked:
+        done, _ = wait(asked, return_when=FIRST_EXCEPTION)
+        for question in done:
             question.result()
     except BaseException:
         for judge in judges:
