@@ -383,7 +383,8 @@ def shown(row: dict[str, float]) -> str:
 
 
 def timing(began: float, sampled: float, tokens: int) -> dict[str, float]:
-    """How long a step took, of that how long it sampled (seconds), and how many tokens a second it learned from."""
+    """How long a step took, of that how long it waited for its samples and for whoever scores them by text (seconds),
+    and how many tokens a second it learned from."""
     seconds = time.monotonic() - began
     return {
         "seconds": seconds,
