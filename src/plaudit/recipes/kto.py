@@ -22,6 +22,7 @@ from plaudit.config import Config as Base
 from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, prompt_key, split_by_prompt
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng, torch_seed
@@ -165,6 +166,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         "heldout_loss_before": before.get("loss"),
         **{f"heldout_{name}": after.get(name) for name in ("loss", "accuracy")},
     }
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -19,6 +19,7 @@ from plaudit.algorithms.nll_loss import nll_loss
 from plaudit.config import Config as Base
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.demonstrations import Shown, read_demonstrations, split
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.dropout import row_dropout
 from plaudit.models.load import Model, load_model
@@ -217,6 +218,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         "heldout_loss": after,
         "heldout_losses": by_task,
     }
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 
