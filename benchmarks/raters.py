@@ -1,7 +1,7 @@
 """What knowing who judged is worth: rater-aware reward models on simulated raters, and on real people.
 
-    python benchmarks/raters.py simulated            # about 10 minutes on one core
-    python benchmarks/raters.py people --data DIR    # PandaLM's three raters and MLQE-PE's six; about 10 minutes
+    python benchmarks/raters.py simulated            # about 20 minutes on one core
+    python benchmarks/raters.py people --data DIR    # PandaLM's three raters and MLQE-PE's six; about 20 minutes
 
 Simulated: an item is two answers, each 32 features; gold is a linear taste of them, and a careful rater prefers the
 first with probability sigmoid(gold gap). Ten raters, three an item. Some of them are careless (toss a coin), inverted
@@ -16,7 +16,8 @@ People: five folds by prompt; the head is fitted to frozen states of smollm2 (ha
 reward_model recipe's probe does. Nothing is tuned on the folds that are measured.
 
 Both write what they find to benchmarks/raters.json, row by row, and go on from there when they are stopped; then they
-draw the chart, one self-contained page, and print the tables of benchmarks/README.md (`table` does that alone).
+draw the chart, one self-contained page and a picture of it for docs/, and print the tables of benchmarks/README.md
+(`table` does that alone).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import raters_chart
 import raters_people
 import torch
 from numpy.typing import NDArray
@@ -47,9 +49,10 @@ from plaudit.reward.raters import RaterEffects
 
 HERE = Path(__file__).parent
 SIZES = (100, 200, 400, 800, 1600)
-SEEDS = range(100, 124)
+SEEDS = {"careless": range(100, 124), "inverted": range(100, 108), "colluding": range(100, 108)}
+"""Of the kinds that are run at every size, and drawn."""
 FEWER_SIZES, FEWER_SEEDS = (200, 800), range(100, 105)
-"""Of every kind but the careless."""
+"""Of every other kind."""
 KINDS = {"careless": 3, "inverted": 2, "colluding": 3, "careful": 0, "copying": 3, "own taste": 3}
 """How many of the ten raters are of the kind."""
 RATERS, OVERLAP, WIDTH = 10, 3, 32
@@ -187,14 +190,14 @@ def won_back(rows: list[dict[str, Any]], learner: str) -> dict[str, Any]:
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval (Student's t over seeds)."""
-    t = {4: 2.776, 23: 2.069}[len(values) - 1]
+    t = {4: 2.776, 7: 2.365, 23: 2.069}[len(values) - 1]
     return float(np.mean(values)), float(t * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def simulated(keep: Callable[[list[dict[str, Any]]], None], found: list[dict[str, Any]]) -> None:
     """Every kind and size that `found` lacks; `keep` is given all rows after each."""
     for kind in KINDS:
-        sizes, seeds = (SIZES, SEEDS) if kind == "careless" else (FEWER_SIZES, FEWER_SEEDS)
+        sizes, seeds = (SIZES, SEEDS[kind]) if kind in SEEDS else (FEWER_SIZES, FEWER_SEEDS)
         for labels in sizes:
             if any((row["kind"], row["labels"]) == (kind, labels) for row in found):
                 continue
@@ -251,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("study", choices=("simulated", "people", "table"))
     parser.add_argument("--figure", type=Path, default=Path("runs/raters.html"), help="the chart to draw")
+    parser.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "images" / "raters.png")
     parser.add_argument("--afresh", action="store_true", help="measure again what raters.json holds")
     parser.add_argument("--data", type=Path, help="the folder that holds pandalm_3raters and mlqe_pe_da")
     parser.add_argument("--cache", type=Path, default=Path("runs/raters-cache"), help="where states are kept")
@@ -272,8 +276,7 @@ def main() -> None:
     elif given.study == "people":
         raters_people.people(given.data, given.cache, partial(keep, "people"), found["people"])
     rows = sorted(found["simulated"], key=lambda row: (list(KINDS).index(row["kind"]), row["labels"]))
-    given.figure.parent.mkdir(parents=True, exist_ok=True)
-    given.figure.write_text(raters_people.figure(rows), encoding="utf-8")
+    raters_chart.draw(rows, given.figure, given.picture)
     print("\n".join([HEAD, *map(row_of, rows)]), end="\n\n")
     print(raters_people.table(found["people"]))
 

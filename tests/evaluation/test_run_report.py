@@ -70,3 +70,31 @@ def test_no_torch_is_needed() -> None:
         "import sys, plaudit.evaluation.run_report; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def a_fit(directory: Path) -> Path:
+    """Twelve steps of a fit whose held-out loss, measured every fourth, turns up."""
+    rows: list[dict[str, float]] = [{"step": s, "loss": 3 - 0.2 * s, "grad_norm": 1.0} for s in range(1, 13)]
+    for place, loss in ((3, 2.0), (7, 1.5), (11, 2.5)):
+        rows[place] |= {"heldout_loss": loss, "heldout_loss/en": loss}
+    directory.mkdir()
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "config.yaml").write_text("recipe: sft\nmodel: tiny\nseed: 3\nkeep: last\n")
+    return directory
+
+
+def test_a_run_on_given_data_is_told_of_its_loss_and_not_of_samples(tmp_path: Path) -> None:
+    summary = {"steps": 12, "stopped": None, "heldout_loss_before": 3.0, "heldout_loss": 2.5}
+    page = write_run_report(a_fit(tmp_path / "run"), summary).read_text()
+    assert (
+        "Overfitting: the held-out loss rose from 1.5 at step 8 to 2.5 while the training loss fell on."
+        in page
+    )
+    assert "Is it learned, or learned by heart?" in page
+    assert "gold" not in page.split('id="figures"')[0].split("<script>")[0]
+    assert "the loss went from" in page
+    held = figures(page)["apart"]["data"][1]
+    assert (held["x"], held["y"]) == ([0, 4, 8, 12], [3.0, 2.0, 1.5, 2.5])
+    assert figures(page)["apart"]["layout"]["xaxis"]["range"] == [-0.5, 12.5]
+    assert figures(page)["curve-heldout_loss"]["layout"]["xaxis"]["range"] == [3.5, 12.5], "as far as it goes"
+    assert '<th scope="col">Held-out loss of en</th>' in page

@@ -95,8 +95,13 @@ def diagnose(
             for advise in (_flat, *([_gamed] if judged is None else [])):
                 found += advise(rows, settings)
         found += [*_distance(rows, settings), *_entropy(rows, settings)]
-        for look in (_steps, _critic, _sampler):
+        for look in (steps_too_large, _critic, _sampler):
             found += look(rows)
+    return worst_first(found)
+
+
+def worst_first(found: Sequence[Finding]) -> list[Finding]:
+    """Alarms, then warnings, then what is fine."""
     order = {"alarm": 0, "warning": 1, "fine": 2}
     return sorted(found, key=lambda finding: order[finding.level])
 
@@ -279,7 +284,7 @@ def _ends(rows: Sequence[Row]) -> list[Finding]:
     return []
 
 
-def _steps(rows: Sequence[Row]) -> list[Finding]:
+def steps_too_large(rows: Sequence[Row]) -> list[Finding]:
     """Steps too large, or a few that threw the run."""
     found = []
     clipped = Curve.of(rows, "clip_fraction")
@@ -301,7 +306,7 @@ def _steps(rows: Sequence[Row]) -> list[Finding]:
                 Finding(
                     "warning",
                     f"The gradient's norm was {worst:.3g} at step {at}, the median {median:.3g}.",
-                    "Look at that step's samples; lower max_grad_norm.",
+                    "Look at that step's batch; lower max_grad_norm.",
                 )
             )
     return found

@@ -135,6 +135,8 @@ def curves(
 ) -> Figure:
     """Curves of the same measure by round; lines: levels to draw across, with what each is."""
     points = max((len(one.x) for one in series), default=0)
+    places = [x for one in series for x in one.x] or [1]
+    first, last = min(places), max(places)
     data = [
         {
             "type": "scatter",
@@ -166,7 +168,7 @@ def curves(
         data,
         height=180,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis=axis(None, tickformat="d", nticks=6, range=[0.5, max(points, 1) + 0.5], showgrid=False),
+        xaxis=axis(None, tickformat="d", nticks=6, range=[first - 0.5, last + 0.5], showgrid=False),
         yaxis=axis(
             None,
             nticks=5,

@@ -27,6 +27,7 @@ from plaudit.data.formats import read_prompts
 from plaudit.data.judged import is_held_out, prompt_key
 from plaudit.evaluation.off_policy import columns, measure
 from plaudit.evaluation.profile_page import page_if
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, Pool, pooled_states
 from plaudit.models.label_head import Classifier, LabelHead
 from plaudit.models.load import Model, load_model, make_adapter
@@ -175,6 +176,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         figures = measure(classifier, heldout, policies)
     summary = {"steps": total, "labels": list(labels), "rows": len(log), **figures}
     classifier.save(directory / "model", {"seed": config.seed, **figures})
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

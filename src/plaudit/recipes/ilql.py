@@ -34,6 +34,7 @@ from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.episodes import Episode, read_episodes
 from plaudit.data.judged import is_held_out, known_ids
 from plaudit.evaluation.profile_page import page_if
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, hidden_states
 from plaudit.models.load import Model, load_model
 from plaudit.models.q_heads import QHeads, save_heads
@@ -169,6 +170,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         **{name: metrics.history[-1][name] for name in LOSSES},
         **measured,
     }
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -23,6 +23,7 @@ from plaudit.data.collate import micro_batches, pack
 from plaudit.data.formats import read_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, prompt_key, split_by_prompt
 from plaudit.evaluation.profile_page import page_if
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
 from plaudit.phases import phase
@@ -170,6 +171,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         "heldout_loss_before": before.get("loss"),
         **{f"heldout_{name}": after.get(name) for name in ("loss", "accuracy")},
     }
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -22,6 +22,7 @@ from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_pro
 from plaudit.data.sources import rows
 from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.reward import measure
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, Pool, ScalarHead, pooled_states
 from plaudit.models.load import Model, load_model, make_adapter
 from plaudit.phases import phase
@@ -222,6 +223,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
     if config.raters == "aware":
         summary |= {"raters": raters or "crowd: fewer than two raters are named"}
     reward.save(directory / "model", {"seed": config.seed, "data": config.data, **figures})
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -20,6 +20,7 @@ from plaudit.config import Config as Base
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.demonstrations import Shown, read_demonstrations, split
 from plaudit.evaluation.profile_page import page_if
+from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.dropout import row_dropout
 from plaudit.models.load import Model, load_model
@@ -220,6 +221,7 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
         "heldout_loss": after,
         "heldout_losses": by_task,
     }
+    write_run_report(directory, summary)
     files.write_json(directory / "summary.json", summary)
     return summary
 

@@ -513,6 +513,23 @@ SHARED = (
     *of_room("data/logged", "data/test_logged",
              ("if pair.both_bad:", "if False:", "both bad taken for a tie")),
 )  # fmt: skip
+SPLITS = tuple(
+    mutation
+    for recipe, old, new in (
+        ("sft", "part.mask, total=total)", "part.mask, total=float(part.mask.sum()))"),
+        (
+            "ilql",
+            "expectile=config.expectile, total=total)",
+            "expectile=config.expectile, total=float(mask.sum()))",
+        ),
+        ("ppo", "now.entropies, part.mask, total=total)", "now.entropies, part.mask)"),
+        ("reinforce", "masked_mean(kl, part.mask, total=total)", "masked_mean(kl, part.mask)"),
+        ("grpo", "mean(kl, part.mask, total=total)", "mean(kl, part.mask, total=len(part.index))"),
+        ("rejection", "part.mask, total=total)", "part.mask, total=float(part.mask.sum()))"),
+    )
+    for mutation in of_room(f"recipes/{recipe}", "recipes/test_splits", (old, new, "a rank's own mean"))
+)
+"""Each batch here is one micro-batch, so that only a split between ranks shows it."""
 LAST_WEIGHTS = tuple(
     mutation
     for recipe, looked_at in (

@@ -320,6 +320,29 @@ DIAGNOSIS = of_room(
     ("if low <= 0.5:", "if low < 0.4:", "an unsure win called one"),
     ("if high < 0.5:", "if high < 0.1:", "judges who prefer the start unheard"),
 )  # fmt: skip
+FITTING = of_room(
+    "evaluation/fitting",
+    "evaluation/test_fitting",
+    ("Curve([0, *held.steps], [before, *held.values])", "held", "what it was before forgotten"),
+    ("at = held.steps[held.values.index(lowest)]", "at = held.steps[-1]", "the wrong step named"),
+    ("loss.last < loss.level(max(1, loss.until(at)))", "True", "any rise called overfitting"),
+    ("if kept is not None and kept != held.steps[-1]:", "if False:", "a best model kept called overfitted"),
+    ('"alarm" if last > first else "warning"', '"warning"', "worse than before is no alarm"),
+    ("if loss.first - loss.last > SURE * loss.error:", "if loss.first > loss.last:", "noise called learning"),
+    ("if own <= rule:", "if own <= 0.5:", "a reward that is its length passes"),
+    ("if error >= constant:", "if error < constant:", "values that know nothing pass"),
+    ("for row in rows for name in MOVES)", "for row in rows for name in ())", "targets that move held against it"),
+) + of_room(
+    "evaluation/run_report",
+    "evaluation/test_run_report recipes/test_reports",
+    ('("heldout_loss", "Held-out loss", "the same on what is never trained on", ".3f"),\n', "",
+     "a figure without a name"),
+    ('tree.get("recipe") in GIVEN if tree', "False if tree", "samples spoken of where there are none"),
+) + of_room(
+    "evaluation/plots",
+    "evaluation/test_run_report",
+    ("range=[first - 0.5, last + 0.5]", "range=[0.5, max(points, 1) + 0.5]", "points beyond the axis"),
+)  # fmt: skip
 REPORT = of_room(
     "evaluation/report",
     "evaluation/test_report",
