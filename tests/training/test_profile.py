@@ -291,7 +291,8 @@ def test_the_sentence_names_what_takes_most() -> None:
         ("all else", pytest.approx(0.06)),
     ]  # fmt: skip
     ((what, share),) = in_words({"learning": 9.97, "log": 0.03}, 10.0)
-    assert (what, share) == ("learning", pytest.approx(0.997))
+    assert what == "learning"
+    assert share == pytest.approx(0.997)
     assert in_words({"learning": 9.9, "log": 0.04, "look": 0.06}, 10.0)[-1] == (
         "the look at the samples",
         0.006,
