@@ -216,6 +216,7 @@ REJECTION = of_room(
     "recipes/test_rejection",
     ("key=lambda i: -float(earned[i])", "key=lambda i: float(earned[i])", "the worst imitated"),
     ("[:keep]", "[:1]", "one of each, however many are kept"),
+    ("        if len({float(earned[i]) for i in group}) > 1\n", "", "the first of equals imitated"),
     ("part, temperature=config.temperature)", "part)", "temperature forgotten"),
     ("online.rewards_of(scores, samples, config), config.keep", "scores, config.keep", "a missing end forgiven"),
     ("total=total)", "total=float(packed.mask.sum()))", "the batch's count for the minibatch's"),
