@@ -220,6 +220,87 @@ def test_kto_ends_at_the_best_of_all_policies_on_a_grid(baseline: float) -> None
     assert found[0] > 0.3 > 0.2 > found[2]
 
 
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("baseline", [0.0, 0.2])
+def test_kto_ends_at_the_worlds_optimum_where_raters_like_it_so(world: str, baseline: float) -> None:
+    """With beta 1 a path whose c = likes * up - dislikes * down is above 0 adds - c p / (p + k) to the loss, where k is
+    ref exp(baseline): convex in p, so that the least is where all slopes of a prompt are alike (Karush, Kuhn and
+    Tucker), c k / (p + k)^2. Raters are chosen whose slopes are alike at the world's best policy."""
+    here, up, down = WORLDS[world], 1.0, 1.3
+    paths, best = optimum(here)
+    ref = chances(reference(here), paths)
+    k = ref.exp() * math.exp(baseline)
+    slope = (best + k) ** 2 / k
+    most = torch.stack([slope[paths.prompt == prompt].max() for prompt in paths.prompt])
+    liked = (0.9 * up * slope / most + down) / (up + down)
+    assert bool(((liked > 0.5) & (liked < 1)).all())
+    weight, good = torch.cat([liked, 1 - liked]), torch.arange(2 * len(ref)) < len(ref)
+
+    def loss(logits: Tensor) -> Tensor:
+        now = chances(logits, paths)
+        return kto_loss(
+            now.repeat(2), ref.repeat(2), good, torch.tensor(baseline, dtype=torch.float64), weight,
+            total=len(ref), beta=1.0, desirable_weight=up, undesirable_weight=down,
+        ).loss  # fmt: skip
+
+    assert apart(here, reference(here)) > 0.2
+    assert apart(here, least(loss, reference(here))) < 1e-4
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_simpo_ends_at_the_policy_whose_mean_logprobs_the_raters_choose_by(world: str) -> None:
+    """Each comparison alone asks for beta (mean - mean) = log-odds + gamma; these raters' odds ask of every one for
+    what the world's best policy has. They do not compare what lies nearer than gamma."""
+    here, beta, gamma = WORLDS[world], 1.5, 0.05
+    paths, best = optimum(here)
+    tokens = paths.mask.sum(1)
+    first, second = all_pairs(paths)
+    gap = beta * (best.log() / tokens)[first] - beta * (best.log() / tokens)[second]
+    first, second, gap = (x[gap.abs() > gamma] for x in (first, second, gap))
+    target = torch.sigmoid(gap - gamma * gap.sign())
+
+    def loss(logits: Tensor) -> Tensor:
+        now = chances(logits, paths)
+        pairs = Pairs(
+            now[first], now[second], target, first_tokens=tokens[first], second_tokens=tokens[second]
+        )
+        return simpo_loss(pairs, total=len(first), beta=beta, gamma=gamma).loss
+
+    assert apart(here, reference(here)) > 0.2
+    assert apart(here, least(loss, reference(here))) < 1e-5
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_orpo_ends_where_imitation_and_odds_agree(world: str) -> None:
+    """These raters choose by the odds of the world's best policy, which its second term then asks for, and are asked
+    about each couple so often that what is preferred is as frequent as that policy says it: the first term's least.
+    How often: odds + odds, times factors that give every path its sum (Sinkhorn and Knopp)."""
+    here = WORLDS[world]
+    paths, best = optimum(here)
+    tokens = paths.mask.sum(1)
+    mean = (best.log() / tokens).exp()
+    odds = mean / (1 - mean)
+    first, second = all_pairs(paths)
+    wanted, factor = tokens * best / odds, torch.ones_like(odds)
+    for _ in range(2000):
+        others = torch.zeros_like(odds).index_add(0, first, factor[second])
+        factor = (factor * wanted / others.index_add(0, second, factor[first])).sqrt()
+    often = factor[first] * factor[second] * (odds[first] + odds[second])
+    target = odds[first] / (odds[first] + odds[second])
+    preferred = torch.zeros_like(odds).index_add(0, first, often * target)
+    preferred = preferred.index_add(0, second, often * (1 - target))
+    torch.testing.assert_close(preferred, tokens * best, rtol=1e-9, atol=0)
+
+    def loss(logits: Tensor) -> Tensor:
+        now = chances(logits, paths)
+        sides = {"first_tokens": tokens[first], "second_tokens": tokens[second]}
+        pairs = Pairs(now[first], now[second], target, **sides, weight=often)
+        return orpo_loss(pairs, total=often.sum(), lam=0.7).loss
+
+    assert apart(here, reference(here)) > 0.2
+    assert apart(here, least(loss, reference(here))) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["comparisons", "rankings", "ratings", "levels"])
 def test_a_reward_is_found_from_what_infinitely_many_raters_say(kind: str) -> None:
     """Their shares are those of true scores; comparisons and rankings leave a constant open."""

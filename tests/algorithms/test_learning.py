@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plaudit.algorithms.advantages import gae, group_advantages, leave_one_out
 from plaudit.algorithms.masking import whiten
+from plaudit.algorithms.nll_loss import nll_loss
 from plaudit.algorithms.policy_loss import ppo_policy_loss, reinforce_loss, sequence_policy_loss
 from plaudit.algorithms.value_loss import clipped_value_loss
 from plaudit.randomness import torch_seed
@@ -153,6 +154,19 @@ def ppo(learner: Learner, batch: Batch) -> Loss:
     )
 
 
+def rejection(learner: Learner, batch: Batch) -> Loss:
+    """The best completion of each prompt is imitated; none where all are equal."""
+    best = []
+    for prompt in batch.paths.prompt.unique():
+        places = torch.nonzero(batch.paths.prompt == prompt)[:, 0]
+        scores = batch.scores[places]
+        best += [int(places[scores.argmax()])] if scores.max() > scores.min() else []
+    if not best:
+        return lambda: 0.0 * learner.logits.sum()
+    paths = Paths(*(x[best] for x in batch.paths))
+    return lambda: nll_loss(logprobs(learner.logits, paths), paths.mask, total=paths.mask.sum()).loss
+
+
 def backwards(learner: Learner, batch: Batch) -> Loss:
     """Told the opposite of what it should do."""
     return reinforce(learner, batch._replace(scores=-batch.scores))
@@ -221,6 +235,16 @@ def test_it_reaches_95_percent_in_60_batches(name: str, world: str, seed: int) -
     """60 batches of 24 completions. Measured: 0.96 (REINFORCE, bandit) to 1.00."""
     algorithm, epochs = ALGORITHMS[name]
     assert learn(algorithm, epochs, WORLDS[world], steps=60, seed=seed) > 0.95
+
+
+@pytest.mark.parametrize("world", ["bandit", "chain"])
+def test_imitating_the_best_of_eight_reaches_95_percent_in_100_batches(world: str) -> None:
+    """Measured over three seeds, with Student's 95 % interval: 0.985 +- 0.006 and
+    0.986 +- 0.010."""
+    reached = torch.tensor([learn(rejection, 1, WORLDS[world], steps=100, seed=seed) for seed in (0, 1, 2)])
+    half = 4.303 * float(reached.std()) / 3**0.5
+    assert float(reached.min()) > 0.95
+    assert float(reached.mean()) - half > 0.9
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -32,6 +32,11 @@ def rewarded(samples: Sequence[Sample]) -> list[float]:
     return [float(sample.text == RIGHT[sample.prompt]) for sample in samples]
 
 
+def alike(samples: Sequence[Sample]) -> list[float]:
+    """A rule that tells nothing apart."""
+    return [0.5 for _ in samples]
+
+
 def too_much(samples: Sequence[Sample]) -> list[float]:
     return [2.0 for _ in samples]
 
@@ -282,6 +287,7 @@ ROW = {"prompt": "a", "completion": "good", "reward": 1.0}
 @pytest.mark.parametrize(
     ("records", "line"),
     [
+        ([], r"log.jsonl: holds no records; check that it is the right file"),
         ([ROW | {"reward": 1.5}], r"log.jsonl:1: reward is 1.5, not within 0 to 1; scale it"),
         ([ROW | {"reward": float("nan")}], "reward is nan, not a number"),
         ([ROW | {"reward": "high"}], "reward is 'high', not a number"),
@@ -319,6 +325,20 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         bandit.run(online(tmp_path, reward="test_bandit:too_much"), tmp_path / "run")
     with pytest.raises(UserError, match="all contexts are held out"):
         bandit.run(online(tmp_path, heldout=0.9999), tmp_path / "run2")
+
+
+def test_a_rule_that_rewards_all_alike_is_refused_as_such_a_log_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After its last choices, for an early round may be so by chance; until then each round's line says it."""
+    with pytest.raises(
+        UserError, match=r"reward: all rewards are 0.5, so there is nothing to learn; give a rule"
+    ):
+        bandit.run(online(tmp_path, reward="test_bandit:alike"), tmp_path / "run")
+    assert [row.get("round_reward") for row in rows(tmp_path / "run")] == [0.5, None, 0.5, None]
+    assert capsys.readouterr().err.count("every reward is the same") == 2
+    bandit.run(online(tmp_path), tmp_path / "varied")
+    assert "every reward is the same" not in capsys.readouterr().err
 
 
 def test_a_run_that_diverges_says_so(data: str, tmp_path: Path) -> None:
@@ -359,7 +379,7 @@ def test_the_command_line_trains_and_classifies(
     )
     run, texts = str(tmp_path / "run"), write(tmp_path / "texts.jsonl", [{"prompt": t} for t in TEXTS[:4]])
     assert main(["train", str(tmp_path / "bandit.yaml"), f"data=[{data}]", "--out", run]) == 0
-    assert json.loads(capsys.readouterr().out)["labels"] == ["bad", "good"]
+    assert json.loads(capsys.readouterr().err)["labels"] == ["bad", "good"]
     words = ["--input", texts, "--out", str(tmp_path / "out.jsonl"), "--policy", "softmax", "--threads", "1"]
     assert main(["classify", f"{run}/model", "--precision", "float32", *words]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 4
+    assert json.loads(capsys.readouterr().err)["rows"] == 4

@@ -295,6 +295,21 @@ def test_other_records_are_refused_by_name(tmp_path: Path, record: dict[str, Any
             r"all 2 comparisons are ties, so there is nothing",
         ),
         (
+            [{"completions": ["b", "c"], "choice": choice} for choice in (0, 1, 1, 0, "tie")],
+            {},
+            "all 5 comparisons cancel each other, so there is nothing to learn; collect more",
+        ),
+        (
+            [{"completions": two, "choice": 0} for two in (["b", "c"], ["c", "d"], ["d", "b"])],
+            {},
+            "all 3 comparisons cancel each other",
+        ),
+        (
+            [{"completions": ["b", "c"], "ranking": order} for order in ([0, 1], [1, 0])],
+            {"loss": "orpo"},
+            "all 2 comparisons cancel each other",
+        ),
+        (
             [{"completions": ["b", "c"], "choice": "both_bad"}],
             {"ties": "drop"},
             "holds no comparison that is no tie",
@@ -318,6 +333,17 @@ def test_nothing_to_learn_from(
     data = write(tmp_path / "d.jsonl", [{"prompt": "a", **record} for record in records])
     with pytest.raises(UserError, match=words):
         dpo.run(config(data, **settings), tmp_path / "run")
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_a_strong_word_outweighs_a_weak_one_where_strength_counts(tmp_path: Path, margin: float) -> None:
+    rows = [{"prompt": "a", "completions": ["b", "c"], "choice": i, "strength": (4, 1)[i]} for i in (0, 1)]
+    given = config(write(tmp_path / "d.jsonl", rows), margin=margin)
+    if margin > 0:
+        assert dpo.run(given, tmp_path / "run")["comparisons"] == 2
+    else:
+        with pytest.raises(UserError, match="all 2 comparisons cancel each other"):
+            dpo.run(given, tmp_path / "run")
 
 
 def test_a_run_that_diverges_says_so(data: str, tmp_path: Path) -> None:

@@ -80,6 +80,10 @@ TWO = ("good", "bad")
         (Preference("p", TWO, "tie"), [("good", 0.0), ("bad", 0.0)]),
         (Preference("p", TWO, "both_bad"), [("good", -1.0), ("bad", -1.0)]),
         (Ranking("p", ("a", "b", "c"), (2, 0, 1)), [("c", 1.0), ("a", 0.0), ("b", -1.0)]),
+        (Preference("p", ("good", "good"), 0), []),  # nothing was compared
+        (Preference("p", ("good", "good"), "both_bad"), []),
+        (Ranking("p", ("a", "a"), (0, 1)), []),
+        (Ranking("p", ("a", "b", "a"), (2, 0, 1)), [("a", 1.0), ("b", -1.0)]),  # at its better place
         (Demonstration("p", "good"), [("good", 0.7)]),
     ],
 )
@@ -272,6 +276,21 @@ def test_full_fine_tuning_is_steered_as_well(data: str, tmp_path: Path) -> None:
             [{"prompt": "a", "completions": ["b", "c"], "choice": "tie"}],
             {},
             "all 2 rewards are 0, so there is",
+        ),
+        (
+            [{"prompt": "a", "completions": ["b", "c"], "choice": c} for c in (0, 1)],
+            {},
+            "the rewards of every completion have the mean 0, so there is nothing to learn; collect more",
+        ),
+        (
+            [{"prompt": p, "completion": "b", "scores": {"overall": s}} for p in "ab" for s in (0.3, 0.6)],
+            {},
+            "the rewards of every completion have the mean -0.1, so there is",
+        ),
+        (
+            [{"prompt": "a", "completions": ["b", "b"], "choice": 0}],
+            {},
+            "holds no rating, and no comparison of different completions; collect judgements",
         ),
         (RECORDS, {"heldout": 0.999}, "all 9 episodes are held out; lower it"),
         (

@@ -299,6 +299,18 @@ def test_the_entropy_bonus_keeps_the_policy_open(config: ppo.Config, tmp_path: P
     assert last[1] > last[0] + 1e-4
 
 
+def test_equal_scores_leave_the_errors_of_the_values_whitened(config: ppo.Config) -> None:
+    """What docs/configs.md says of such a step: with lambda 1 an advantage is the score less the value, at the scale of
+    any other step's."""
+    seen, samples = seen_and_samples()
+    free = changed(config, gamma=1.0, lam=1.0, missing_eos_penalty=None)
+    found = ppo.experience_from(seen, torch.full((4,), 3.0, dtype=torch.float64), samples, 0.0, free)
+    error = 3.0 - found.values[found.mask]
+    expected = (error - error.mean()) / error.std(correction=0)
+    torch.testing.assert_close(found.advantages[found.mask], expected, rtol=1e-4, atol=0)
+    assert float(expected.abs().max()) > 0.5
+
+
 def test_advantages_are_whitened_over_the_tokens_and_returns_are_not(config: ppo.Config) -> None:
     seen, samples = seen_and_samples()
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)

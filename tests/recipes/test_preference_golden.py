@@ -1,5 +1,5 @@
-"""Fifty steps of dpo and of kto by their commands, and ten of each other paired loss, beside what transformers and peft
-gave for them.
+"""Fifty steps of dpo with each of its losses, and of kto, by their commands, beside what transformers and peft gave for
+them.
 
 The golden's numbers come from goldens/record_preference_tiny.py, which learns from the same records without any of
 Plaudit's tokenizing, forward pass, packing or losses.
@@ -39,7 +39,7 @@ def test_the_steps_match_the_recorded_trajectory(tmp_path: Path, name: str, spli
 def test_the_golden_is_one_that_says_something() -> None:
     """Fifty steps, gradients that are clipped and others, baselines on both sides of the clamp, a policy that moves."""
     runs = GOLDEN["runs"]
-    assert len(runs["dpo"]["expected"]) == len(runs["kto"]["expected"]) == 50
+    assert {len(run["expected"]) for run in runs.values()} == {50}
     for run in (runs["dpo"], runs["kto"]):
         clipped = [row["grad_norm"] > run["settings"]["max_grad_norm"] for row in run["expected"]]
         assert 0 < sum(clipped) < 50

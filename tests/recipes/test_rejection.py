@@ -31,8 +31,10 @@ def grouped(prompts: Sequence[int]) -> list[Sample]:
     [
         (1, [0.1, 0.3, 0.2, 5.0, 4.0, 6.0], [1, 5]),
         (2, [0.1, 0.3, 0.2, 5.0, 4.0, 6.0], [1, 2, 3, 5]),
-        (1, [0.3, 0.3, 0.3, -1.0, -0.5, -0.5], [0, 4]),
-        (2, [0.3, 0.5, 0.3, -1.0, -1.0, -1.0], [0, 1, 3, 4]),
+        (1, [0.3, 0.3, 0.1, -1.0, -0.5, -0.5], [0, 4]),
+        (2, [0.3, 0.5, 0.3, -1.0, -1.0, -2.0], [0, 1, 3, 4]),
+        (1, [0.3, 0.5, 0.3, -1.0, -1.0, -1.0], [1]),
+        (2, [0.3, 0.3, 0.3, -1.0, -1.0, -1.0], []),
     ],
 )
 def test_the_best_of_each_prompt_are_kept_and_of_equals_the_first(
@@ -40,6 +42,22 @@ def test_the_best_of_each_prompt_are_kept_and_of_equals_the_first(
 ) -> None:
     samples = grouped([0, 0, 0, 1, 1, 1])
     assert rejection.best_of(samples, torch.tensor(earned), keep) == expected
+
+
+def alike(samples: Sequence[Sample]) -> list[float]:
+    """A rule that tells nothing apart."""
+    return [0.5] * len(samples)
+
+
+def test_a_step_of_equal_scores_changes_nothing(config: rejection.Config, tmp_path: Path) -> None:
+    summary = rejection.run(changed(config, reward="test_rejection:alike", steps=2), tmp_path / "run")
+    assert summary["steps"] == 2
+    for row in rows(tmp_path / "run"):
+        assert row["kept"] == 0
+        assert row["kl"] == pytest.approx(0, abs=1e-12)
+        assert not {"nll", "grad_norm", "kept_reward"} & row.keys()
+    after, before = (load_model(str(name), torch.float64) for name in (tmp_path / "run" / "model", "tiny"))
+    assert after.trunk.fingerprint() == before.trunk.fingerprint()
 
 
 def test_a_prompt_that_came_twice_in_a_step_is_two() -> None:

@@ -1,5 +1,5 @@
-"""Fifty steps of the reward_model recipe by its command, twice, beside what transformers and peft gave for them, and
-the scores that stand at their end.
+"""Fifty steps of the reward_model recipe by its command, four times, beside what transformers and peft gave for them,
+and the scores that stand at their end.
 
 The golden's numbers come from goldens/record_reward_tiny.py, which learns from the same judgements without any of
 Plaudit's tokenizing, forward pass, packing, heads or losses.
@@ -26,9 +26,11 @@ GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "reward
 @pytest.mark.parametrize("name", GOLDEN["runs"])
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, name: str, split: str) -> None:
     """pairs: margins by strength, ties and ratings beside, the last token. rankings: Plackett and Luce's, the mean over
-    tokens, read after three blocks of five."""
+    tokens, read after three blocks of five. levels: ordinal ratings, whose cut-points are learned at a rate of their
+    own. criteria: two of them, with shares, rated apart and together."""
     data, run = tmp_path / "judgements.jsonl", GOLDEN["runs"][name]
-    data.write_text("".join(json.dumps(row) + "\n" for row in GOLDEN["records"]))
+    records = GOLDEN["comparisons"] + run.get("ratings", GOLDEN["ratings"])
+    data.write_text("".join(json.dumps(row) + "\n" for row in records))
     with held_to(run["steps"]):
         found = by_command(
             "reward_model", run["settings"] | SPLITS[split] | {"data": [str(data)]}, tmp_path / "run"
@@ -53,5 +55,11 @@ def test_the_golden_is_one_that_says_something() -> None:
         right = [row["accuracy"] for row in run["steps"] if "accuracy" in row]
         assert sum(right[-10:]) > sum(right[:10]) + 1
         assert 0 < run["heldout_accuracy"] < 1
-    rated = [row["rating_loss"] > 0 for row in GOLDEN["runs"]["pairs"]["steps"]]
-    assert 5 < sum(rated) < 45
+    for name in ("pairs", "levels", "criteria"):
+        rated = [row["rating_loss"] for row in GOLDEN["runs"][name]["steps"]]
+        assert 5 < sum(loss > 0 for loss in rated) <= 50
+    levels = [row["scores"]["overall"] for row in GOLDEN["runs"]["levels"]["ratings"]]
+    assert len(set(levels)) == 4
+    criteria = [row["scores"].keys() for row in GOLDEN["runs"]["criteria"]["ratings"]]
+    assert {"overall"} in criteria
+    assert {"tone", "help"} in criteria

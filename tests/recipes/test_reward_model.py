@@ -268,6 +268,14 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_bits(
             "all ratings are the same",
         ),
         ([Rating("a", "x", {"overall": 0.5})], "all ratings are the same"),
+        (
+            [Preference("a", ("x", "y"), 0), Preference("a", ("y", "x"), 0)],
+            "all 2 comparisons cancel each other, so there is nothing to learn; collect more judgements",
+        ),
+        (
+            [Rating("a", x, {"overall": y}) for x in "xy" for y in (0.0, 1.0)],
+            "the ratings of every completion come to the same, so there is nothing to learn; collect more",
+        ),
         ([Demonstration("a", "x")], "no comparisons and no ratings"),
         ([Preference("a", ("x", "x"), 0)], "no comparisons and no ratings"),
         ([Preference("a", ("x", "y" * 600), 0)], "has .* tokens, the model takes 256"),

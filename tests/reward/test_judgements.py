@@ -178,6 +178,49 @@ def test_ratings_that_vary_by_criterion_alone_can_be_learned_from() -> None:
             check_varied(groups, reading, "d")
 
 
+BOTH_WAYS = [Pair(0, 1, 1.0, 4, "ada"), Pair(1, 0, 1.0, 1, "bo"), Pair(2, 1, 0.5)]
+RANKED_BOTH_WAYS = [Ranked((0, 1, 2)), Ranked((2, 1, 0))]
+
+
+@pytest.mark.parametrize(
+    ("groups", "reading", "varied"),
+    [
+        ([group(*BOTH_WAYS)], Reading(), False),
+        ([group(*BOTH_WAYS)], Reading(margin=1.0), True),  # the strong word leads
+        ([group(*BOTH_WAYS)], Reading(aware=True), True),  # one of the two may be careless
+        ([group(*(pair._replace(rater="ada") for pair in BOTH_WAYS))], Reading(aware=True), False),
+        ([group(*BOTH_WAYS, Pair(0, 3, 1.0))], Reading(), True),
+        ([group(Pair(0, 1, 1.0)), group(Pair(0, 1, 0.0), key="q")], Reading(), True),  # two prompts
+        ([group(Pair(0, 1, 1.0), Pair(1, 2, 1.0), Pair(2, 0, 1.0))], Reading(), False),  # round in a circle
+        ([group(Pair(0, 1, 1.0), Pair(1, 2, 1.0))], Reading(), True),
+        # By Plackett and Luce's first choice the middle one of these is no worse than the ends, by the second better.
+        (
+            [group(Pair(0, 1, 1.0), Pair(1, 0, 1.0), rankings=RANKED_BOTH_WAYS)],
+            Reading(comparison="plackett_luce"),
+            True,
+        ),
+        ([group(ratings=[Rated(0, 0.0), Rated(0, 1.0), Rated(1, 0.5)])], Reading(), False),
+        ([group(ratings=[Rated(0, 0.0), Rated(0, 1.0), Rated(1, 0.6)])], Reading(), True),
+        (
+            [group(ratings=[Rated(0, 0.0), Rated(0, 1.0), Rated(1, 0.5)])],
+            Reading(rating="ordinal", levels=(0.0, 0.5, 1.0)),
+            True,
+        ),
+        ([group(ratings=[Rated(i, r, {}, w) for i in (0, 1) for w, r in (("a", 0.2), ("b", 0.8))])],
+         Reading(), False),
+        ([group(ratings=[Rated(0, 0.2, {}, "a"), Rated(0, 0.8, {}, "b"), Rated(1, 0.5, {}, "c")])],
+         Reading(aware=True), True),
+        ([group(*BOTH_WAYS, ratings=[Rated(0, 0.2), Rated(1, 0.8)])], Reading(), True),
+    ],
+)  # fmt: skip
+def test_what_cancels_teaches_nothing(groups: list[Judged], reading: Reading, varied: bool) -> None:
+    if varied:
+        check_varied(groups, reading, "d")
+        return
+    with pytest.raises(UserError, match=r"d: .*(cancel each other|come to the same), so there is nothing"):
+        check_varied(groups, reading, "d")
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [

@@ -61,16 +61,19 @@ def rewards_of(
 
     A rating: scale * (score - centre), of the overall score or, where there is none, the mean of the criteria's. A
     comparison: 1 for the chosen, -1 for the rejected, 0 for both of a tie, -1 for both where both are bad. A ranking
-    of K: evenly from 1 for the best to -1 for the worst.
+    of K different completions: evenly from 1 for the best to -1 for the worst; one that was ranked twice counts at its
+    better place. A completion beside nothing but itself was compared with nothing, and is left out.
     """
     if isinstance(record, Rating):
         yield record.completion, scale * (record.overall - centre)
     elif isinstance(record, Preference):
         of_both = {"tie": (0.0, 0.0), "both_bad": (-1.0, -1.0), 0: (1.0, -1.0), 1: (-1.0, 1.0)}
-        yield from zip(record.completions, of_both[record.choice], strict=True)
+        if record.completions[0] != record.completions[1]:
+            yield from zip(record.completions, of_both[record.choice], strict=True)
     elif isinstance(record, Ranking):
-        count = len(record.ranking)
-        for place, which in enumerate(record.ranking):
-            yield record.completions[which], 1.0 - 2.0 * place / (count - 1)
+        best_first = list(dict.fromkeys(record.completions[which] for which in record.ranking))
+        if len(best_first) > 1:
+            for place, text in enumerate(best_first):
+                yield text, 1.0 - 2.0 * place / (len(best_first) - 1)
     else:
         yield record.completion, demonstration

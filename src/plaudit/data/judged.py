@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import NamedTuple
@@ -146,6 +147,20 @@ def _add(group: Judged, record: Record, tokenizer: Tokenizer, ids: KnownIds, con
         group.ratings.append(Rated(place(record.completion), record.overall, record.scores, record.rater))
     elif isinstance(record, Demonstration):
         place(record.completion)
+
+
+def all_cancel(groups: Sequence[Judged], alike: Callable[[Pair], Hashable]) -> bool:
+    """Whether every completion was preferred as often as another was preferred to it, so that what fits all of them
+    best (Bradley and Terry's scores, or DPO's implied rewards) is that none is better. A tie prefers neither.
+
+    alike: what judgements must have in common to cancel each other, such as their strength where it counts.
+    """
+    leads: Counter[Hashable] = Counter()
+    for group in groups:
+        for pair in group.pairs:
+            for place, won in ((pair.a, 2 * pair.target - 1), (pair.b, 1 - 2 * pair.target)):
+                leads[group.key, place, alike(pair)] += round(won)
+    return not any(leads.values())
 
 
 def is_held_out(key: str, share: float, seed: int) -> bool:

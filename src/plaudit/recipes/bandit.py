@@ -142,6 +142,8 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             if online and step % config.steps_per_round == 0:
                 row["round_reward"] = online.act(classifier, step // config.steps_per_round)
                 online.write(directory / "log.jsonl")
+                if step + config.steps_per_round == total:  # the last choices are made
+                    check_rewards(log, "reward", "give a rule that tells labels apart, or choose more often")
 
             # 5. One step of regression on the rewards of what was chosen, the mean over the batch.
             batch = batch_of_log(len(log), step, config) if online else offline[step]
@@ -155,7 +157,9 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
             # 6. Say so, then save: what a kill cuts off between the two comes again.
             line = f"loss {row['loss']:.3f}  error {row['rating_error']:.3f}"
-            line += f"  reward {row['round_reward']:.3f}" if "round_reward" in row else ""
+            if "round_reward" in row:
+                same = "  every reward is the same" * (len({c.reward for c in log}) == 1)
+                line += f"  reward {row['round_reward']:.3f}{same}"
             metrics.log(step + 1, row, line)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
                 tensors = checkpoint.prefixed("branch", classifier.branch.state())
@@ -186,6 +190,8 @@ def offline_log(config: Config, model: Model) -> tuple[list[Chosen], list[Chosen
     where = ", ".join(config.data)
     context = model.trunk.shape.context
     rows = read_choices(config.data, model.tokenizer, context=context, propensities=config.propensities)
+    if not rows:
+        raise UserError("holds no records", where=where, fix="check that it is the right file")
     held = {c.key for c in rows if is_held_out(c.key, config.heldout, config.seed)}
     training = [c for c in rows if c.key not in held]
     if not training:
@@ -198,12 +204,16 @@ def offline_log(config: Config, model: Model) -> tuple[list[Chosen], list[Chosen
             where=where,
             fix="log more than one label",
         )
-    if len({c.reward for c in training}) < 2:
-        raise UserError(
-            f"all rewards are {training[0].reward:g}, so there is nothing to learn", where=where,
-            fix="log more varied choices",
-        )  # fmt: skip
+    check_rewards(training, where, "log more varied choices")
     return training, [c for c in rows if c.key in held]
+
+
+def check_rewards(log: Sequence[Chosen], where: str, fix: str) -> None:
+    """UserError where whatever was chosen earned the same."""
+    if len({c.reward for c in log}) < 2:
+        raise UserError(
+            f"all rewards are {log[0].reward:g}, so there is nothing to learn", where=where, fix=fix
+        )
 
 
 def labels_of(log: Sequence[Chosen], config: Config) -> tuple[str, ...]:

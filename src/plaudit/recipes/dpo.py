@@ -22,7 +22,7 @@ from plaudit.algorithms.preference_loss import PAIRED, Pairs, smoothed
 from plaudit.config import Config as Base
 from plaudit.data.collate import Packed, micro_batches, pack
 from plaudit.data.formats import read_records
-from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
+from plaudit.data.judged import Judged, all_cancel, group_by_prompt, known_ids, split_by_prompt
 from plaudit.evaluation.profile_page import page_if
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.models.branch import Branch, token_logprobs
@@ -223,6 +223,12 @@ def check(training: Sequence[Judged], heldout: Sequence[Judged], config: Config)
             f"all {len(pairs)} comparisons are ties, so there is nothing to learn",
             where=where,
             fix="judge more varied completions",
+        )
+    if all_cancel(training, lambda pair: config.margin * (pair.strength or 0)):
+        raise UserError(
+            f"all {len(pairs)} comparisons cancel each other, so there is nothing to learn",
+            where=where,
+            fix="collect more judgements, or leave out those that are wrong",
         )
 
 

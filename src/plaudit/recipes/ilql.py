@@ -180,6 +180,12 @@ def split(episodes: Sequence[Episode], config: Config) -> tuple[list[Episode], l
     prompt alone. UserError where what is left to train on says nothing."""
     held = {e.key for e in episodes if is_held_out(e.key, config.heldout, config.seed)}
     training = [e for e in episodes if e.key not in held]
+    if not episodes:
+        raise UserError(
+            "holds no rating, and no comparison of different completions",
+            where=", ".join(config.data),
+            fix="collect judgements first",
+        )
     if not training:
         raise UserError(
             f"all {len(episodes)} episodes are held out", where="heldout", fix="lower it, or add more data"
@@ -189,6 +195,16 @@ def split(episodes: Sequence[Episode], config: Config) -> tuple[list[Episode], l
             f"all {len(training)} rewards are {training[0].reward:g}, so there is nothing to learn",
             where=", ".join(config.data),
             fix="judge more varied completions",
+        )
+    rewards: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    for e in training:
+        rewards.setdefault((e.key, tuple(e.completion)), []).append(e.reward)
+    means = {round(sum(own) / len(own), 9) for own in rewards.values()}
+    if len(means) == 1:
+        raise UserError(
+            f"the rewards of every completion have the mean {means.pop():g}, so there is nothing to learn",
+            where=", ".join(config.data),
+            fix="collect more judgements, or leave out those that are wrong",
         )
     return training, [e for e in episodes if e.key in held]
 

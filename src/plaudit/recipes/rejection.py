@@ -86,11 +86,13 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
             if learner.must_stop(step, row, metrics.history):
                 break
 
-            # 3. The best of each prompt are demonstrations.
+            # 3. The best of each prompt are demonstrations; of equal ones none is.
             best = best_of(samples, online.rewards_of(scores, samples, config), config.keep)
-            row["kept_reward"] = float(scores[best].mean())
+            row["kept"] = float(len(best))
             rate = config.learning_rate * linear_to_zero(step, config.steps)
-            row |= imitate([samples[i] for i in best], learner, step, rate, config)
+            if best:
+                row["kept_reward"] = float(scores[best].mean())
+                row |= imitate([samples[i] for i in best], learner, step, rate, config)
             row["learning_rate"] = rate
 
             # 4. Say so, then save: what a kill cuts off between the two comes again.
@@ -109,12 +111,16 @@ def run(config: Config, directory: Path, *, model: Model | None = None) -> dict[
 
 
 def best_of(samples: Sequence[Sample], earned: Tensor, keep: int) -> list[int]:
-    """Places of the `keep` best of each prompt, in order; of equals the first."""
+    """Places of the `keep` best of each prompt, in order; of equals the first. None of a prompt whose completions all
+    earned the same: nothing says that one is worth imitating."""
     places: dict[int, list[int]] = {}
     for place, sample in enumerate(samples):
         places.setdefault(sample.prompt, []).append(place)
     return sorted(
-        place for group in places.values() for place in sorted(group, key=lambda i: -float(earned[i]))[:keep]
+        place
+        for group in places.values()
+        if len({float(earned[i]) for i in group}) > 1
+        for place in sorted(group, key=lambda i: -float(earned[i]))[:keep]
     )
 
 

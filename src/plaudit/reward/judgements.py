@@ -12,7 +12,7 @@ from torch import Tensor
 from plaudit.algorithms import LossOutput
 from plaudit.algorithms.rater_loss import rater_bradley_terry, rater_ordinal, rater_plackett_luce
 from plaudit.algorithms.reward_loss import bradley_terry, ordinal, plackett_luce, rating_regression
-from plaudit.data.judged import Judged, Pair
+from plaudit.data.judged import Judged, Pair, all_cancel
 from plaudit.reward.raters import GOLD_RATER, MOST_RATERS, RaterEffects, copy_weights
 from plaudit.types import UserError
 
@@ -273,31 +273,64 @@ def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
 
 
 def check_varied(training: Sequence[Judged], reading: Reading, where: str) -> None:
-    """UserError where there is nothing to learn from: no judgements, or none that tells one answer from another.
-    Ratings teach only where they have a weight."""
+    """UserError where there is nothing to learn from: no judgements, or none that tells one answer from another, be it
+    that each is even or that all of them together are. Ratings teach only where they have a weight."""
     pairs = [pair for group in training for pair in group.pairs]
-    if not pairs and not any(group.ratings for group in training):
+    ratings = [one for group in training for one in group.ratings]
+    if not pairs and not ratings:
         raise UserError("holds no comparisons and no ratings", where=where, fix="collect judgements first")
-    levels: dict[int, set[float]] = {}
-    for one in (one for group in training for one in group.ratings):
-        for criterion, level in said(one.rating, one.scores, reading):
-            levels.setdefault(criterion, set()).add(round(level, 6))
-    if any(pair.target != 0.5 for pair in pairs):
+    if _comparisons_tell(training, reading):
         return
-    ties = f"all {len(pairs)} comparisons are ties" if pairs else ""
-    if any(len(taken) > 1 for taken in levels.values()):
+    ties = all(pair.target == 0.5 for pair in pairs)
+    even = f"all {len(pairs)} comparisons {'are ties' if ties else 'cancel each other'}" if pairs else ""
+    if _ratings_tell(training, reading):
         if reading.rating_weight > 0:
             return
         raise UserError(
-            f"{ties or 'there are no comparisons'} and rating_weight is 0, so there is nothing to learn",
+            f"{even or 'there are no comparisons'} and rating_weight is 0, so there is nothing to learn",
             where=where,
             fix="set rating_weight above 0, or compare completions",
         )
+    levels = {level for one in ratings for level in said(one.rating, one.scores, reading)}
+    same = len(levels) == len({criterion for criterion, _ in levels})
+    rated = "all ratings are the same" if same else "the ratings of every completion come to the same"
+    cancel = not ties if pairs else not same
     raise UserError(
-        f"{ties or 'all ratings are the same'}, so there is nothing to learn",
+        f"{even or rated}, so there is nothing to learn",
         where=where,
-        fix="judge more varied completions",
+        fix="collect more judgements, or leave out those that are wrong"
+        if cancel
+        else "judge more varied completions",
     )
+
+
+def _comparisons_tell(training: Sequence[Judged], reading: Reading) -> bool:
+    """Whether some completion is preferred to another. Those of different raters, where their habits are learned, and
+    of different margins do not cancel each other; nor do whole rankings, read as such, whose pairs do."""
+    if reading.comparison == "plackett_luce" and any(
+        len({*one.places}) > 2 for group in training for one in group.rankings
+    ):
+        return True
+    return not all_cancel(
+        training, lambda pair: (pair.rater if reading.aware else None, reading.margin * strength_share(pair))
+    )
+
+
+def _ratings_tell(training: Sequence[Judged], reading: Reading) -> bool:
+    """Whether, by some criterion, one completion is rated as another is not: by another mean, or for "ordinal" by
+    other levels. Where raters' habits are learned, each rater is looked at alone."""
+    said_of: dict[tuple[int, object], list[float]] = {}
+    for group in training:
+        for one in group.ratings:
+            whose = (group.key, one.place, one.rater if reading.aware else None)
+            for criterion, level in said(one.rating, one.scores, reading):
+                said_of.setdefault((criterion, whose), []).append(level)
+    found: dict[int, set[object]] = {}
+    for (criterion, _), levels in said_of.items():
+        shares = frozenset((level, levels.count(level) / len(levels)) for level in levels)
+        whole = round(sum(levels) / len(levels), 6) if reading.rating == "regression" else shares
+        found.setdefault(criterion, set()).add(whole)
+    return any(len(different) > 1 for different in found.values())
 
 
 def strength_share(pair: Pair) -> float:

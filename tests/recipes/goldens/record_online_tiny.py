@@ -202,8 +202,12 @@ class Learner:
         c, n, best = self.config, self.config.samples_per_prompt, list[Recorded]()
         for at in range(0, len(samples), n):
             group = samples[at : at + n]
-            best.append(max(group, key=self.earned))  # the first of equals
-        found = {"kept_reward": mean([score(s) for s in best])}
+            if len({self.earned(s) for s in group}) > 1:
+                best.append(max(group, key=self.earned))  # the first of equals
+        found = {"kept": float(len(best))}
+        if not best:
+            return found
+        found["kept_reward"] = mean([score(s) for s in best])
         for epoch in range(c.epochs):
             losses = []
             for part in self.minibatches(number, epoch, best):
