@@ -18,7 +18,7 @@ GOLDEN = json.loads((Path(__file__).parent / "goldens" / "ilql_tiny.json").read_
 TARGETS = ("ilql", "q_learning", "sarsa")
 
 
-@pytest.mark.parametrize(("target", "split"), [*((t, "default") for t in TARGETS), ("q_learning", "single")])
+@pytest.mark.parametrize(("target", "split"), [(t, s) for t in TARGETS for s in SPLITS])
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, target: str, split: str) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in GOLDEN["about"]["records"]))
