@@ -290,14 +290,9 @@ def test_the_sentence_names_what_takes_most() -> None:
         ("learning", 0.4), ("sampling", pytest.approx(0.3)), ("the look at the samples", 0.15), ("the log", 0.09),
         ("all else", pytest.approx(0.06)),
     ]  # fmt: skip
-<<<<<<< HEAD
     ((what, share),) = in_words({"learning": 9.97, "log": 0.03}, 10.0)
     assert what == "learning"
     assert share == pytest.approx(0.997)
-=======
-    [(words, share)] = in_words({"learning": 9.97, "log": 0.03}, 10.0)
-    assert (words, round(share, 9)) == ("learning", 0.997)
->>>>>>> profile
     assert in_words({"learning": 9.9, "log": 0.04, "look": 0.06}, 10.0)[-1] == (
         "the look at the samples",
         0.006,
