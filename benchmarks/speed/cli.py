@@ -38,23 +38,24 @@ def parser() -> argparse.ArgumentParser:
 def run(name: str, given: argparse.Namespace) -> list[str]:
     """Measure the rows of one name; each is written as soon as it is there. Returns what went wrong, a row that did
     not work each: the others are measured all the same."""
+    from plaudit.training import machine
     from speed import harness, page, results
-    from speed.cases import CASES
+    from speed.cases import CASES, chosen
     from speed.protocol import WorkerDied
 
-    chosen = [case for case in CASES[name] if case.quick or not given.quick]
-    chosen = [
-        case
-        for case in (CASES[name] if given.peer or given.row else chosen)
-        if given.peer in (None, case.peer)
-    ]
-    chosen = [case for case in chosen if (given.row or "") in case.name]
-    if not chosen:
+    native = machine.fast_bfloat16()
+    cases = chosen(name, quick=given.quick, peer=given.peer, row=given.row, native=native)
+    if left := len(CASES[name]) - len(cases):
+        why = (
+            "" if native else "; bfloat16 is not native here, so that no peer runs in it unless --row says so"
+        )
+        print(f"{name}: {len(cases)} rows, {left} left out{why}", file=sys.stderr)
+    if not cases:
         raise UserError("no row is left", where="--peer, --row", fix="leave one of them out")
     repeats = given.repeats or (2 if given.quick else 5)
     path = (given.out or results.PLACE) / (f"{name}.quick.json" if given.quick else f"{name}.json")
     rows, failed = list[dict[str, Any]](), list[str]()
-    for case in chosen:
+    for case in cases:
         print(f"{name}: {case.name}", file=sys.stderr, flush=True)
         try:
             row, about = harness.measure(case, repeats=repeats, threads=given.threads)

@@ -10,9 +10,10 @@ import pytest
 import speed.batches
 from made_measurements import CEILINGS, Hand, made_row
 from speed import charts, cli, environments, growth, harness, page, results, time_to_reward
-from speed.cases import CASES, TARGETS, Case
+from speed.cases import CASES, TARGETS, Case, chosen
 from speed.protocol import Worker, WorkerDied
 
+from plaudit.training import machine
 from plaudit.types import UserError
 
 
@@ -69,6 +70,7 @@ def test_a_row_that_does_not_work_costs_no_other(
         return made_row(case.name, target=case.target), {}
 
     monkeypatch.setattr(harness, "measure", measure)
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda: True)
 
     def run(*words: str) -> list[str]:
         return cli.run("sft", cli.parser().parse_args(["sft", "--out", str(tmp_path), *words]))
@@ -90,6 +92,21 @@ def test_a_row_that_does_not_work_costs_no_other(
     with pytest.raises(UserError, match="no row is left"):
         run("--peer", "vllm")
     assert "| full fine-tuning, trl in bfloat16 | 2.00 | 8.00 |" in capsys.readouterr().out
+
+
+def test_where_bfloat16_is_not_native_peers_run_in_float32() -> None:
+    every: dict[str, Any] = {"quick": False, "peer": None, "row": None, "native": False}
+    for name in CASES:
+        slow = chosen(name, **every)
+        assert {case.theirs for case in slow} == {"float32"}
+        assert {case.target for case in slow} == {case.target for case in CASES[name]}, "no target is lost"
+        assert chosen(name, **every | {"native": True}) == CASES[name]
+        for native in (True, False):
+            (one,) = chosen(name, **every | {"quick": True, "native": native})
+            assert one.theirs == ("bfloat16" if native else "float32")
+            assert one.target == name
+    (asked,) = chosen("sft", **every | {"row": "LoRA on both sides, trl in bfloat16"})
+    assert asked.theirs == "bfloat16"
 
 
 def test_every_row_can_be_measured_and_every_target_has_one() -> None:
