@@ -24,7 +24,7 @@ RECORD = Demonstration("p", "c")
 
 
 def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 
@@ -124,9 +124,9 @@ FAULTS = [
     ),
     ("a.csv", b'prompt,completions,choice\np,"a, b",0\n', ": row 1: completions is str, not a list"),
     ("a.csv", b"prompt,completion,label\np,c,1\n", ": row 1: label is 1, not true or false"),
-    ("a.csv.gz", gzip.compress(LINE)[:-9], ": is not gzip, or is cut short"),
+    ("a.csv.gz", gzip.compress(LINE, mtime=0)[:-9], ": is not gzip, or is cut short"),
     ("a.jsonl.gz", LINE, ": is not gzip"),
-    ("a.jsonl.gz", gzip.compress(LINE)[:10] + b"\xff" * 40, ": is not gzip"),
+    ("a.jsonl.gz", gzip.compress(LINE, mtime=0)[:10] + b"\xff" * 40, ": is not gzip"),
     ("a.txt", LINE, ": is of no known kind (.txt); name it by what it holds: .jsonl"),
     ("a", LINE, ": is of no known kind (its name has no ending)"),
 ]
@@ -242,7 +242,7 @@ def reads_or_says_why(path: Path) -> None:
 @example(data=b"\x00,\r\r\n\x00", name="a.csv", packed=False)
 def test_any_bytes(tmp_path: Path, data: bytes, name: str, packed: bool) -> None:
     path = tmp_path / name
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
     reads_or_says_why(path)
 
 
