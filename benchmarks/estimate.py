@@ -43,9 +43,9 @@ ONLINE = [
     "max_new_tokens=48",
 ]
 CASES: dict[str, tuple[str, list[str]]] = {
-    "ppo": ("ppo", [*ONLINE, "steps=20"]),
+    "ppo": ("ppo", [*ONLINE, "steps=12"]),
     "ppo, whole model": ("ppo", [*ONLINE, "steps=6", "samples_per_prompt=2", "adapter.rank=0"]),
-    "grpo": ("grpo", [*ONLINE, "steps=16"]),
+    "grpo": ("grpo", [*ONLINE, "samples_per_prompt=4", "steps=24"]),
     "sft": ("sft", ["data=[{demonstrations}]", "epochs=1"]),
     "sft, whole model": ("sft", ["data=[{demonstrations}]", "epochs=1", "adapter.rank=0"]),
     "dpo": ("dpo", ["data=[{pairs}]"]),
@@ -100,7 +100,7 @@ def measure(name: str, data: dict[str, str], extra: list[str]) -> dict[str, Any]
     real = asked.rehearse({})
     return {
         "name": name,
-        "settings": settings,
+        "settings": settings + extra,
         "predicted": figures(predicted),
         "real": figures(real),
         "seconds_to_predict": round(took, 1),
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--data", type=Path, required=True, help="the folder with sft_seeds and hh_harmless")
-    parser.add_argument("--pairs", type=int, default=240, help="pairs that dpo and reward_model learn from")
+    parser.add_argument("--pairs", type=int, default=120, help="pairs that dpo and reward_model learn from")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for all cases")
     parser.add_argument("--out", type=Path, default=PLACE, help="where the record is")
     given = parser.parse_args(argv)
