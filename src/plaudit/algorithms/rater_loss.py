@@ -157,7 +157,7 @@ def rater_ordinal(
 
 def rating_logprobs(scores: Tensor, levels: Tensor, cuts: Tensor, careless: Tensor, guess: Tensor) -> Tensor:
     """log(careless * guess_level + (1 - careless) * P(level | score)); scores (the rater's own), levels and careless:
-    shapes that broadcast. Raises ValueError as `rater_ordinal`. Source: as there."""
+    shapes that broadcast; cuts: as in `level_logprobs`. Raises ValueError as `rater_ordinal`. Source: as there."""
     mixed = _mixed(guess.clamp(min=1e-9).log(), level_logprobs(scores, cuts), careless[..., None])
     return soft_pick(mixed, levels.expand(mixed.shape[:-1]))
 

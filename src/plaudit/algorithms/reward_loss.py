@@ -167,13 +167,13 @@ def ordinal(
 
 
 def level_logprobs(scores: Tensor, cuts: Tensor) -> Tensor:
-    """log P of each of K levels, [..., K]; scores: [...], cuts: [K - 1] as in `ordinal`.
+    """log P of each of K levels, [..., K]; scores: [...], cuts: [K - 1] as in `ordinal`, or each score's, [..., K - 1].
 
     sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of near numbers is taken.
     Raises ValueError where cuts do not increase. Source: as `ordinal`.
     """
     gaps = cuts.diff()
-    if cuts.dim() != 1 or not len(cuts) or not bool((gaps > 0).all()):
+    if not cuts.dim() or not cuts.shape[-1] or not bool((gaps > 0).all()):
         raise ValueError("cuts do not increase")
     above = scores[..., None] - cuts
     none = torch.zeros_like(above[..., :1])

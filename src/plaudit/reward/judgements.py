@@ -210,7 +210,7 @@ class Judgements:
             return rating_regression(own, level, weight, total=total).loss
         if not reading.aware:
             return ordinal(own, level, cuts, weight, total=total).loss
-        who = effects.of(rater, scores.dtype)
+        who = effects.of(rater, scores.dtype, rating=True)
         # A soft target says nothing of carelessness; it would read every middling rating as a guess.
         careless = who.careless if reading.rating == "ordinal" else torch.zeros_like(who.careless)
         guess = effects.guess.to(scores)

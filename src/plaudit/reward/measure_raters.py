@@ -22,6 +22,14 @@ judgements keep their full weight in the reward, which is the mean of tastes. Wi
 fewer than `ENOUGH` judgements own_r is: a rater who differs from features and colleagues alike is then taken for
 careless, and can be right all the same. Ask some things twice.
 
+In ratings (of levels: `rating: ordinal`) another thing tells: careless answers agree with nobody. Two whose ratings go
+together beyond what all others' ratings and the features lead to expect (`shared_tastes`; 30 prompts that both rated)
+share a taste. In ratings neither is then careless nor inverted, their scale is the crowd's, and what sets them apart is
+their own taste: a careless rater of the crowd's taste agrees with all alike, through it, and is found as before. Two
+who copy ratings of each other cannot be told from two of one taste, and either way are not careless: somebody's
+opinion is in what they say. Raters who toss one coin between them look the same, too. And whoever shares a taste is
+taken for careful in all ratings: how often they slip is not measured there.
+
 Copies: two raters who agree more often than their habits and everybody else's answers explain, by more than one
 standard error, are counted as fewer (`copy_weights`); beyond what chance could do they are named. Two who share a sharp
 taste of their own agree as much and cannot be told from them; both ways, their common answers are no two independent
@@ -30,6 +38,7 @@ witnesses of the crowd's opinion.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -121,10 +130,24 @@ def _felt(kind: str, table: Table, hidden: Hidden, effects: RaterEffects) -> tup
     return mine[:, :, None] + taste[:, None, None] * z, z_weights
 
 
+def _rated(table: Table, mine: Tensor, hidden: Hidden, effects: RaterEffects) -> tuple[Tensor, Tensor]:
+    """[J, Q, S]: the score that each rating tells, on its rater's own scale, and the cut-points that part its levels.
+    A shared taste draws both together, as z's integral does to a logistic (MacKay 1992; Bishop 2006, equations 4.153
+    and 4.154)."""
+    who = effects.of(table.rater, rating=True)
+    scores = who.scale[:, None, None] * (mine + hidden.level - who.severity[:, None, None])
+    once = effects.tasting() & (table.repeated(len(effects.names)) == 0)  # asked again, `_felt` has it
+    if not bool(once.any()):
+        return scores, effects.cuts()
+    taste = torch.cat([hidden.taste.exp() * once, torch.zeros(2, dtype=torch.float64)])[table.rater]
+    flat = (1 + math.pi / 8 * taste.square()).rsqrt()[:, None, None]
+    return flat * scores, flat[..., None] * effects.cuts()
+
+
 def unit_logprobs(kind: str, table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects) -> Tensor:
     """[U, Q]: log P of all that one rater said of one item, at the nodes of d."""
     mine, z_weights = _felt(kind, table, hidden, effects)
-    who = effects.of(table.rater)
+    who = effects.of(table.rater, rating=kind == "rating")
     careless, scale = who.careless[:, None, None], who.scale[:, None, None]
     if kind == "comparison":
         sign = torch.where(table.value < 0, -1.0, 1.0).double()[:, None, None]
@@ -134,12 +157,11 @@ def unit_logprobs(kind: str, table: Table, hidden: Hidden, reading: Reading, eff
         decided = table.value.abs()[:, None, None]
         logprobs = decided * choice + (1 - decided) * tie
     else:
-        mine = mine + hidden.level
         if reading.rating == "regression":
             careless = torch.zeros_like(careless)
-        scores = scale * (mine - who.severity[:, None, None])
+        scores, cuts = _rated(table, mine, hidden, effects)
         levels = table.value[:, None, None].expand(scores.shape)
-        logprobs = rating_logprobs(scores, levels, effects.cuts(), careless, effects.guess)
+        logprobs = rating_logprobs(scores, levels, cuts, careless, effects.guess)
     logprobs = logprobs * table.weight[:, None, None]
     shape = (len(table.unit_item), *logprobs.shape[1:])
     together = torch.zeros(shape, dtype=torch.float64).index_add(0, table.unit, logprobs)
@@ -156,6 +178,24 @@ def first_chances(table: Table, hidden: Hidden, effects: RaterEffects) -> Tensor
     sums = torch.zeros(shape, dtype=torch.float64).index_add(0, table.unit, chance)
     often = torch.bincount(table.unit, minlength=shape[0])[:, None, None]
     return (sums / often * z_weights.exp()).sum(-1)
+
+
+def expected_levels(table: Table, hidden: Hidden, effects: RaterEffects) -> Tensor:
+    """[U, Q]: the mean level of the unit's ratings, at the nodes of d."""
+    mine, z_weights = _felt("rating", table, hidden, effects)
+    scores, cuts = _rated(table, mine, hidden, effects)
+    guess = (effects.guess * torch.arange(effects.levels)).sum()
+    careful = torch.sigmoid(scores[..., None] - cuts).sum(-1)
+    careless = effects.of(table.rater, rating=True).careless[:, None, None]
+    mean = ((careless * guess + (1 - careless) * careful) * z_weights.exp()).sum(-1)
+    return by_unit(table, mean)
+
+
+def by_unit(table: Table, said: Tensor) -> Tensor:
+    """[U, ...]: the mean over each unit's judgements; said: [J, ...]."""
+    often = torch.bincount(table.unit, minlength=len(table.unit_item))
+    sums = torch.zeros(len(table.unit_item), *said.shape[1:], dtype=torch.float64)
+    return sums.index_add(0, table.unit, said) / often.reshape(-1, *[1] * (said.dim() - 1))
 
 
 def item_logprobs(table: Table, units: Tensor) -> Tensor:
@@ -191,6 +231,18 @@ def settle(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> 
     return hidden
 
 
+def settle_with_tastes(found: dict[str, Table], reading: Reading, effects: RaterEffects) -> Hidden:
+    """As `settle`, and once more where ratings show tastes that some share, who are then not careless in them. They
+    are looked for among habits that nothing holds: a taste is seen by what carelessness does not explain."""
+    effects.shared.fill_(False)
+    hidden = settle(found, reading, effects)
+    if "rating" in found and reading.rating == "ordinal":
+        effects.shared.copy_(shared_tastes(found["rating"], hidden, reading, effects))
+        if bool(effects.shared.any()):
+            hidden = settle(found, reading, effects)
+    return hidden
+
+
 class Copied(NamedTuple):
     """[R, R] each: the share of what two raters both judged in which one says what the other does beyond what their
     habits and all others' answers explain, less one standard error; whether chance cannot do that (`DOUBT`)."""
@@ -210,17 +262,8 @@ def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: Rater
     answer = (
         torch.zeros(len(table.unit_item), dtype=torch.float64).index_add(0, table.unit, table.value) / often
     )
-    by_item: dict[int, list[int]] = defaultdict(list)
-    for unit, (item, rater) in enumerate(
-        zip(table.unit_item.tolist(), table.unit_rater.tolist(), strict=True)
-    ):
-        if rater >= 0 and abs(float(answer[unit])) == 1 and not float(table.gold[item]):
-            by_item[item].append(unit)
-    both: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for there in by_item.values():
-        for one, two in combinations(there, 2):
-            both[int(table.unit_rater[one]), int(table.unit_rater[two])].append((one, two))
-    both = {pair: shared for pair, shared in both.items() if len(shared) >= SHARED}
+    decided = (answer.abs() == 1) & (table.gold[table.unit_item] == 0)
+    both = {pair: shared for pair, shared in judged_by_both(table, decided).items() if len(shared) >= SHARED}
     copied = torch.zeros(raters, raters, dtype=torch.float64)
     sure = torch.zeros(raters, raters, dtype=torch.bool)
     if not both:
@@ -236,6 +279,51 @@ def copied_shares(table: Table, hidden: Hidden, reading: Reading, effects: Rater
         copied[r, s] = copied[s, r] = min(1.0, max(0.0, beyond - error) / float((1 - alike).sum()))
         sure[r, s] = sure[s, r] = beyond > limit * error
     return Copied(copied, sure)
+
+
+@torch.no_grad()
+def shared_tastes(table: Table, hidden: Hidden, reading: Reading, effects: RaterEffects) -> Tensor:
+    """[R, R]: whose ratings surely go together beyond the crowd's. Of ratings in levels.
+
+    What each says beyond what their habits, the features and all others' ratings of the item lead to expect is
+    correlated over the items that both rated, less what the uncertainty about the item makes of it (two of one crowd
+    know more of an item than the others' ratings tell). By Fisher's z, as if each prompt had one item.
+    """
+    raters = len(effects.names)
+    units, said = unit_logprobs("rating", table, hidden, reading, effects), by_unit(table, table.value)
+    items, wanted = item_logprobs(table, units), expected_levels(table, hidden, effects)
+    sure = torch.zeros(raters, raters, dtype=torch.bool)
+    both = judged_by_both(table, torch.ones_like(said, dtype=torch.bool))
+    prompts = {
+        pair: len({int(table.prompt[table.unit_item[one]]) for one, _ in shared})
+        for pair, shared in both.items()
+    }
+    both = {pair: shared for pair, shared in both.items() if prompts[pair] >= ENOUGH}
+    limit = NormalDist().inv_cdf(1 - DOUBT / max(1, len(both)))
+    for (r, s), shared in both.items():
+        a, b = torch.tensor(shared).unbind(1)
+        others = torch.softmax(items[table.unit_item[a]] - units[a] - units[b], -1)
+        mean_a, mean_b = (others * wanted[a]).sum(-1), (others * wanted[b]).sum(-1)
+        one, two = said[a] - mean_a, said[b] - mean_b
+        spread = (one.square().sum() * two.square().sum()).sqrt().clamp(min=1e-12)
+        together = (one * two).sum() / spread
+        by_chance = ((others * wanted[a] * wanted[b]).sum(-1) - mean_a * mean_b).sum() / spread
+        ends = torch.stack([together, by_chance]).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+        sure[r, s] = sure[s, r] = float(ends[0] - ends[1]) * (prompts[r, s] - 3) ** 0.5 > limit
+    return sure
+
+
+def judged_by_both(table: Table, counts: Tensor) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """By two named raters, their units of each item that both judged; counts [U]: which units are looked at."""
+    by_item: dict[int, list[int]] = defaultdict(list)
+    for unit, item in enumerate(table.unit_item.tolist()):
+        if int(table.unit_rater[unit]) >= 0 and bool(counts[unit]):
+            by_item[item].append(unit)
+    both: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for there in by_item.values():
+        for one, two in combinations(there, 2):
+            both[int(table.unit_rater[one]), int(table.unit_rater[two])].append((one, two))
+    return both
 
 
 def own_scores(
@@ -293,7 +381,7 @@ def measure_raters(
         left = leave_out(groups, even, as_read, effects, shares, seed, penalties)
         penalties = (left.penalty,)
         found = tables(groups, left.scores, left.each, reading, effects, own)
-        hidden = settle(found, reading, effects)
+        hidden = settle_with_tastes(found, reading, effects)
         if "comparison" in found and turn < ROUNDS - 1:
             share, copying = copied_shares(found["comparison"], hidden, reading, effects)
             effects.copied.copy_(share)

@@ -30,10 +30,13 @@ def rater_figures(
 ) -> dict[str, dict[str, Any]]:
     """By rater: judgements; careless with its 90 % interval, scale, side, severity; own_taste (nats by which a taste of
     their own explains them better); agreement with the crowd (left-out scores); repeats and gold items and how many
-    agree; copies (whom, and what share); label. Intervals are of carelessness alone, all else as estimated."""
+    agree; copies (whom, and what share); shares_taste (in ratings, with whom); label. Intervals are of carelessness
+    alone, all else as estimated. Carelessness and scale are those in comparisons where there are any, else in ratings.
+    """
     chance = posteriors(measured, reading, effects)
     taste = taste_nats(measured, reading, effects)
-    habits = effects.of(torch.arange(len(effects.names)))
+    everybody = torch.arange(len(effects.names))
+    comparing, rating = effects.of(everybody), effects.of(everybody, rating=True)
     found = {}
     for place, name in enumerate(effects.names):
         careless = 1 - torch.tanh(GRID / 2).abs()
@@ -42,8 +45,13 @@ def rater_figures(
         low, high = (float(careless[order][int((mass < at).sum())]) for at in (0.05, 0.95))
         inverted = float(chance[place][(GRID < 0) & (careless < 0.5)].sum())
         copies = torch.nonzero(measured.copying[place])[:, 0].tolist()
+        alike = [effects.names[i] for i in torch.nonzero(effects.shared[place])[:, 0].tolist()]
+        said = {kind: int((table.rater == place).sum()) for kind, table in measured.tables.items()}
+        habits = comparing if said.get("comparison") else rating
+        if alike and not said.get("comparison"):
+            low = high = 0.0  # held there, whatever the judgements
         row: dict[str, Any] = {
-            "judgements": sum(int((table.rater == place).sum()) for table in measured.tables.values()),
+            "judgements": sum(said.values()),
             "careless": float(habits.careless[place]),
             "careless_90": [low, high],
             "scale": float(habits.scale[place]),
@@ -53,6 +61,7 @@ def rater_figures(
             "agreement": agreement(measured.tables.get("comparison"), place),
             **again(groups, name, measured.tables.get("comparison"), place),
             "copies": {effects.names[i]: float(effects.copied[place, i]) for i in copies},
+            "shares_taste": alike,
         }
         row["label"] = label(row, float(chance[place][careless >= 0.5].sum()), inverted)
         found[name] = row
@@ -65,6 +74,8 @@ def label(row: dict[str, Any], careless: float, inverted: float) -> str:
         return "copies"
     if inverted > SURE:
         return "inverted"
+    if row["shares_taste"]:
+        return "shared taste"
     if row["own_taste"] > TASTE_NATS:
         return "own taste"
     if careless > SURE:

@@ -34,8 +34,8 @@ class Table:
 
     [J]: item, rater, value (+1 or -1 and 0 for a tie, or a level), shown, own (what the rater alone would say beside
     what the crowd does, of mean square 1; 0 where that is not known), weight, and the unit that they are of: all that
-    one rater said of one item. [U]: the units' item and rater. [I]: the items' prior (the left-out score), and which
-    way a gold item points (0: it is none).
+    one rater said of one item. [U]: the units' item and rater. [I]: the items' prior (the left-out score), which way a
+    gold item points (0: it is none), and the number of its prompt.
     """
 
     item: Tensor
@@ -49,9 +49,12 @@ class Table:
     unit_rater: Tensor
     prior: Tensor
     gold: Tensor
+    prompt: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Row], priors: Sequence[float], effects: RaterEffects) -> Table:
+    def of(
+        cls, rows: Sequence[Row], priors: Sequence[float], prompts: Sequence[int], effects: RaterEffects
+    ) -> Table:
         units = sorted({(row.item, row.rater) for row in rows})
         place = {unit: i for i, unit in enumerate(units)}
         gold = torch.zeros(len(priors), dtype=torch.float64)
@@ -81,6 +84,7 @@ class Table:
             unit_rater=column([rater for _, rater in units], torch.long),
             prior=column(priors, torch.float64),
             gold=gold.sign(),
+            prompt=column(prompts, torch.long),
         )
 
     def repeated(self, raters: int) -> Tensor:
@@ -103,20 +107,22 @@ def tables(
     place; own: by a rater's place, the scores of a fit to that rater alone, left out likewise."""
     rows: dict[str, list[Row]] = {"comparison": [], "rating": []}
     priors: dict[str, list[float]] = {"comparison": [], "rating": []}
+    prompts: dict[str, list[int]] = {"comparison": [], "rating": []}
     known: dict[object, int] = {}
 
-    def item(kind: str, key: object, prior: float) -> int:
+    def item(kind: str, prompt: int, key: object, prior: float) -> int:
         if key not in known:
             known[key] = len(priors[kind])
             priors[kind].append(prior)
+            prompts[kind].append(prompt)
         return known[key]
 
-    for start, group in zip(starts_of(groups), groups, strict=True):
+    for prompt, (start, group) in enumerate(zip(starts_of(groups), groups, strict=True)):
         for pair in group.pairs:
             low, high = sorted((pair.a, pair.b))
             towards = 1.0 if pair.a == low else -1.0
             gap = float(scores[start + low] - scores[start + high])
-            number = item("comparison", (group.key, low, high), gap)
+            number = item("comparison", prompt, (group.key, low, high), gap)
             weight = 1.0 if pair.ranking is None else 2 / len(group.rankings[pair.ranking].places)
             value, who = towards * (2 * pair.target - 1), effects.index(pair.rater)
             mine = float(own[who][start + low] - own[who][start + high]) if who in own else 0.0
@@ -127,9 +133,9 @@ def tables(
             for criterion, level in said(rated.rating, rated.scores, reading):
                 at = start + rated.place
                 prior = float(scores[at] if criterion == OVERALL else each[at, criterion])
-                number = item("rating", (group.key, rated.place, criterion, "rating"), prior)
+                number = item("rating", prompt, (group.key, rated.place, criterion, "rating"), prior)
                 rows["rating"].append(Row("rating", number, effects.index(rated.rater), level, 0.0, 0.0, 1.0))
-    return {kind: Table.of(rows[kind], priors[kind], effects) for kind in rows if rows[kind]}
+    return {kind: Table.of(rows[kind], priors[kind], prompts[kind], effects) for kind in rows if rows[kind]}
 
 
 def beside(own: NDArray[np.float64], crowd: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """Raters' habits beside the crowd's reward: how reliable, how sharp, how severe, and the side of the screen they like.
 
     reliability  q_r      1 - careless_r = |tanh(q_r / 2)|, and a negative q_r turns the scale round (an inverted rater)
-    log-scale    l_r      scale_r = sign(q_r) exp(l_r), in the crowd's log-odds; sums to zero over raters
+    log-scale    l_r      scale_r = sign(q_r) exp(l_r), in the crowd's log-odds; sums to zero over who shares no taste
     side         b_r      pull, in log-odds, towards what stands first on the screen
     severity     v_r      by how much a rater's scores lie below the crowd's; sums to zero over those who rated
 
@@ -56,10 +56,12 @@ class RaterEffects(nn.Module):
 
     names: the raters, in any order; rated: those of them who gave ratings. levels: how many a rating may take (2:
     regression, where there is nothing to learn of cut-points).
-    Buffers: copied [R, R], the share of r's judgements that repeat s's (0 where none was found out); guess [levels].
+    Buffers: copied [R, R], the share of r's judgements that repeat s's (0 where none was found out); shared [R, R],
+    whether r's ratings surely share with s's a taste that is not the crowd's; guess [levels].
     """
 
     copied: Tensor
+    shared: Tensor
     guess: Tensor
     rated: Tensor
 
@@ -74,6 +76,7 @@ class RaterEffects(nn.Module):
         self.severity = nn.Parameter(zeros.clone())
         self.gaps = nn.Parameter(torch.zeros(max(0, levels - 2), dtype=torch.float64))  # logarithms
         self.register_buffer("copied", torch.zeros(len(names), len(names), dtype=torch.float64))
+        self.register_buffer("shared", torch.zeros(len(names), len(names), dtype=torch.bool))
         self.register_buffer("guess", torch.full((levels,), 1 / levels, dtype=torch.float64))
         who = set(rated)
         self.register_buffer("rated", torch.tensor([name in who for name in self.names], dtype=torch.bool))
@@ -87,17 +90,29 @@ class RaterEffects(nn.Module):
         raw = torch.cat([self.gaps.new_zeros(1), self.gaps.exp().cumsum(0)])
         return raw - raw.mean()
 
+    def tasting(self) -> Tensor:
+        """[R]: who shares with somebody, in ratings, a taste that is not the crowd's."""
+        return self.shared.any(1)
+
     def centred(self) -> tuple[Tensor, Tensor]:
-        """Log-scale and severity as they count: of sum zero; severity 0 for whoever gave no rating."""
+        """Log-scale and severity as they count: of sum zero (the log-scales of those who share no taste, where there
+        are two); severity 0 for whoever gave no rating."""
         log_scale = self.log_scale - self.log_scale.mean() if len(self.names) else self.log_scale
+        crowd = ~self.tasting()
+        if 1 < int(crowd.sum()) < len(self.names):
+            log_scale = log_scale - log_scale[crowd].mean()
         share = self.rated.to(self.severity.dtype)
         mean = (self.severity * share).sum() / share.sum().clamp(min=1.0)
         return log_scale, (self.severity - mean) * share
 
-    def of(self, raters: Tensor, dtype: torch.dtype = torch.float64) -> Habits:
-        """The habits of raters by place, [N] each, where `raters` is."""
+    def of(self, raters: Tensor, dtype: torch.dtype = torch.float64, *, rating: bool = False) -> Habits:
+        """The habits of raters by place, [N] each, where `raters` is; rating: those in ratings, in which whoever shares
+        a taste is never careless and of scale 1, so that the reward hears them as much as the others."""
         log_scale, severity = self.centred()
         right = torch.tanh((CROWD_Q + self.reliability) / 2)
+        if rating:
+            right = right.masked_fill(self.tasting(), 1.0)
+            log_scale = log_scale.masked_fill(self.tasting(), 0.0)
         ends = right.new_tensor([1.0, 1.0 - CROWD_CARELESS])  # gold, the crowd
         right = torch.cat([right, ends])
         nothing = right.new_zeros(2)
