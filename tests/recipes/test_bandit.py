@@ -379,7 +379,7 @@ def test_the_command_line_trains_and_classifies(
     )
     run, texts = str(tmp_path / "run"), write(tmp_path / "texts.jsonl", [{"prompt": t} for t in TEXTS[:4]])
     assert main(["train", str(tmp_path / "bandit.yaml"), f"data=[{data}]", "--out", run]) == 0
-    assert json.loads(capsys.readouterr().err)["labels"] == ["bad", "good"]
+    assert json.loads(capsys.readouterr().out)["labels"] == ["bad", "good"]
     words = ["--input", texts, "--out", str(tmp_path / "out.jsonl"), "--policy", "softmax", "--threads", "1"]
     assert main(["classify", f"{run}/model", "--precision", "float32", *words]) == 0
-    assert json.loads(capsys.readouterr().err)["rows"] == 4
+    assert json.loads(capsys.readouterr().out)["rows"] == 4
