@@ -38,8 +38,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A worker a core, a thread a worker.
 test: lint
-	$(BIN)/pytest -m "not proof"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not proof" --numprocesses auto --dist loadfile
 
 proofs: setup
 	$(BIN)/pytest -m proof
