@@ -74,10 +74,8 @@ def label(row: dict[str, Any], careless: float, inverted: float) -> str:
         return "copies"
     if inverted > SURE:
         return "inverted"
-    if row["shares_taste"]:
-        return "shared taste"
     if row["own_taste"] > TASTE_NATS:
-        return "own taste"
+        return "shared taste" if row["shares_taste"] else "own taste"
     if careless > SURE:
         return "careless"
     return "like the crowd" if careless + inverted < 1 - SURE else "unsure"

@@ -211,7 +211,7 @@ RATERS = (
            ("reading.rating == \"ordinal\":\n        effects.shared", "reading.rating:\n        effects.shared",
             "a taste looked for in ratings without levels")),
     *of_room("reward/rater_figures", "reward/test_shared_taste",
-           ("if row[\"shares_taste\"]:", "if False:",
+           ("\"shared taste\" if row[\"shares_taste\"]", "\"shared taste\" if False",
             "a shared taste that is not shown"),),
 )  # fmt: skip
 SCORERS = (
