@@ -150,7 +150,11 @@ READINGS = {
         "aware": Reading(aware=True),
         "aware ordinal": Reading(rating="ordinal", aware=True),
     },
-    "ratings by group": {"plain": Reading(), "aware": Reading(aware=True)},
+    "ratings by group": {
+        "plain": Reading(),
+        "aware": Reading(aware=True),
+        "aware ordinal": Reading(rating="ordinal", aware=True),
+    },
 }
 
 

@@ -47,6 +47,10 @@ def test_both_groups_of_mlqe_are_told_of_and_nobody_in_them_is_called_careless(f
         assert set(row["groups"]) == set(raters_people.GROUPS)
         assert len(row["called"]["aware"]) == 6
         assert {word for words in row["called"]["aware"].values() for word in words} == {"like the crowd"}
+    german = rows[1]["called"]["aware ordinal"]
+    assert {rater: set(words) for rater, words in german.items()} == {
+        f"position {n}": {"like the crowd" if n < 4 else "shared taste"} for n in range(1, 7)
+    }
 
 
 def test_a_groups_scores_are_its_own_alone() -> None:
