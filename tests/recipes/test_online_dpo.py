@@ -191,7 +191,10 @@ def test_pairs_with_one_prompt_stand_in_rows_of_their_own(tmp_path: Path) -> Non
         patch.setattr(
             online,
             "scores_of",
-            lambda _, s, seen: (seen.logprobs.new_tensor([x.completion_ids[0] for x in s]), {}),
+            lambda drawn, seen: (
+                seen.logprobs.new_tensor([s.completion_ids[0] for s in drawn.samples]),
+                {},
+            ),
         )
         recipe.run(config, tmp_path / "run")
     (row,) = rows(tmp_path / "run")
