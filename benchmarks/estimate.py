@@ -43,7 +43,7 @@ ONLINE = [
     "max_new_tokens=48",
 ]
 CASES: dict[str, tuple[str, list[str]]] = {
-    "ppo": ("ppo", [*ONLINE, "steps=12"]),
+    "ppo": ("ppo", [*ONLINE, "steps=10"]),
     "ppo, whole model": ("ppo", [*ONLINE, "steps=6", "samples_per_prompt=2", "adapter.rank=0"]),
     "grpo": ("grpo", [*ONLINE, "samples_per_prompt=4", "steps=24"]),
     "sft": ("sft", ["data=[{demonstrations}]", "epochs=1"]),
