@@ -39,8 +39,8 @@ AIM = 0.25
 ONLINE = [
     "prompts={prompts}",
     "reward=plaudit.reward.rules:length",
-    "prompts_per_step=8",
-    "max_new_tokens=48",
+    "prompts_per_step=4",
+    "max_new_tokens=32",
 ]
 CASES: dict[str, tuple[str, list[str]]] = {
     "ppo": ("ppo", [*ONLINE, "steps=10"]),
