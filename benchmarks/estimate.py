@@ -39,11 +39,11 @@ AIM = 0.25
 ONLINE = [
     "prompts={prompts}",
     "reward=plaudit.reward.rules:length",
-    "prompts_per_step=8",
-    "max_new_tokens=48",
+    "prompts_per_step=4",
+    "max_new_tokens=32",
 ]
 CASES: dict[str, tuple[str, list[str]]] = {
-    "ppo": ("ppo", [*ONLINE, "steps=12"]),
+    "ppo": ("ppo", [*ONLINE, "steps=10"]),
     "ppo, whole model": ("ppo", [*ONLINE, "steps=6", "samples_per_prompt=2", "adapter.rank=0"]),
     "grpo": ("grpo", [*ONLINE, "samples_per_prompt=4", "steps=24"]),
     "sft": ("sft", ["data=[{demonstrations}]", "epochs=1"]),

@@ -35,6 +35,7 @@ PREDICTION = of_room(
     ("saves = steps // every", "saves = math.ceil(steps / every)", "a checkpoint at the end that is not written"),
     ("math.ceil(steps / config.evaluate_every) - epochs", "math.ceil(steps / config.evaluate_every)",
      "the epochs' ends measured twice"),
-    ("return held if held <= asked.room else None", "return held", "whatever ends well fits"),
+    ("fits = MARGIN * found.memory", "fits = found.memory", "nothing left for what a rehearsal does not see"),
+    ("return held if MARGIN * held <= asked.room else None", "return held", "whatever ends well fits"),
     ("fits and found.disk <= free_disk", "fits or found.disk <= free_disk", "a disk that is too small"),
 )  # fmt: skip
