@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -303,7 +304,7 @@ def one_process(number: int, place: str, name: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=number, world_size=RANKS)
     found = gradients(name, own, rank(number))
     dist.all_reduce(found)
-    torch.save(found, own / "sum.pt")
+    save_file({"sum": found}, own / "sum.safetensors")
     dist.destroy_process_group()
 
 
@@ -312,4 +313,4 @@ def test_two_processes_find_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
     (tmp_path / "ranks").mkdir()
     spawn(one_process, args=(str(tmp_path / "ranks"), "ppo"), nprocs=RANKS)  # type: ignore[no-untyped-call]
     for number in range(RANKS):
-        close(torch.load(tmp_path / "ranks" / f"rank-{number}" / "sum.pt", weights_only=True), whole)
+        close(load_file(tmp_path / "ranks" / f"rank-{number}" / "sum.safetensors")["sum"], whole)
