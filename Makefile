@@ -38,12 +38,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A worker a core, a thread a worker.
+# Both suites: a worker a core, a thread a worker.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not proof" --numprocesses auto --dist loadfile
 
 proofs: setup
-	$(BIN)/pytest -m proof
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m proof --numprocesses auto --dist loadgroup
 
 # Side by side with peers, which are installed beside on first use; hours. One alone: python -m benchmarks NAME.
 bench: setup

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +30,18 @@ def real_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data is absent: set PLAUDIT_TEST_DATA to its folder (looked in {root})")
     return root
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """What a proof found; printed at the end of the whole run."""
+    return lambda text: request.node.user_properties.append(("said", text))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    for text in [text for report in reports for name, text in report.user_properties if name == "said"]:
+        terminalreporter.write_line(f"  {text}")
 
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)

@@ -217,6 +217,8 @@ def shipped(name: str, **settings: Any) -> tuple[ModuleType, Any]:
 
 SPLITS: dict[str, dict[str, int]] = {"default": {}, "single": {"micro_batch_tokens": 1}}
 """Of a batch: as the settings have it, and one row at a time."""
+EACH_SPLIT = ["default", pytest.param("single", marks=pytest.mark.proof)]
+"""Whole trajectories take long, and the laws hold every split for some steps in any case."""
 
 
 def by_command(name: str, settings: Mapping[str, Any], directory: Path) -> list[Row]:

@@ -132,7 +132,9 @@ class Few(Turns):
             raise SystemExit(0)
 
 
-@pytest.mark.parametrize("train", ["full", "top", "lora"])
+@pytest.mark.parametrize(
+    "train", ["lora", *(pytest.param(train, marks=pytest.mark.proof) for train in ("full", "top"))]
+)
 @pytest.mark.parametrize("work", [name for name in CASES if name != "rollout"])
 @pytest.mark.usefixtures("made_texts")
 def test_our_side_of_every_work(

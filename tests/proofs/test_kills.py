@@ -20,7 +20,7 @@ import pytest
 
 from plaudit.feedback.store import Store
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("kills")]
 
 PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
 BEGIN = ("quickstart", "--model", "tiny", "--rounds", "2", "--threads", "1", "--out", "run")

@@ -6,16 +6,18 @@ tests do (a copy that cannot be imported proves nothing). The work tree is never
 
 from __future__ import annotations
 
+import compileall
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
-from queue import Queue
 from typing import NamedTuple
 
 import pytest
@@ -27,8 +29,9 @@ HINTS = Path(__file__).parent / "hints.json"
 """By a mutation's name, the test that caught it last: it is asked first, and the others where it does not fail. With
 PLAUDIT_HINTS=record the file is written anew."""
 PACKAGE = REPO / "src" / "plaudit"
-AT_ONCE = 2
 SECONDS = 300
+UNKNOWN = 4
+"""Pytest's status where no test has the name."""
 
 
 def mutated(mutation: Mutation) -> str:
@@ -60,28 +63,41 @@ class Result(NamedTuple):
 
 
 class Stem:
-    """tests/proofs/stem.py, one job at a time."""
+    """tests/proofs/stem.py, one job at a time. rooms: an empty folder, for copies of the package."""
 
-    def __init__(self) -> None:
+    def __init__(self, rooms: Path) -> None:
         own = {
             "PYTEST_ADDOPTS": "",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "400",
         }
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(REPO / "tests" / "proofs" / "stem.py")],
-            cwd=REPO, env=os.environ | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=REPO, env=environment | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self.rooms, self.numbers = rooms, count()
+        self.whole = rooms / "whole"
+        shutil.copytree(PACKAGE, self.whole, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(self.whole, quiet=1)
 
-    def run(self, tests: Sequence[str], room: Path, mutation: Mutation | None = None) -> Result:
-        """Copy the package into the room, change it, and run the tests against the copy (and the copy alone)."""
-        shutil.copytree(PACKAGE, room / "plaudit", ignore=shutil.ignore_patterns("__pycache__"))
+    def run(self, tests: Sequence[str], mutation: Mutation | None = None) -> Result:
+        """Copy the package into a room, change it, and run the tests against the copy (and the copy alone)."""
+        room = self.rooms / str(next(self.numbers))
+        shutil.copytree(self.whole, room / "plaudit")
         (room / "check_origin.py").write_text(CHECK_ORIGIN)
         if mutation:
-            (room / "plaudit" / mutation.file).write_text(mutated(mutation))
-        options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "-m", "not proof", "--tb=no"]
+            file = room / "plaudit" / mutation.file
+            file.write_text(mutated(mutation))
+            for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+                compiled.unlink()
+        options = ["-x", "-p", "no:cacheprovider", "-p", "check_origin", "--tb=no"]
         options += ["--basetemp", str(room / "tmp")]
+        if not any("::" in test for test in tests):
+            options += ["-m", "not proof"]
         arguments = [*options, *(f"tests/{test}" for test in tests)]
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -103,49 +119,12 @@ class Stem:
 NONSENSE = "NameError|UnboundLocalError|AttributeError|TypeError|SyntaxError|ImportError"
 """What a typing slip raises. A test that meets one of these has not judged the change."""
 
-Job = Mutation | str
-"""A mutation, or a file of tests that the copy must pass unmutated."""
-Outcome = Callable[[Job], Result]
-CAUGHT: dict[str, str] = {}
-"""By a mutation's name, the test that caught it in this session."""
-
 
 @pytest.fixture(scope="module")
-def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """What became of a job. Those selected are run ahead, a few at a time; under xdist, one when asked for."""
-    rooms = tmp_path_factory.mktemp("mutations")
-    at_once = 1 if "PYTEST_XDIST_WORKER" in os.environ else AT_ONCE
-    stems = Queue[Stem]()
-    for _ in range(at_once):
-        stems.put(Stem())
-
-    hints: dict[str, str] = json.loads(HINTS.read_text())
-
-    def one(number: int, job: Job) -> Result:
-        stem, room = stems.get(), rooms / str(number)
-        try:
-            if isinstance(job, str):
-                return stem.run((job,), room)
-            if (hint := hints.get(names(job))) is not None:
-                quick = stem.run((hint,), room, job)
-                if quick.status == 1:
-                    return quick
-            return stem.run(job.tests, room, job)
-        finally:
-            stems.put(stem)
-
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = [call.params["job"] for call in calls if call and "job" in call.params]
-    ahead = [] if "PYTEST_XDIST_WORKER" in os.environ else list(dict.fromkeys(chosen))
-    pool = ThreadPoolExecutor(at_once)
-    futures = {job: pool.submit(one, number, job) for number, job in enumerate(ahead)}
-    yield lambda job: futures[job].result() if job in futures else one(len(ahead), job)
-    pool.shutdown(cancel_futures=True)
-    while not stems.empty():
-        stems.get().close()
-    if os.environ.get("PLAUDIT_HINTS") == "record":
-        found = {name: hint for name, hint in (hints | CAUGHT).items() if name in set(map(names, MUTATIONS))}
-        HINTS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
+def stem(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stem]:
+    made = Stem(tmp_path_factory.mktemp("mutations"))
+    yield made
+    made.close()
 
 
 def names(mutation: Mutation) -> str:
@@ -176,17 +155,28 @@ def test_a_line_that_is_gone_is_told_apart_from_one_that_is_caught() -> None:
         mutated(gone)
 
 
+HINTED: dict[str, str] = json.loads(HINTS.read_text())
+FILES = sorted({test for mutation in MUTATIONS for test in mutation.tests})
+
+
 @pytest.mark.proof
-@pytest.mark.parametrize("job", sorted({test for mutation in MUTATIONS for test in mutation.tests}))
-def test_the_copy_passes_unmutated(job: str, outcome: Outcome) -> None:
-    result = outcome(job)
+@pytest.mark.parametrize("file", FILES)
+def test_what_judges_mutations_passes_on_a_copy_without_one(file: str, stem: Stem) -> None:
+    """The whole file where a hint of it is out of date."""
+    hints = {hint for hint in HINTED.values() if hint.partition("::")[0] == file}
+    result = stem.run(sorted(hints) or [file])
+    if result.status == UNKNOWN:
+        result = stem.run([file])
     assert result.status == 0, result.said
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("job", MUTATIONS, ids=names)
-def test_mutation_is_caught(job: Mutation, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
-    mutation, result = job, outcome(job)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=names)
+def test_mutation_is_caught(mutation: Mutation, stem: Stem, say: Callable[[str], None]) -> None:
+    begun, hint = time.monotonic(), HINTED.get(names(mutation))
+    result = stem.run([hint], mutation) if hint else None
+    if result is None or result.status != 1:
+        result = stem.run(mutation.tests, mutation)
     assert result.status is not None, f"took longer than {SECONDS} s: {mutation.old!r} -> {mutation.new!r}"
     assert result.status != 0, f"not caught: {mutation.old!r} -> {mutation.new!r}"
     assert result.status == 1, f"it broke the run, which proves nothing:\n{result.said}"
@@ -196,6 +186,23 @@ def test_mutation_is_caught(job: Mutation, outcome: Outcome, capsys: pytest.Capt
         f"not a change that anyone could make: {caught.group(2)}"
     )
     file, _, test = caught.group(1).partition("::")
-    CAUGHT[names(mutation)] = next(path for path in mutation.tests if path.endswith(file)) + "::" + test
-    with capsys.disabled():
-        print(f"\n  {names(mutation)}: caught by {caught.group(1)}", end="")
+    judge = next(path for path in mutation.tests if path.endswith(file)) + "::" + test
+    say(f"{names(mutation)}: caught by {judge}, {time.monotonic() - begun:.1f} s")
+    if judge != hint:
+        unmutated = stem.run([judge])
+        assert unmutated.status == 0, unmutated.said
+        if os.environ.get("PLAUDIT_HINTS") == "record":
+            record(names(mutation), judge)
+
+
+def record(name: str, judge: str) -> None:
+    """Into the file of hints, out of which those of mutations that are gone are taken."""
+    with open(HINTS, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        known = json.load(file) | {name: judge}
+        file.seek(0)
+        json.dump(
+            {name: known[name] for name in sorted(map(names, MUTATIONS)) if name in known}, file, indent=0
+        )
+        file.write("\n")
+        file.truncate()

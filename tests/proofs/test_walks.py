@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +40,7 @@ from random_walks import (
 )
 from runs import rows
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("walks")]
 
 SEEDS = (0, 1, 2)
 WALKS = 1000
@@ -116,25 +116,22 @@ def interval(found: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(found) - half, statistics.mean(found) + half
 
 
-def say(name: str, before: Sequence[float], after: Sequence[float], more: str) -> None:
+def told(name: str, before: Sequence[float], after: Sequence[float], more: str) -> str:
     each = ", ".join(f"{one:.2f} -> {other:.2f}" for one, other in zip(before, after, strict=True))
     low, high = interval(after)
-    print(
-        f"\n  {name}: {each} of 1; mean {statistics.mean(after):.3f}, interval {low:.3f} to {high:.3f}; {more}"
-    )
+    return f"{name}: {each} of 1; mean {statistics.mean(after):.3f}, interval {low:.3f} to {high:.3f}; {more}"
 
 
-def test_a_clone_walks_as_the_walkers_did(cloned: list[Cloned], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clone_walks_as_the_walkers_did(cloned: list[Cloned], say: Callable[[str], None]) -> None:
     """No better and no worse, and its loss is near the least there is."""
     blank = [reached(one.world, one.directory / "base", one.seed) for one in cloned]
     after = [one.reached for one in cloned]
     losses = [statistics.mean(row["loss"] for row in rows(one.directory / "sft")[-10:]) for one in cloned]
-    with capsys.disabled():
-        known = ", ".join(
-            f"{loss:.2f} (least {one.entropy:.2f})" for loss, one in zip(losses, cloned, strict=True)
-        )
-        walkers = ", ".join(f"{one.walkers:.2f}" for one in cloned)
-        say("sft", blank, after, f"walkers {walkers}; nats a token {known}")
+    known = ", ".join(
+        f"{loss:.2f} (least {one.entropy:.2f})" for loss, one in zip(losses, cloned, strict=True)
+    )
+    walkers = ", ".join(f"{one.walkers:.2f}" for one in cloned)
+    say(told("sft", blank, after, f"walkers {walkers}; nats a token {known}"))
     for one, begin, loss in zip(cloned, blank, losses, strict=True):
         assert begin < 0.05
         assert abs(one.reached - one.walkers) < 0.12
@@ -143,7 +140,7 @@ def test_a_clone_walks_as_the_walkers_did(cloned: list[Cloned], capsys: pytest.C
 
 @pytest.mark.parametrize("recipe", [ppo, grpo])
 def test_from_the_clone_on_walking_finds_the_shortest_paths(
-    cloned: list[Cloned], tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: ModuleType
+    cloned: list[Cloned], tmp_path: Path, say: Callable[[str], None], recipe: ModuleType
 ) -> None:
     name = recipe.__name__.rpartition(".")[2]
     own: dict[str, Any] = {"epochs": 4, "value_coef": 0.5} if recipe is ppo else {"epochs": 2}
@@ -162,15 +159,14 @@ def test_from_the_clone_on_walking_finds_the_shortest_paths(
         after.append(reached(one.world, run / "model", one.seed))
         highest.append(max(row["kl"] for row in logged))
     before = [one.reached for one in cloned]
-    with capsys.disabled():
-        say(name, before, after, f"kl at most {max(highest):.2f} nats a token")
+    say(told(name, before, after, f"kl at most {max(highest):.2f} nats a token"))
     assert min(after) > 0.85
     assert interval([end - begin for begin, end in zip(before, after, strict=True)])[0] > 0.2
     assert min(highest) > 0.2
 
 
 def test_steered_walks_come_near_the_optimum(
-    cloned: list[Cloned], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cloned: list[Cloned], tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     """Who rates knows a walk's length and no shortest path."""
     after = []
@@ -184,7 +180,6 @@ def test_steered_walks_come_near_the_optimum(
         ilql.run(config, run)
         after.append(reached(one.world, run / "model", one.seed, heads=run))
     before = [one.reached for one in cloned]
-    with capsys.disabled():
-        say("ilql", before, after, f"by Q alone, steered by beta {BETA:g}")
+    say(told("ilql", before, after, f"by Q alone, steered by beta {BETA:g}"))
     assert min(after) > 0.75
     assert all(end > begin + 0.4 for begin, end in zip(before, after, strict=True))

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from runs import SPLITS, by_command, held_to
+from runs import EACH_SPLIT, SPLITS, by_command, held_to
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "bandit_tiny.json").read_text())
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", EACH_SPLIT)
 @pytest.mark.parametrize("name", GOLDEN["runs"])
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, name: str, split: str) -> None:
     """log: four blocks of five, the upper two adapted, the last token. choosing: the head alone, half-way up, on the

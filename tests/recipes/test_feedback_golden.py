@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from runs import SPLITS, by_command, held_to
+from runs import EACH_SPLIT, SPLITS, by_command, held_to
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "feedback_tiny.json").read_text())
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", EACH_SPLIT)
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, split: str) -> None:
     files = {}
     for name in ("feedback", "samples"):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from runs import SPLITS, by_command, held_to
+from runs import EACH_SPLIT, SPLITS, by_command, held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "ilql_tiny.json").read_text())
 TARGETS = ("ilql", "q_learning", "sarsa")
 
 
-@pytest.mark.parametrize(("target", "split"), [(t, s) for t in TARGETS for s in SPLITS])
+@pytest.mark.parametrize("split", EACH_SPLIT)
+@pytest.mark.parametrize("target", TARGETS)
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, target: str, split: str) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in GOLDEN["about"]["records"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,10 @@ def heldout(name: str, seed: int, directory: Path) -> float:
 
 @pytest.mark.proof
 @pytest.mark.parametrize("name", NAMES)
-def test_three_seeds_learn_what_is_better(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_three_seeds_learn_what_is_better(tmp_path: Path, say: Callable[[str], None], name: str) -> None:
     """A coin is right half the time; of two labels it earns about a half."""
     found = [heldout(name, seed, tmp_path / str(seed)) for seed in SEEDS]
     mean, half = statistics.mean(found), 4.303 * statistics.stdev(found) / math.sqrt(3)  # Student's, 95 %
-    with capsys.disabled():
-        print(f"\n  {name}: {mean:.3f} (+-{half:.3f}); {[round(x, 3) for x in found]}", end="")
+    say(f"{name}: {mean:.3f} (+-{half:.3f}); {[round(x, 3) for x in found]}")
     assert min(found) > 0.7
     assert mean - half > 0.5

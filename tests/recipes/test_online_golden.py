@@ -16,7 +16,7 @@ import pytest
 
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import Key, Sample, SamplingParams
-from runs import ONLINE, SPLITS, by_command, held_to
+from runs import EACH_SPLIT, ONLINE, SPLITS, by_command, held_to
 
 GOLDENS = {
     path.stem.removeprefix("online_"): json.loads(path.read_text())
@@ -51,7 +51,7 @@ def replay(golden: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalEngine, "sample", sample)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", EACH_SPLIT)
 @pytest.mark.parametrize("name", GOLDENS)
 def test_fifty_steps_match_the_recorded_trajectory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,12 +86,22 @@ class Case:
 
 
 VARIANTS = ("rloo, clipped", "reinforce, judged", "dapo, episodes", "ppo, lagged", "dapo, lagged")
+ONE_A_RECIPE = ("ppo", "reinforce", "dapo", "rejection", "online_dpo", "reinforce, judged", "ppo, lagged")
+"""For what the recipes' shared parts do, whatever the loss."""
 
 
-@pytest.fixture(scope="module", params=[*ONLINE, *VARIANTS])
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    place = tmp_path_factory.mktemp("laws")
-    config, _, more = request.param.partition(", ")
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    return cache(lambda name: make_case(name, tmp_path_factory.mktemp("laws")))
+
+
+@pytest.fixture(params=[*ONLINE, *VARIANTS])
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    return cases(request.param)
+
+
+def make_case(name: str, place: Path) -> Case:
+    config, _, more = name.partition(", ")
     settings: dict[str, Any] = SMALL | {"prompts": write_prompts(place)}
     if config not in ("grpo", "dapo"):
         settings |= {"dynamic_sampling": 0, "overlong_buffer": 0}
@@ -106,10 +117,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         settings |= {"max_new_tokens": 4, "overlong_buffer": 0}
     recipe, parsed = shipped(config, **settings)
     recipe.run(parsed, place / "run")
-    return Case(request.param, recipe, parsed, place / "run")
+    return Case(name, recipe, parsed, place / "run")
 
 
-@pytest.mark.parametrize("budget", [30, 1])
+@pytest.mark.parametrize("budget", [pytest.param(30, marks=pytest.mark.proof), 1])
 def test_the_split_into_micro_batches_changes_nothing(case: Case, tmp_path: Path, budget: int) -> None:
     same(case.run(tmp_path / "run", micro_batch_tokens=budget), rows(case.directory), 1e-9)
 
@@ -305,6 +316,7 @@ def test_a_sampler_with_other_weights_is_refused(
     [
         ({"stop": {"max_kl": -1.0}}, "KL 0.000 nats a token is over -1.0", 0),
         ({"stop": {"min_entropy": 50.0}}, "entropy", 0),
+        ({"stop": {"max_length_growth": 0.5}}, "length", 0),
         ({"learning_rate": 1e200}, "the model is that of step 0", 1),
         ({"learning_rate": 1e200, "checkpoint_every": 1}, "the model is that of step 0", 1),
         ({"learning_rate": 1e200, "steps": 1}, "a weight is not a number.*of step 0", 1),
@@ -312,6 +324,7 @@ def test_a_sampler_with_other_weights_is_refused(
     ],
     ids=str,
 )
+@pytest.mark.parametrize("case", ONE_A_RECIPE, indirect=True)
 def test_a_run_stops_by_itself_with_a_reason_and_a_usable_model(
     case: Case, tmp_path: Path, settings: dict[str, Any], reason: str, steps: int
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,7 @@ def interval(numbers: Sequence[float]) -> str:
     ],
 )
 def test_the_reward_rises_and_the_kl_stays_in_its_range(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, say: Callable[[str], None], name: str
 ) -> None:
     """A third of the tokens are wanted ones by chance, and 1 is the best that there is; at the end the policy still
     chooses: no run has stopped, and none has collapsed."""
@@ -63,11 +63,10 @@ def test_the_reward_rises_and_the_kl_stays_in_its_range(
         found["reward"].append(sum(row["reward"] for row in logged[-3:]) / 3)
         for figure in ("kl", "entropy"):
             found[figure].append(logged[-1][figure])
-    with capsys.disabled():
-        of_seeds = {figure: [round(x, 3) for x in numbers] for figure, numbers in found.items()}
-        rise = [after - before for before, after in zip(found["reward before"], found["reward"], strict=True)]
-        print(f"\n  {name}: rise {interval(rise)}, kl {interval(found['kl'])}; {of_seeds}, ", end="")
-        print(f"{time.process_time() - begun:.1f} s of CPU", end="")
+    of_seeds = {figure: [round(x, 3) for x in numbers] for figure, numbers in found.items()}
+    rise = [after - before for before, after in zip(found["reward before"], found["reward"], strict=True)]
+    seconds = f"{time.process_time() - begun:.1f} s of CPU"
+    say(f"{name}: rise {interval(rise)}, kl {interval(found['kl'])}; {of_seeds}, {seconds}")
     assert max(found["reward before"]) < 0.45
     assert min(found["reward"]) > 0.7
     assert min(found["kl"]) > 0.2
@@ -77,7 +76,7 @@ def test_the_reward_rises_and_the_kl_stays_in_its_range(
 @pytest.mark.proof
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_people_s_scores_alone_make_the_policy_better(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+    tmp_path: Path, say: Callable[[str], None], seed: int
 ) -> None:
     """Sixteen completions, judged once and never drawn again: the policy then draws better ones itself."""
     peaked = peaked_model(tmp_path)
@@ -100,11 +99,8 @@ def test_people_s_scores_alone_make_the_policy_better(
         recipe.run(changed(measured), place)
         rewards.append(rows(place)[0]["reward"])
         drawn_kl = rows(place)[0]["kl"]
-    with capsys.disabled():
-        moved = (
-            f"reward {rewards[0]:.3f} -> {rewards[1]:.3f}, kl {drawn_kl:.3f}, logged {logged[-1]['kl']:.3f}"
-        )
-        print(f"\n  people's scores, seed {seed}: {moved}")
+    moved = f"reward {rewards[0]:.3f} -> {rewards[1]:.3f}, kl {drawn_kl:.3f}, logged {logged[-1]['kl']:.3f}"
+    say(f"people's scores, seed {seed}: {moved}")
     assert rewards[1] > rewards[0] + 0.1
     assert (
         0.05 < drawn_kl < logged[-1]["kl"] < 1.0

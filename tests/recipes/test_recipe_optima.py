@@ -142,6 +142,7 @@ def worth(samples: Sequence[Sample]) -> list[float]:
     return [math.sin(sample.completion_ids[0] + 2 * sample.prompt_ids[-1]) for sample in samples]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", ["rloo", "dr_grpo", "grpo", "ppo"])
 def test_the_price_of_the_kl_in_the_reward_stops_a_policy_at_the_optimum(
     base: str, tmp_path: Path, name: str

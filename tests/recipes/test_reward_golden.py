@@ -17,12 +17,12 @@ import torch
 from plaudit.models.load import load_model
 from plaudit.reward.model import load_reward_model
 from plaudit.reward.score import ids_of
-from runs import SPLITS, by_command, held_to
+from runs import EACH_SPLIT, SPLITS, by_command, held_to
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "reward_tiny.json").read_text())
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", EACH_SPLIT)
 @pytest.mark.parametrize("name", GOLDEN["runs"])
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, name: str, split: str) -> None:
     """pairs: margins by strength, ties and ratings beside, the last token. rankings: Plackett and Luce's, the mean over

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from runs import SPLITS, by_command, held_to
+from runs import EACH_SPLIT, SPLITS, by_command, held_to
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "sft_tiny.json").read_text())
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", EACH_SPLIT)
 @pytest.mark.parametrize("which", GOLDEN["runs"])
 def test_fifty_steps_match_the_recorded_trajectory(tmp_path: Path, which: str, split: str) -> None:
     """adapter: AdamW, cosine, L1, adapter dropout, a mixture by loss ratios. whole: TensorFlow's Adam with L2,

@@ -13,6 +13,8 @@ import json
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,27 @@ from plaudit.types import UserError
 
 def fill(template: str, content: Mapping[str, Any], figures: Mapping[str, Figure]) -> str:
     """A template of this package with everything in its place; only the page's own two scripts are allowed to run."""
-    room = importlib.resources.files("plaudit.evaluation") / "templates"
-    plotly = importlib.resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
-    script = room.joinpath("report.js").read_text("utf-8")
-    scripts = [text.replace("\r\n", "\n").replace("</script", "<\\/script") for text in (plotly, script)]
+    scripts = [_plotly(), _own("report.js")]
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            content,
+            version=__version__,
+            figures=figures,
+            data=Markup(embedded(figures)),
+            plotly=Markup(scripts[0]),
+            script=Markup(scripts[1]),
+            style=Markup(_own("report.css")),
+            hashes=" ".join(map(_hash, scripts)),
+        )
+    )
+    return page.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+
+
+@cache
+def _environment() -> Environment:
+    """Kept, since a template takes longer to compile than to fill."""
     environment = Environment(
         loader=PackageLoader("plaudit.evaluation", "templates"),
         autoescape=True,
@@ -43,17 +62,22 @@ def fill(template: str, content: Mapping[str, Any], figures: Mapping[str, Figure
         "pct": pct, "num": num, "plain": plain, "said": said, "number": number, "interval": interval, "yaml": yaml
     }  # fmt: skip
     environment.globals |= {"dig": dig, "colour": plots.colour}
-    page = environment.get_template(template).render(
-        content,
-        version=__version__,
-        figures=figures,
-        data=Markup(embedded(figures)),
-        plotly=Markup(scripts[0]),
-        script=Markup(scripts[1]),
-        style=Markup(room.joinpath("report.css").read_text("utf-8")),
-        hashes=" ".join(_hash(text) for text in scripts),
-    )
-    return page.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+    return environment
+
+
+@cache
+def _plotly() -> str:
+    return _inline(importlib.resources.files("plotly") / "package_data" / "plotly.min.js")
+
+
+@cache
+def _own(name: str) -> str:
+    return _inline(importlib.resources.files("plaudit.evaluation") / "templates" / name)
+
+
+def _inline(file: Traversable) -> str:
+    """A file's text, which may stand inside a script element: nothing in it can end the element."""
+    return file.read_text("utf-8").replace("\r\n", "\n").replace("</script", "<\\/script")
 
 
 def embedded(value: Any) -> str:
@@ -62,6 +86,7 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+@cache
 def _hash(text: str) -> str:
     """As a Content-Security-Policy names a script that may run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
