@@ -98,6 +98,9 @@ ONLINE = of_room(
      "the controller's state lost at a resume"),
     ("branch.load_state(checkpoint.unprefixed(name, tensors))",
      'name == "value" or branch.load_state(checkpoint.unprefixed(name, tensors))', "the value lost at a resume"),
+) + of_room(
+    "training/learner",
+    "recipes/test_online_laws",
     ("before=step)\n", "before=step + 1)\n", "back to the weights that gave no numbers"),
 ) + of_room(
     "training/online",
