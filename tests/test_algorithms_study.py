@@ -151,6 +151,7 @@ def test_the_chart_has_the_best_on_top_and_names_no_colour_that_is_not_filled_in
 # All of it -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proof
 def test_every_algorithm_runs_is_measured_and_is_read_when_asked_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

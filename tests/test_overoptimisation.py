@@ -59,6 +59,7 @@ def found(tmp_path: Path) -> list[dict[str, Any]]:
     return [row for seed in (0, 1) for row in study.measured(tiny(), seed, tmp_path)]
 
 
+@pytest.mark.proof
 def test_the_study_runs_goes_on_and_is_drawn(
     found: list[dict[str, Any]],
     tmp_path: Path,

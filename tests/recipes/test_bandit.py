@@ -192,6 +192,7 @@ def test_a_killed_run_that_chooses_ends_with_the_same_bits(tmp_path: Path, attri
     assert everything(tmp_path / "cut") == everything(tmp_path / "whole")
 
 
+@pytest.mark.proof
 def test_a_log_of_a_blind_coin_teaches_the_right_labels(data: str, tmp_path: Path) -> None:
     """Three in four say "good" whatever the text; the classifier must know better, and its estimates say so."""
     summary = bandit.run(
@@ -218,6 +219,7 @@ def test_texts_that_were_trained_on_are_not_measured_as_held_out(tmp_path: Path)
     assert (summary["contexts_measured"], summary["heldout_reward"]) == (0, None)
 
 
+@pytest.mark.proof
 def test_what_was_chosen_online_earns_more_and_can_be_learned_from_again(tmp_path: Path) -> None:
     chosen = online(
         tmp_path,

@@ -212,6 +212,7 @@ def gaps(model: str, records: list[dict[str, Any]]) -> torch.Tensor:
     return sums[::2] - sums[1::2]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("loss", ["dpo", "robust", "ipo", "simpo", "orpo"])
 def test_it_learns_which_are_better(tmp_path: Path, loss: str) -> None:
     """On prompts that it never saw: chosen over rejected more often, and by more nats, than before."""

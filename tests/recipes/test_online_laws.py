@@ -157,6 +157,7 @@ CHAIN: tuple[tuple[Kill, int], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("case", ONE_A_RECIPE, indirect=True)
 def test_a_run_killed_wherever_it_stands_ends_with_the_same_bits(case: Case, tmp_path: Path) -> None:
     """Nine times, before it is let go on to its end; a checkpoint is written after every second step."""
     for kill, at in CHAIN:
@@ -225,6 +226,7 @@ def test_the_whole_model_can_be_trained(case: Case, tmp_path: Path) -> None:
     assert logged[-1]["kl"] != 0.0, "the reference has stayed where it was"
 
 
+@pytest.mark.parametrize("case", ONE_A_RECIPE, indirect=True)
 def test_a_run_can_begin_from_an_adapter(case: Case, tmp_path: Path) -> None:
     """It is the policy of the first step; the reference stays the bare trunk."""
     trunk = load_model("tiny", torch.float64).trunk
@@ -337,6 +339,7 @@ def test_a_run_stops_by_itself_with_a_reason_and_a_usable_model(
         assert all(bool(t.isfinite().all()) for t in model.values())
 
 
+@pytest.mark.parametrize("case", ONE_A_RECIPE, indirect=True)
 def test_weights_that_give_no_numbers_go_back_to_the_last_checkpoint_that_did(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

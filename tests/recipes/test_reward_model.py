@@ -124,6 +124,7 @@ def test_it_learns_a_preference(config: reward_model.Config, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.proof
 def test_it_learns_from_rankings_and_ratings(config: reward_model.Config, tmp_path: Path) -> None:
     """The same wish said in two other ways."""
     rankings: list[Record] = []
