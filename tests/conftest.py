@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,12 @@ import pytest
 
 hypothesis.settings.register_profile("house", hypothesis.settings(), deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("house")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches the programs that tests start, also where whoever started us ignores it (nohup, a shell's `&`)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
