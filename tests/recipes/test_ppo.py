@@ -13,7 +13,6 @@ from typing import Any, ClassVar, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from plaudit.models.branch import Branch, Pool, token_logprobs
 from plaudit.models.load import load_model
@@ -426,12 +425,6 @@ def test_the_price_in_the_loss_adds_its_own_slope(config: ppo.Config, estimator:
 
 
 # -- ends and refusals -----------------------------------------------------------------------------------------
-
-
-def finite(directory: Path) -> bool:
-    return all(
-        bool(t.isfinite().all()) for t in load_file(directory / "model" / "model.safetensors").values()
-    )
 
 
 @pytest.mark.parametrize(
