@@ -163,10 +163,11 @@ CASES: dict[str, list[Case]] = {
 
 def chosen(name: str, *, quick: bool, peer: str | None, row: str | None, native: bool) -> list[Case]:
     """Which rows of a name are measured. native: whether the machine multiplies bfloat16; where it does not, a peer in
-    bfloat16 is several times as slow as in float32, and its rows are left out unless a word of theirs is given."""
+    bfloat16 is several times as slow as in float32, and its rows are left out unless a word of theirs is given. So are
+    those that keep ours to float32, which it then chooses by itself."""
     found = [case for case in CASES[name] if peer in (None, case.peer) and (row or "") in case.name]
     if row is None and not native:
-        found = [case for case in found if case.theirs != "bfloat16"]
+        found = [case for case in found if case.theirs != "bfloat16" and case.ours != "float32"]
     if quick and peer is None and row is None:
         found = [case for case in found if case.quick]
         found = [case for case in found if case.theirs == "bfloat16"] or found

@@ -19,8 +19,15 @@ ROW = (
 
 
 def headline(rows: list[dict[str, Any]], target: str) -> dict[str, Any] | None:
-    """The row that a target is measured by: against the peer's better setting, so the least ratio of those with it."""
-    mine = [row for row in rows if row["target"] == target]
+    """The row that a target is measured by: against the peer's better setting, so the least ratio of those with it. A
+    target in equal precision takes the other's rows too where both sides ran in that precision."""
+    work, _, precision = target.partition(", ")
+    equal = {"ours": precision, "peer": precision}
+    mine = [
+        row
+        for row in rows
+        if row["target"] == target or (row["target"] == work and row["precision"] == equal)
+    ]
     return min(mine, key=lambda row: row["ratio"]) if mine else None
 
 
