@@ -37,7 +37,8 @@ def bars(values: Mapping[str, float], name: str, colour: str) -> Figure:
         "y": list(values),
         "marker": {"color": colour},
         "text": [f"{value:.2f}" for value in values.values()],
-        "textposition": "outside",
+        "textposition": "inside",
+        "insidetextanchor": "start",
         "cliponaxis": False,
     }
 

@@ -142,8 +142,8 @@ def test_the_page_holds_the_figures(tmp_path: Path) -> None:
     found, others = page.read(tmp_path)
     assert others == {}
     text = page.text(found, others, ["speed"])
-    assert "| `rollout` | a row | 3.5 | 6 | 4.00 | reached | 0.25 | 3 |" in text
-    assert "| `sft` | | 1.8 | 3 | not measured yet | | | |" in text
+    assert "| `rollout` | a row | 3.5 | 6 | 4.00 | reached | 16.00 | 0.25 | 3 |" in text
+    assert "| `sft` | | 1.8 | 3 | not measured yet | | | | |" in text
     assert "| a row | 2.00 | 8.00 | 4.00 | 50 / 12 | 1.0 / 3.0 | 0.25 / 0.06 |" in text
     assert "2 cores of a CPU (avx2), 24 GB" in text
     assert "(images/speed.png)" in text
