@@ -8,8 +8,8 @@ from pathlib import Path
 
 import raters_people
 
+from plaudit.data.dialects import DECODERS
 from plaudit.data.judged import prompt_key
-from plaudit.data.shapes import DECODERS
 from plaudit.data.sources import rows
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.randomness import rng

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from plaudit.data.dialects import DECODERS
 from plaudit.data.formats import from_json, read_prompts, read_records, write_records
-from plaudit.data.shapes import DECODERS
 from plaudit.types import (
     Demonstration,
     Message,
@@ -175,7 +175,7 @@ def test_each_shape_means_its_record(tmp_path: Path, row: dict[str, Any], record
 def test_every_example_of_the_document_is_a_record() -> None:
     text = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
     lines = [line for block in text.split("```json\n")[1:] for line in block.partition("```")[0].splitlines()]
-    assert len(lines) == 7
+    assert len(lines) == 13
     for line in lines:
         assert DECODERS["auto"](json.loads(line))
 
@@ -268,7 +268,7 @@ def test_an_asked_format_reads_that_shape_alone(tmp_path: Path) -> None:
         read_rows(tmp_path, {"prompt": "p", "completion": "c"}, format="hh-rlhf")
     with pytest.raises(UserError, match=r"unknown format 'hhrlhf'; did you mean 'hh-rlhf'\?"):
         read_rows(tmp_path, {"prompt": "p", "completion": "c"}, format="hhrlhf")
-    with pytest.raises(UserError, match=r"known: plaudit, trl, hh-rlhf$"):
+    with pytest.raises(UserError, match=r"known: plaudit, trl, .*, hh-rlhf, .*, label-studio$"):
         write_records([], tmp_path / "x.jsonl", "zzzzz")
 
 

@@ -118,14 +118,17 @@ def test_files_of_ours_hold_every_record(tmp_path: Path, written: list[Record], 
     assert read_records(path, "plaudit") == written
 
 
-def in_trl(record: Record) -> Record | None:
+def in_trl(record: Record) -> list[Record]:
     """What TRL holds of a record, by the document."""
     if isinstance(record, Preference) and record.choice in (0, 1):
         a, b = record.completions if record.choice == 0 else reversed(record.completions)
-        return Preference(record.prompt, (a, b), 0)
+        return [Preference(record.prompt, (a, b), 0)]
+    if isinstance(record, Ranking):
+        texts = [record.completions[i] for i in record.ranking]
+        return [Preference(record.prompt, (a, b), 0) for i, a in enumerate(texts) for b in texts[i + 1 :]]
     if isinstance(record, Rating) and record.scores in ({"overall": 0.0}, {"overall": 1.0}):
-        return Rating(record.prompt, record.completion, record.scores)
-    return Demonstration(record.prompt, record.completion) if isinstance(record, Demonstration) else None
+        return [Rating(record.prompt, record.completion, record.scores)]
+    return [Demonstration(record.prompt, record.completion)] if isinstance(record, Demonstration) else []
 
 
 labelled = st.builds(Rating, prompts, plain, st.sampled_from([{"overall": 0.0}, {"overall": 1.0}]), raters)
@@ -137,8 +140,9 @@ def test_trl_holds_sides_demonstrations_and_labels(
     tmp_path: Path, written: list[Record], ending: str
 ) -> None:
     path = tmp_path / f"records{ending}"
-    expected = [kept for kept in map(in_trl, written) if kept is not None]
-    assert write_records(written, path, "trl", skip_unrepresentable=True) == len(written) - len(expected)
+    expected = [kept for record in written for kept in in_trl(record)]
+    refused = sum(not in_trl(record) for record in written)
+    assert write_records(written, path, "trl", skip_unrepresentable=True) == refused
     if expected:
         assert read_records(path) == expected
         assert read_records(path, "trl") == expected
@@ -195,7 +199,7 @@ def test_trl_rows_are_what_trl_documents(tmp_path: Path) -> None:
     [
         (Preference("p", ("a", "b"), "tie"), "trl", 'is a preference without a better side ("tie")'),
         (Preference("p", ("a", "b"), "both_bad"), "hh-rlhf", 'without a better side ("both_bad")'),
-        (Ranking("p", ("a", "b"), (0, 1)), "trl", "is a ranking, which trl cannot hold"),
+        (Ranking((Message("system", "s"),), ("a", "b"), (0, 1)), "hh-rlhf", "holds a system message"),
         (Demonstration("p", "c"), "hh-rlhf", "is a demonstration, which hh-rlhf cannot hold"),
         (Rating("p", "c", {"overall": 0.5}), "trl", "is a rating other than overall 0 or 1"),
         (Rating("p", "c", {"style": 1.0}), "trl", "is a rating other than overall 0 or 1"),
@@ -227,7 +231,7 @@ def test_writing_replaces_at_once_and_packs_alike(tmp_path: Path) -> None:
     assert path.read_bytes() == first
     assert gzip.decompress(first) == b'{"prompt": "p", "completion": "c"}\n'
     assert [entry.name for entry in path.parent.iterdir()] == ["x.jsonl.gz"]
-    with pytest.raises(UserError, match=r"has no known ending; end it in .jsonl, .jsonl.gz or .csv"):
+    with pytest.raises(UserError, match=r"has no known ending; end it in .jsonl, .jsonl.gz, .json or .csv"):
         write_records([], tmp_path / "x.txt")
     with pytest.raises(UserError, match="cannot be written"):
         write_records([], path / "below-a-file.jsonl")

@@ -1,4 +1,4 @@
-"""Records from and to files: JSONL, JSON, CSV and datasets, in every shape that `shapes` knows. No torch."""
+"""Records from and to files: JSONL, JSON, CSV and datasets, in every shape that `dialects` knows. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from plaudit.data.shapes import DECODERS, ENCODERS, Row, checked, filled, from_json, read_prompt, to_json
+from plaudit.data.dialects import DECODERS, ENCODERS, encoded
+from plaudit.data.shapes import Row, filled, from_json, read_prompt, to_json
 from plaudit.data.sources import ending, read_lines, rows, to_csv
 from plaudit.files import write_bytes
 from plaudit.types import Prompt, Record, UserError
@@ -19,7 +20,7 @@ __all__ = ["from_json", "read_prompts", "read_records", "to_json", "write_record
 def read_records(source: str | Path, format: str = "auto", split: str | None = None) -> list[Record]:
     """Every record of a file, a dataset directory or a dataset on the hub, in order.
 
-    format: "auto" (each row by its keys), "plaudit", "trl", "hh-rlhf" or "pandalm" (three preferences a row).
+    format: "auto" (each row by its keys), or one of `DECODERS`.
     split: of a dataset that has several; "train" when not given.
     UserError names the first fault, its place (file:line or file: row N) and how to mend it.
     """
@@ -38,29 +39,38 @@ def read_records(source: str | Path, format: str = "auto", split: str | None = N
 def write_records(
     records: Iterable[Record], path: Path, format: str = "plaudit", *, skip_unrepresentable: bool = False
 ) -> int:
-    """Write the records at once (.jsonl, .jsonl.gz or .csv by the ending); returns how many were left out.
+    """Write the records at once (.jsonl, .json or .csv by the ending, with or without .gz); returns how many were left
+    out.
 
-    format: "plaudit" holds all; "trl" and "hh-rlhf" hold what docs/records.md lists. A record that the format
+    format: "plaudit" holds all; the others of `ENCODERS` hold what docs/records.md lists. A record that the format
     cannot hold is a UserError that names it, or is left out and counted when skip_unrepresentable is set.
     """
     path = Path(path)
-    encode = ENCODERS[_known(format, ENCODERS)]
+    format = _known(format, ENCODERS)
     kind, gzipped = ending(path)
-    if kind not in (".jsonl", ".csv"):
-        raise UserError("has no known ending", where=str(path), fix="end it in .jsonl, .jsonl.gz or .csv")
+    if kind not in (".jsonl", ".json", ".csv"):
+        raise UserError(
+            "has no known ending", where=str(path), fix="end it in .jsonl, .jsonl.gz, .json or .csv"
+        )
     table: list[Row] = []
     left_out = 0
     for number, record in enumerate(records, 1):
         try:
-            table.append(checked(record, encode, format))
+            table += encoded(record, format)
         except UserError as error:
             if not skip_unrepresentable:
                 where = f"{path}: record {number}"
                 fix = error.fix or "leave such records out, or choose another format"
                 raise UserError(error.what, where=where, fix=fix) from None
             left_out += 1
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in table)
-    data = (to_csv(table) if kind == ".csv" else "".join(lines)).encode()
+    if kind == ".csv":
+        text = to_csv(table)
+    else:
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in table]
+        text = (
+            "[\n" + ",\n".join(lines) + "\n]\n" if kind == ".json" else "".join(f"{line}\n" for line in lines)
+        )
+    data = text.encode()
     write_bytes(path, gzip.compress(data, mtime=0) if gzipped else data)
     return left_out
 

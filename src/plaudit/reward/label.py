@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plaudit import files
-from plaudit.data.shapes import DECODERS, filled, read_prompt, to_json, whole_text
+from plaudit.data.dialects import DECODERS
+from plaudit.data.shapes import filled, read_prompt, to_json, whole_text
 from plaudit.data.sources import rows
 from plaudit.reward.judge import Compared, Judge, Rated
 from plaudit.reward.rubric import RUBRICS, as_text
