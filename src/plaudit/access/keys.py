@@ -1,0 +1,104 @@
+"""API keys: of an account, for some of what it may do, shown once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from plaudit.access import audit, secrets
+from plaudit.access.accounts import Account, Accounts
+from plaudit.access.roles import ALLOWED, PERMISSIONS, Permission
+from plaudit.feedback import schema
+from plaudit.types import UserError
+
+PREFIX = "plaudit"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key; not the key. ends: seconds since 1970, None: never."""
+
+    id: str
+    account: str
+    label: str
+    scopes: tuple[Permission, ...]
+    created_at: str
+    ends: float | None
+
+
+class Keys:
+    """All keys of one store."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.accounts = Accounts(engine)
+
+    def create(
+        self, account: str, scopes: Sequence[Permission], label: str = "", *, ends: float | None = None
+    ) -> tuple[Key, str]:
+        """The key, and what its holder sends, which cannot be shown again. UserError for a scope that the account
+        does not have."""
+        holder = self.accounts.get(account)
+        if holder is None or holder.disabled:
+            raise UserError("there is no such account", where=f"account {account}")
+        unknown = [scope for scope in scopes if scope not in PERMISSIONS]
+        if unknown or not scopes:
+            raise UserError(
+                f"scopes are {list(scopes)}, not some of {', '.join(PERMISSIONS)}", where="API key"
+            )
+        if over := [scope for scope in scopes if scope not in ALLOWED[holder.role]]:
+            raise UserError(f"a {holder.role} may not {', '.join(over)}", where=f"account {account}")
+        id, secret = secrets.new_token()[:12].replace("_", "-"), secrets.new_token()
+        made = Key(id, account, label, tuple(dict.fromkeys(scopes)), _now(), ends)
+        row: dict[str, Any] = {"id": id, "account": account, "label": label, "scopes": list(made.scopes)}
+        row |= {"secret": secrets.digest(secret), "created_at": made.created_at, "ends": ends}
+        with schema.writing(self.engine) as connection:
+            connection.execute(schema.api_keys.insert(), row)
+            audit.note(connection, account, "create", f"key {id}", scopes=list(made.scopes), label=label)
+        return made, f"{PREFIX}_{id}_{secret}"
+
+    def of(self, account: str | None = None) -> list[Key]:
+        """All keys, or an account's, the oldest first."""
+        query = sa.select(schema.api_keys).order_by(schema.api_keys.c.created_at, schema.api_keys.c.id)
+        if account is not None:
+            query = query.where(schema.api_keys.c.account == account)
+        with self.engine.connect() as connection:
+            return [_key(row) for row in connection.execute(query)]
+
+    def holder(self, sent: str, now: float) -> tuple[Account, frozenset[Permission], float | None] | None:
+        """Whose key it is, what it is good for (its scopes, as far as the account still has them), and when it ends.
+        None for what is no key, or has ended."""
+        parts = sent.split("_", 2)
+        if len(parts) != 3 or parts[0] != PREFIX:
+            return None
+        with self.engine.connect() as connection:
+            row = connection.execute(
+                sa.select(schema.api_keys).where(schema.api_keys.c.id == parts[1])
+            ).first()
+        if row is None or not secrets.equal(row.secret, secrets.digest(parts[2])):
+            return None
+        account = self.accounts.get(row.account)
+        if account is None or account.disabled or (row.ends is not None and now >= row.ends):
+            return None
+        return account, frozenset(row.scopes) & ALLOWED[account.role], row.ends
+
+    def revoke(self, id: str, *, by: str) -> None:
+        """From now on it opens nothing. UserError where there is none."""
+        with schema.writing(self.engine) as connection:
+            gone = connection.execute(schema.api_keys.delete().where(schema.api_keys.c.id == id)).rowcount
+            if not gone:
+                raise UserError("there is no such key", where=f"key {id}")
+            audit.note(connection, by, "revoke", f"key {id}")
+
+
+def _key(row: sa.Row[tuple[object, ...]]) -> Key:
+    return Key(row.id, row.account, row.label, tuple(row.scopes), row.created_at, row.ends)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
