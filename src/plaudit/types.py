@@ -23,6 +23,10 @@ class UserError(Exception):
         super().__init__(" ".join(line.split()))
 
 
+class Unavailable(UserError):
+    """What is needed cannot be had now (a busy store, a full disk, a server that is down): the same may work later."""
+
+
 LARGEST_SCORE = 1e9
 """Nobody means a score or a reward beyond it, either way: in float32 the losses' squares of it drown all else."""
 

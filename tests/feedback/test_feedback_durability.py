@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy
 
 from plaudit.feedback.events import Item, comparison_event
+from plaudit.feedback.schema import HEAD
 from plaudit.feedback.store import Store
 from plaudit.types import UserError
 
@@ -88,9 +89,8 @@ def test_a_writer_that_stops_after_one_event_left_it_on_disk(tmp_path: Path) -> 
 def test_the_migrations_come_with_the_package() -> None:
     folder = resources.files("plaudit.feedback").joinpath("migrations")
     assert folder.joinpath("env.py").is_file()
-    assert [file.name for file in folder.joinpath("versions").iterdir() if file.name.startswith("v")] == [
-        "v0001_events.py"
-    ]
+    found = sorted(file.name for file in folder.joinpath("versions").iterdir() if file.name.startswith("v"))
+    assert [name[:5] for name in found] == [f"v{number:04d}" for number in range(1, int(HEAD) + 1)]
 
 
 def test_what_the_database_cannot_do_is_told_in_reading_writing_and_connecting(tmp_path: Path) -> None:

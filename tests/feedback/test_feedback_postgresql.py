@@ -12,8 +12,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from plaudit import config as configs
+from plaudit.feedback import quality, value, vectors
 from plaudit.feedback.events import Item, comparison_event, rating_event, skip_event
+from plaudit.feedback.jobs import Jobs
+from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
+from plaudit.feedback.tasks import Task
 from plaudit.feedback.transfer import stats
 from plaudit.types import UserError
 
@@ -109,3 +114,64 @@ def test_a_server_that_goes_away_is_told_of_and_found_again(store: Store) -> Non
         with pytest.raises(UserError, match=r"cannot be used .*check the address and that the server runs"):
             lost.execute(sa.text("SELECT 1"))
     assert store.last_seq() == 0
+
+
+def test_a_project_s_whole_life(store: Store) -> None:
+    projects = Projects(store)
+    task = configs.parse(
+        Task,
+        {"kind": "comparison", "overlap": 2, "gold_every": 3, "random_share": 0.5, "enough_alpha": 0.5},
+        "task",
+    )
+    project = projects.create("Pairs", task).id
+    gold = Entry("gold", ("a", "b"), part="gold", answer={"choice": 0})
+    assert projects.add(project, [*(Entry(f"p{i}", (f"a{i}", f"b{i}")) for i in range(12)), gold]) == 13
+    assert projects.write_guideline(project, {"en": "Be fair."}) == 1
+
+    def work(rater: str) -> int:
+        number = 0
+        while turns := projects.next(project, rater, 0.0, 2):
+            turn = turns[0]
+            projects.save_draft(rater, turn.item.id, {"comment": "half"}, 0.0)
+            said = {"choice": number % 2 if rater == "ann" else 0, "strength": None}
+            projects.judge(
+                project,
+                rater,
+                turn.item.id,
+                said,
+                event=f"{rater}{number}",
+                assignment=turn.assignment,
+                guideline=1,
+            )
+            assert projects.draft(rater, turn.item.id) == {}
+            number += 1
+        return number
+
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(work, ("ann", "bob", "cem")))
+    assert sum(done) >= 24, "every item twice, and some gold"
+    per_item = {item: 0 for item, found in store.items().items() if str(found.prompt).startswith("p")}
+    for event in store.current():
+        if event.item in per_item:
+            per_item[str(event.item)] += 1
+    mine = [count for item, count in per_item.items() if store.items()[item].meta.get("project") == project]
+    assert mine == [2] * 12, "exactly as many raters as asked"
+    first = next(event for event in store.current() if event.rater == "bob")
+    projects.decide(project, "olga", str(first.item), {"choice": 1, "strength": 2}, event="d")
+    projects.change(project, task=task.model_copy(update={"overlap": 3}))
+    assert projects.counts(project)["to_come"] == 12
+    assert quality.settle(projects, project) >= 0
+    assert quality.of_project(projects, project)["judgements"] > 24
+    engine = store.engine
+    vectors.put(engine, "m", {place: [1.0, 2.0] for place, _, _ in vectors.missing(engine, project, "m")})
+    assert value.prioritise(projects, project) > 0
+    assert projects.own(project, "bob", "2000")["done"] > 0
+    jobs = Jobs(engine)
+    job = jobs.put("sample", {"n": 1}, by="olga")
+    claimed = jobs.claim("worker", 0.0, 10.0)
+    assert claimed is not None
+    assert claimed.id == job.id
+    assert jobs.finish(job.id, "worker", {"done": 1})
+    store.forget_rater("ann")
+    projects.reopen("ann")
+    assert projects.counts(project)["raters"] == 3, "bob, cem and olga"

@@ -75,21 +75,41 @@ def report(store: Store, up_to: int | None = None, seed: int = 0) -> dict[str, A
     """All figures of agreement as of event `up_to`, ready for JSON.
 
     {"up_to", "items", "comparisons": {"judgements", "overlapping_items", "alpha": {level: figure}, "agreement",
-    "pairs": [{"raters", "agreement"}]}, "ratings": {criterion: {..., "alpha", "difference", "step"}},
+    "pairs": [{"raters", "agreement"}]}, "categories": {..., "labels": {label: n}}, "ratings": {criterion: {...,
+    "alpha", "difference", "step"}},
     "raters": {rater: {...}}}. A figure of alpha is {"value", "reason"}: value is None where there is a reason.
     Comparisons count as three ordered values for the ordinal and interval levels (0 better, neither, 1 better)
     and as four names for the nominal (a tie is not "both bad"). Scores are taken to the nearest "step".
     UserError when there are not so many events.
     """
     up_to = store.as_of(up_to)
-    events = store.current(up_to)
+    return {"up_to": up_to, **of_events(store.current(up_to), seed)}
+
+
+def of_events(events: Sequence[Event], seed: int = 0) -> dict[str, Any]:
+    """As `report`, of these events alone, without "up_to"."""
     judged = [event for event in events if event.kind != "skip"]
     return {
-        "up_to": up_to,
         "items": len({event.item for event in judged}),
         "comparisons": _comparisons([event for event in events if event.kind == "comparison"], seed),
+        "categories": _categories([event for event in events if event.kind == "category"], seed),
         "ratings": _ratings([event for event in events if event.kind == "rating"]),
         "raters": _raters(events),
+    }
+
+
+def _categories(events: Sequence[Event], seed: int) -> dict[str, Any]:
+    names = sorted({event.payload["label"] for event in events})
+    table = _table((event.item, event.rater, event.payload["label"]) for event in events)
+    coded = {
+        unit: {rater: float(names.index(x)) for rater, x in said.items()} for unit, said in table.items()
+    }
+    return {
+        "judgements": len(events),
+        "overlapping_items": len({item for item, _ in _overlapping(table)}),
+        "labels": {name: sum(event.payload["label"] == name for event in events) for name in names},
+        "alpha": {"nominal": _figure(coded, "nominal")},
+        "agreement": pairwise(table, seed),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -15,6 +16,9 @@ from sqlalchemy.engine import Connection
 from plaudit.feedback import schema
 from plaudit.feedback.events import JUDGEMENTS, Event
 from plaudit.types import UserError
+
+BY_PRIORITY, RANDOM, FOR_ONE = 0, 1, 2
+"""Queues: what is worth most first; what is given out in no order of worth; what one rater alone is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +58,53 @@ def claim(connection: Connection, rater: str, now: float, lease_seconds: float) 
     fewest judgements, in the order in which they were assigned. Never an item that the rater has judged or
     skipped. A slot whose time has run out is free again.
     """
+    slots = schema.assignments
+    first = (
+        sa.select(slots.c.id)
+        .where(slots.c.project.is_(None), slots.c.event.is_(None), fit_for(rater, now))
+        .order_by(sa.case((slots.c.rater == rater, 0), else_=1), slots.c.slot, slots.c.id)
+        .limit(1)
+    )
+    return take(connection, first, rater, now + lease_seconds)
+
+
+def fit_for(
+    rater: str | sa.ColumnElement[str], now: float | sa.ColumnElement[float]
+) -> sa.ColumnElement[bool]:
+    """Slots that the rater may be given: free, run out or their own, of an item that can be read and that they have
+    not judged."""
     slots, events = schema.assignments, schema.events
     free = sa.or_(slots.c.rater.is_(None), slots.c.rater == rater, slots.c.expires <= now)
     judged = sa.exists().where(
         events.c.rater == rater, events.c.item == slots.c.item, events.c.kind.in_(JUDGEMENTS)
     )
     readable = sa.exists().where(schema.items.c.id == slots.c.item, schema.items.c.prompt.is_not(None))
-    first = (
-        sa.select(slots.c.id)
-        .where(slots.c.event.is_(None), free, ~judged, readable)
-        .order_by(sa.case((slots.c.rater == rater, 0), else_=1), slots.c.slot, slots.c.id)
-        .limit(1)
-        .scalar_subquery()
-    )
+    return sa.and_(free, ~judged, readable)
+
+
+def take(
+    connection: Connection, chosen: sa.Select[tuple[int]], rater: str, until: float
+) -> Assignment | None:
+    """The chosen slot, held by the rater; None where none was chosen. One atomic update."""
+    slots = schema.assignments
     row = connection.execute(
         slots.update()
-        .where(slots.c.id == first)
-        .values(rater=rater, expires=now + lease_seconds)
+        .where(slots.c.id == chosen.scalar_subquery())
+        .values(rater=rater, expires=until)
         .returning(slots.c.id, slots.c.item, slots.c.slot, slots.c.rater, slots.c.expires)
     ).first()
     return None if row is None else Assignment(row.id, row.item, row.slot, row.rater, row.expires)
+
+
+def give(
+    connection: Connection, item: str, rater: str, until: float, *, project: str, queue: int
+) -> Assignment:
+    """A new slot of the item that is this rater's from the start."""
+    slot = _next_slot(connection, item)
+    row = {"item": item, "slot": slot, "rater": rater, "expires": until, "project": project, "queue": queue}
+    id = connection.execute(schema.assignments.insert(), row).inserted_primary_key
+    assert id is not None
+    return Assignment(int(id[0]), item, slot, rater, until)
 
 
 def check_answer(connection: Connection, event: Event) -> None:
@@ -117,6 +148,18 @@ def complete(connection: Connection, event: Event) -> None:
 
 
 def _open_slot(connection: Connection, item: str) -> None:
+    """Of the project and in the queue that the item's others are; none where they were one rater's own."""
+    slots = schema.assignments
+    like = connection.execute(sa.select(slots).where(slots.c.item == item).limit(1)).first()
+    row: dict[str, Any] = {"item": item, "slot": _next_slot(connection, item)}
+    if like is not None:
+        if like.queue == FOR_ONE:
+            return
+        row |= {"project": like.project, "queue": like.queue, "priority": like.priority}
+    connection.execute(slots.insert(), row)
+
+
+def _next_slot(connection: Connection, item: str) -> int:
     slots = schema.assignments
     last = connection.scalar(sa.select(sa.func.max(slots.c.slot)).where(slots.c.item == item))
-    connection.execute(slots.insert().values(item=item, slot=0 if last is None else last + 1))
+    return 0 if last is None else last + 1

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 from plaudit.feedback.schema import to_json
 from plaudit.types import Choice, Message, Prompt, UserError, prompt_to_json
 
-Judgement = Literal["rating", "comparison", "ranking", "demonstration", "skip"]
+Judgement = Literal["rating", "category", "comparison", "ranking", "demonstration", "skip"]
 Rule = Literal["retract", "retract_rater", "restore_rater", "forget_rater"]
 Kind = Judgement | Rule
 JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
@@ -137,6 +137,11 @@ def ranking_event(item: str, rater: str, ranking: Sequence[int], **fields: Any) 
     return _event("ranking", item, rater, {"ranking": list(ranking)}, fields)
 
 
+def category_event(item: str, rater: str, label: str, **fields: Any) -> Event:
+    """Which of the labels an item's text has."""
+    return _event("category", item, rater, {"label": label}, fields)
+
+
 def demonstration_event(item: str, rater: str, completion: str, **fields: Any) -> Event:
     """What the rater would have had the model say: an answer written or mended by a person."""
     return _event("demonstration", item, rater, {"completion": completion}, fields)
@@ -157,8 +162,8 @@ def check(event: Event, completions: int | None = None) -> None:
     """UserError when a judgement does not say what its kind must, or not of an item with so many completions.
 
     rating: {"scores": {criterion: 0..1}, "completion": index}; comparison: {"choice": 0 | 1 | "tie" |
-    "both_bad", "strength": 1..4 or null}; ranking: {"ranking": [index, ...]}; demonstration: {"completion":
-    text}; skip: {}. Keys beside these are kept as they are.
+    "both_bad", "strength": 1..4 or null}; category: {"label": text}; ranking: {"ranking": [index, ...]};
+    demonstration: {"completion": text}; skip: {}. Keys beside these are kept as they are.
     """
     fault = _fault(event.kind, event.payload, completions)
     if fault is None and event.presented is not None:
@@ -183,6 +188,9 @@ def _fault(kind: Kind, payload: Mapping[str, Any], completions: int | None) -> s
                 return f'choice is {choice!r}, not 0, 1, "tie" or "both_bad"'
             if strength is not None and (type(strength) is not int or not 1 <= strength <= 4):
                 return f"strength is {strength!r}, not 1 to 4"
+        case "category":
+            if not isinstance(payload.get("label"), str) or not payload["label"]:
+                return "the label is empty or not text"
         case "ranking":
             ranking = payload.get("ranking")
             if not isinstance(ranking, list) or len(ranking) < 2:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
-from plaudit.feedback.events import Event, Item, Judgement
+from plaudit.feedback.events import Event, Item
 from plaudit.feedback.store import Store
-from plaudit.types import Demonstration, Preference, Ranking, Rating
+from plaudit.types import Demonstration, Preference, Ranking, Rating, Record
 
+PROJECT = "project"
+"""In an item's meta: the project that it belongs to."""
+ADJUDICATES = "adjudicates"
+"""In an event's payload: a reviewer decided where raters disagree. It is learned from, and is nobody's agreement."""
+REPEATS = "repeats"
+"""In an item's meta: the one that it shows again to who has judged it. What is asked twice is learned from once."""
 R = TypeVar("R", bound=Demonstration | Preference | Ranking | Rating, covariant=True)
 
 
@@ -29,43 +35,48 @@ class Judged(Generic[R]):
     seq: int
 
 
+def everything(store: Store, up_to: int | None = None, project: str | None = None) -> list[Judged[Record]]:
+    """All that stands as records, in order of seq; of one project, or of the whole store. An edit is a demonstration
+    and, where it changed something or chose between two, a preference or ranking too: edited > chosen > rejected."""
+    found = list[Judged[Record]]()
+    events = store.current(up_to)
+    items = store.items({event.item for event in events if event.item is not None})
+    for event in events:
+        item = items.get(event.item or "")
+        if (
+            item is None
+            or REPEATS in item.meta
+            or (project is not None and item.meta.get(PROJECT) != project)
+        ):
+            continue
+        version = event.policy_version or item.policy_version
+        for record in _READ.get(event.kind, _nothing)(item, event):
+            found.append(Judged(item.id, record, version, event.rater, event.id, event.seq))
+    return found
+
+
 def preferences(store: Store, up_to: int | None = None) -> list[Judged[Preference]]:
-    """The comparisons that stand as of event `up_to` (None: now), in order of seq."""
-    return _judged(store, up_to, "comparison", _preference)
+    """The comparisons that stand as of event `up_to` (None: now), and edits of one text, in order of seq."""
+    return _of(Preference, store, up_to)
 
 
 def ratings(store: Store, up_to: int | None = None) -> list[Judged[Rating]]:
     """The ratings that stand."""
-    return _judged(store, up_to, "rating", _rating)
+    return _of(Rating, store, up_to)
 
 
 def rankings(store: Store, up_to: int | None = None) -> list[Judged[Ranking]]:
-    """The rankings that stand."""
-    return _judged(store, up_to, "ranking", _ranking)
+    """The rankings that stand, and edits of the better of two texts."""
+    return _of(Ranking, store, up_to)
 
 
 def demonstrations(store: Store, up_to: int | None = None) -> list[Judged[Demonstration]]:
-    """The demonstrations that stand."""
-    return _judged(store, up_to, "demonstration", _demonstration)
+    """The demonstrations that stand, edits among them, and the categories: a label is what should have been said."""
+    return _of(Demonstration, store, up_to)
 
 
-def _judged(
-    store: Store, up_to: int | None, kind: Judgement, record: Callable[[Item, Event], R]
-) -> list[Judged[R]]:
-    events = [event for event in store.current(up_to) if event.kind == kind]
-    items = store.items({event.item for event in events if event.item is not None})
-    return [
-        Judged(
-            item.id,
-            record(item, event),
-            event.policy_version or item.policy_version,
-            event.rater,
-            event.id,
-            event.seq,
-        )
-        for event in events
-        if event.item is not None and (item := items.get(event.item)) is not None
-    ]
+def _of(kind: type[R], store: Store, up_to: int | None) -> list[Judged[R]]:
+    return [cast(Judged[R], judged) for judged in everything(store, up_to) if isinstance(judged.record, kind)]
 
 
 def _preference(item: Item, event: Event) -> Preference:
@@ -88,3 +99,38 @@ def _ranking(item: Item, event: Event) -> Ranking:
 
 def _demonstration(item: Item, event: Event) -> Demonstration:
     return Demonstration(item.prompt, event.payload["completion"], event.rater)
+
+
+def _edit(item: Item, event: Event) -> list[Record]:
+    """What is written, and that it is better than what it was made of."""
+    said = _demonstration(item, event)
+    chosen = event.payload.get("chosen", 0 if len(item.completions) == 1 else None)
+    if type(chosen) is not int or not 0 <= chosen < len(item.completions) <= 2:
+        return [said]
+    texts = [
+        said.completion,
+        *(item.completions[i] for i in (chosen, 1 - chosen) if i < len(item.completions)),
+    ]
+    texts = [text for place, text in enumerate(texts) if text not in texts[:place]]
+    if len(texts) == 2:
+        return [said, Preference(item.prompt, (texts[0], texts[1]), 0, rater=event.rater)]
+    if len(texts) > 2:
+        return [said, Ranking(item.prompt, tuple(texts), tuple(range(len(texts))), event.rater)]
+    return [said]
+
+
+def _nothing(_item: Item, _event: Event) -> list[Record]:
+    return []
+
+
+def _category(item: Item, event: Event) -> Demonstration:
+    return Demonstration(item.prompt, event.payload["label"], event.rater)
+
+
+_READ: dict[str, Callable[[Item, Event], list[Record]]] = {
+    "comparison": lambda item, event: [_preference(item, event)],
+    "rating": lambda item, event: [_rating(item, event)],
+    "ranking": lambda item, event: [_ranking(item, event)],
+    "demonstration": _edit,
+    "category": lambda item, event: [_category(item, event)],
+}

@@ -56,7 +56,8 @@ def identity(connection: Connection, rater: str) -> dict[str, str]:
 
 
 def erase(connection: Connection, rater: str, seq: int) -> None:
-    """Destroys the rater's key, what their judgements and their items said, and gives their open work back.
+    """Destroys the rater's key, what their judgements, drafts, chats and their items said, and their account, and gives
+    their open work back.
 
     What is left of an event is its tombstone: number, id, kind, item, pseudonym, versions and time.
     seq: number of the event that says so.
@@ -75,6 +76,17 @@ def erase(connection: Connection, rater: str, seq: int) -> None:
         .where(items.c.author == rater)
         .values(prompt=sa.null(), completions=sa.null(), meta=sa.null())
     )
+    theirs = sa.select(items.c.id).where(items.c.author == rater)
+    for table in (schema.vectors, schema.scores):
+        connection.execute(table.delete().where(table.c.item.in_(theirs)))
+    for table in (schema.drafts, schema.practice):
+        connection.execute(table.delete().where(table.c.rater == rater))
+    connection.execute(
+        schema.jobs.update()
+        .where(schema.jobs.c.asked_by == rater, schema.jobs.c.kind == "reply")
+        .values(arguments={}, result=sa.null())
+    )
+    connection.execute(schema.accounts.delete().where(schema.accounts.c.name == rater))
     open_work = schema.assignments.c.event.is_(None)
     connection.execute(
         schema.assignments.update()

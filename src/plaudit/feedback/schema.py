@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +17,9 @@ from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_ur
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from plaudit.files import writable
-from plaudit.types import UserError
+from plaudit.types import Unavailable, UserError
 
-HEAD = "0001"
+HEAD = "0005"
 """The newest migration; a test holds it to what `migrations/versions` says."""
 BUSY_SECONDS = 30.0
 _LOCK = 0x706C6175
@@ -69,6 +72,52 @@ assignments = sa.Table(
     sa.Column("rater", sa.Text, sa.ForeignKey("raters.id")),
     sa.Column("expires", sa.Double),  # seconds, on the clock of whoever claims
     sa.Column("event", sa.Text),  # id of the event that answered it
+    sa.Column("project", sa.Text),
+    sa.Column(
+        "queue", sa.Integer, nullable=False, default=0
+    ),  # 0: by priority; 1: the random slice; 2: for one rater
+    sa.Column("priority", sa.Double, nullable=False, default=0.0),  # the highest first
+)
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("task", _json, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("archived", sa.Boolean, nullable=False),
+)
+guidelines = sa.Table(
+    "guidelines",
+    metadata,
+    sa.Column("project", sa.Text, sa.ForeignKey("projects.id"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("texts", _json, nullable=False),  # by language
+    sa.Column("created_at", sa.Text, nullable=False),
+)
+project_items = sa.Table(
+    "project_items",
+    metadata,
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("project", sa.Text, sa.ForeignKey("projects.id"), nullable=False),
+    sa.Column("part", sa.Text, nullable=False),  # open, gold, training or repeat
+    sa.Column("answer", _json),  # of gold and training: the payload that is right, and why
+    sa.Column("queue", sa.Integer, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # in the order in which they were added
+)
+practice = sa.Table(
+    "practice",
+    metadata,
+    sa.Column("rater", sa.Text, sa.ForeignKey("raters.id"), primary_key=True),
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("payload", _json, nullable=False),
+)
+drafts = sa.Table(
+    "drafts",
+    metadata,
+    sa.Column("rater", sa.Text, sa.ForeignKey("raters.id"), primary_key=True),
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
 )
 snapshots = sa.Table(
     "snapshots",
@@ -77,6 +126,105 @@ snapshots = sa.Table(
     sa.Column("seq", sa.Integer, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
+)
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("arguments", _json, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # queued, running, done, failed or cancelled
+    sa.Column("asked_by", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("worker", sa.Text),
+    sa.Column("lease", sa.Double),  # seconds since 1970; a worker that is silent for longer has died
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("progress", sa.Double, nullable=False),  # 0 to 1
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("result", _json),
+)
+scores = sa.Table(
+    "scores",
+    metadata,
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("completion", sa.Integer, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("mean", sa.Double, nullable=False),
+    sa.Column("deviation", sa.Double),  # of an ensemble's members
+)
+vectors = sa.Table(
+    "vectors",
+    metadata,
+    sa.Column("item", sa.Text, sa.ForeignKey("items.id"), primary_key=True),
+    sa.Column("completion", sa.Integer, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("floats", sa.LargeBinary, nullable=False),  # float16, little-endian
+)
+hooks = sa.Table(
+    "hooks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("kinds", _json, nullable=False),  # answers, changes
+    sa.Column("secret", sa.Text, nullable=False),  # signs what is sent
+    sa.Column("made_by", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column(
+        "answers_seen", sa.Integer, nullable=False
+    ),  # the last event, and the last audit line, that it was told
+    sa.Column("changes_seen", sa.Integer, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),  # in a row
+    sa.Column("due", sa.Double, nullable=False),  # not before then, seconds since 1970
+    sa.Column("fault", sa.Text, nullable=False),  # why the last one failed
+)
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("name", sa.Text, sa.ForeignKey("raters.id"), primary_key=True),  # a pseudonym, and what logs in
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("password", sa.Text, nullable=False),  # argon2id
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+)
+sign_ins = sa.Table(
+    "sign_ins",
+    metadata,
+    sa.Column("token", sa.Text, primary_key=True),  # its digest
+    sa.Column("account", sa.Text, sa.ForeignKey("accounts.name", ondelete="CASCADE"), nullable=False),
+    sa.Column("seen", sa.Double, nullable=False),  # seconds since 1970, as all that follows
+    sa.Column("ends", sa.Double, nullable=False),  # whatever is done until then
+)
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("token", sa.Text, primary_key=True),  # its digest
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("project", sa.Text),
+    sa.Column("invited_by", sa.Text),
+    sa.Column("ends", sa.Double, nullable=False),
+    sa.Column("used_by", sa.Text),
+)
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("account", sa.Text, sa.ForeignKey("accounts.name", ondelete="CASCADE"), nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("secret", sa.Text, nullable=False),  # its digest
+    sa.Column("scopes", _json, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("ends", sa.Double),  # null: never
+)
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("detail", _json, nullable=False),
+    sa.Column("chain", sa.Text, nullable=False),  # digest of this line and of the chain before it
 )
 
 
@@ -131,17 +279,33 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+_TURNS: weakref.WeakKeyDictionary[Engine, threading.Lock] = weakref.WeakKeyDictionary()
+_TURNS_LOCK = threading.Lock()
+
+
+def _in_turn(engine: Engine) -> contextlib.AbstractContextManager[object]:
+    """SQLite makes writers wait by sleeping and asking again; threads of one process stand in line instead."""
+    if engine.dialect.name != "sqlite":
+        return contextlib.nullcontext()
+    with _TURNS_LOCK:
+        return _TURNS.setdefault(engine, threading.Lock())
+
+
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """One transaction that writes, alone; when the block ends well it is on disk."""
-    with engine.connect().execution_options(plaudit_writes=True) as connection, connection.begin():
+    with (
+        _in_turn(engine),
+        engine.connect().execution_options(plaudit_writes=True) as connection,
+        connection.begin(),
+    ):
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         yield connection
 
 
 def _explain(context: ExceptionContext) -> None:
-    """UserError for what is not ours to mend: the server, the disk, the rights, another process."""
+    """Unavailable for what is not ours to mend: the server, the disk, the rights, another process."""
     error = context.sqlalchemy_exception
     if not isinstance(error, OperationalError) or context.engine is None:
         return
@@ -150,11 +314,11 @@ def _explain(context: ExceptionContext) -> None:
     where = str(url.database) if sqlite else url.render_as_string()  # without the password
     reason = str(error.orig).strip().partition("\n")[0]
     if "locked" in reason:
-        raise UserError("another process keeps the store busy", where=where, fix="try again")
+        raise Unavailable("another process keeps the store busy", where=where, fix="try again")
     if "disk is full" in reason or "No space left" in reason:
-        raise UserError("cannot be written (no space left on device)", where=where, fix="free some space")
+        raise Unavailable("cannot be written (no space left on device)", where=where, fix="free some space")
     fix = "check the path and its permissions" if sqlite else "check the address and that the server runs"
-    raise UserError(f"the database cannot be used ({reason})", where=where, fix=fix)
+    raise Unavailable(f"the database cannot be used ({reason})", where=where, fix=fix)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -69,14 +69,14 @@ class Store:
         """
         items = list(items)
         with self._writing() as connection:
-            _add_items(connection, items)
+            put_items(connection, items)
         return [item.id for item in items]
 
     def enter(self, items: Sequence[Item], events: Sequence[Event]) -> tuple[int, int]:
         """Stores the items and the events, all or none; returns how many of each were new. As `add_items`, `append`."""
         with self._writing() as connection:
             before = queries.last_seq(connection)
-            new = _add_items(connection, items)
+            new = put_items(connection, items)
             log = _Log(connection, events)
             return new, sum(log.append(event) > before for event in events)
 
@@ -349,8 +349,8 @@ class _Log:
             raise UserError(f"event {old.id} is superseded by {later}", where=where, fix="supersede that one")
 
 
-def _add_items(connection: Connection, items: Sequence[Item]) -> int:
-    """How many were new."""
+def put_items(connection: Connection, items: Sequence[Item]) -> int:
+    """Stores the items, as `Store.add_items`, within a transaction that writes; how many were new."""
     stored = queries.items(connection, [item.id for item in items])
     before = len(stored)
     for item in items:

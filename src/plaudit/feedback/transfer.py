@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from plaudit.feedback.events import (
     ranking_event,
     rating_event,
 )
-from plaudit.feedback.judgements import Judged, demonstrations, preferences, rankings, ratings
+from plaudit.feedback.judgements import everything
 from plaudit.feedback.schema import to_json
 from plaudit.feedback.store import Store
 from plaudit.files import refuse_inputs
@@ -43,18 +43,22 @@ def import_file(
 
 
 def import_records(
-    store: Store, records: Sequence[Record], *, policy_version: str | None = None
+    store: Store,
+    records: Sequence[Record],
+    *,
+    policy_version: str | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
     """Enters records as items and events, all or none.
 
     Ids come from the content, so importing them again adds nothing; a record that stands among them twice counts
-    twice. policy_version: the model that wrote the completions, where one did. Returns the counts:
+    twice. policy_version: the model that wrote the completions, where one did. meta: of all items. Returns the counts:
     records, items and events that are new, events that were there already ("known"), and records left out
     because their rater is retracted or forgotten ("left_out").
     """
     barred = {rater for rater, state in store.raters().items() if state != "active"}
     welcome = [record for record in records if _rater(record) not in barred]
-    items = [_item(record, policy_version) for record in welcome]
+    items = [replace(_item(record, policy_version), meta=dict(meta or {}), id="") for record in welcome]
     times: Counter[str] = Counter()
     events = []
     for item, record in zip(items, welcome, strict=True):
@@ -82,9 +86,11 @@ def export_file(
     format: str = "plaudit",
     up_to: int | None = None,
     *,
+    project: str | None = None,
     skip_unrepresentable: bool = False,
 ) -> dict[str, int]:
-    """Writes the judgements that stand as of event `up_to` (None: now), in order; skips are not among them.
+    """Writes the judgements that stand as of event `up_to` (None: now), in order, of one project or all; skips are not
+    among them.
 
     Returns the counts: records written, and records that the format cannot hold and that were left out, which
     is a UserError unless `skip_unrepresentable` is set. UserError when there is nothing to write, or there are not
@@ -93,13 +99,7 @@ def export_file(
     if store.engine.dialect.name == "sqlite":
         refuse_inputs(Path(path), str(store.engine.url.database))
     up_to = store.as_of(up_to)
-    views: tuple[Sequence[Judged[Record]], ...] = (
-        preferences(store, up_to),
-        ratings(store, up_to),
-        rankings(store, up_to),
-        demonstrations(store, up_to),
-    )
-    in_order = sorted((judged for view in views for judged in view), key=lambda judged: judged.seq)
+    in_order = everything(store, up_to, project)
     if not in_order:
         raise UserError("there is no feedback to export", where=str(path))
     records = [_unnamed(judged.record) for judged in in_order]
@@ -177,6 +177,11 @@ def _item(record: Record, policy_version: str | None) -> Item:
             return Item(record.prompt, (record.completion,), policy_version)
         case _:
             return Item(record.prompt, record.completions, policy_version)
+
+
+def kind_of(record: Record) -> str:
+    """The kind of event that it becomes."""
+    return _event("", record).kind
 
 
 def _event(item: str, record: Record) -> Event:

@@ -1,0 +1,250 @@
+"""Who is given which item of a project next, and how many slots an item has.
+
+Whatever is drawn is drawn from ids alone, so that a page that is loaded again shows the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from plaudit.feedback import assignments, queries, schema
+from plaudit.feedback.assignments import BY_PRIORITY, FOR_ONE, RANDOM, Assignment
+from plaudit.feedback.events import Item
+from plaudit.feedback.judgements import ADJUDICATES, REPEATS
+from plaudit.feedback.store import put_items
+from plaudit.feedback.tasks import Task, agrees
+
+SOON = 10
+"""An item comes again only after so many others."""
+CHUNK = 500
+"""Ids in one query."""
+
+
+def order_of(item: Item, rater: str) -> tuple[int, ...]:
+    """The order of the completions on this rater's screen, drawn from the two ids alone."""
+    keys = [number("order", item.id, rater, place) for place in range(len(item.completions))]
+    return tuple(sorted(range(len(keys)), key=keys.__getitem__))
+
+
+def digest(*key: int | str) -> str:
+    """64 hexadecimal digits, from the key alone."""
+    return hashlib.sha256("\x1f".join(map(str, key)).encode()).hexdigest()
+
+
+def number(*key: int | str) -> float:
+    """Uniform on 0 to 1, drawn from the key. (No numpy here: the studio starts without.)"""
+    return int(digest(*key)[:14], 16) / 2**56
+
+
+def training(connection: Connection, id: str, rater: str, count: int) -> Sequence[str]:
+    table, tried = schema.project_items, schema.practice
+    known = sa.exists().where(tried.c.rater == rater, tried.c.item == table.c.item)
+    query = sa.select(table.c.item).where(table.c.project == id, table.c.part == "training", ~known)
+    return connection.scalars(query.order_by(table.c.number).limit(count)).all()
+
+
+def held(connection: Connection, project: str, task: Task, rater: str, now: float) -> list[Assignment]:
+    """What the rater holds, kept for them anew: a page that is loaded again shows the same."""
+    slots = schema.assignments
+    mine = (slots.c.project == project, slots.c.event.is_(None), slots.c.rater == rater)
+    connection.execute(slots.update().where(*mine).values(expires=now + 60 * task.lease_minutes))
+    rows = connection.execute(sa.select(slots).where(*mine).order_by(slots.c.id))
+    return [Assignment(row.id, row.item, row.slot, row.rater, row.expires) for row in rows]
+
+
+def keep(connection: Connection, task: Task, rater: str, item: str, now: float) -> None:
+    """Who writes is at work: their lease begins anew."""
+    slots = schema.assignments
+    mine = (slots.c.item == item, slots.c.rater == rater, slots.c.event.is_(None))
+    connection.execute(slots.update().where(*mine).values(expires=now + 60 * task.lease_minutes))
+
+
+def claim(
+    connection: Connection, project: str, task: Task, rater: str, place: int, now: float
+) -> Assignment | None:
+    """A new slot for this rater, until its lease runs out. place: how many they were given before it."""
+    until = now + 60 * task.lease_minutes
+    for every, choose in ((task.gold_every, gold), (task.repeat_every, again)):
+        if due(every, choose.__name__, project, rater, place) and (
+            item := choose(connection, project, rater)
+        ):
+            return assignments.give(connection, item, rater, until, project=project, queue=FOR_ONE)
+    doubted = number("doubt", project, rater, place) < doubt(connection, project, task, rater)
+    first = RANDOM if number("queue", project, rater, place) < task.random_share else BY_PRIORITY
+    told = {"of": project, "by": rater, "moment": now, "until": until}
+    for queue in (first, RANDOM + BY_PRIORITY - first):
+        row = connection.execute(_claiming(queue, doubted), told).first()
+        if row is not None:
+            return Assignment(row.id, row.item, row.slot, row.rater, row.expires)
+    return None
+
+
+@functools.cache
+def _claiming(queue: int, worst_first: bool) -> sa.Update:
+    """One atomic update that takes the first free slot of a queue, made once: it is asked for with every item. Told: of
+    (the project), by (the rater), moment and until."""
+    slots = schema.assignments
+    own = slots.alias()
+    by: sa.BindParameter[str] = sa.bindparam("by", type_=sa.Text)
+    moment: sa.BindParameter[float] = sa.bindparam("moment", type_=sa.Double)
+    has = sa.exists().where(own.c.item == slots.c.item, own.c.rater == by)
+    worth = slots.c.priority.asc() if worst_first else slots.c.priority.desc()
+    free = (
+        sa.select(slots.c.id)
+        .where(slots.c.project == sa.bindparam("of"), slots.c.event.is_(None), slots.c.queue == queue)
+        .where(assignments.fit_for(by, moment), ~has)
+        .order_by(*((worth,) if queue == BY_PRIORITY else ()), slots.c.slot, slots.c.id)
+        .limit(1)
+    )
+    return (
+        slots.update()
+        .where(slots.c.id == free.scalar_subquery())
+        .values(rater=by, expires=sa.bindparam("until", type_=sa.Double))
+        .returning(slots.c.id, slots.c.item, slots.c.slot, slots.c.rater, slots.c.expires)
+    )
+
+
+def doubt(connection: Connection, project: str, task: Task, rater: str) -> float:
+    """How often this rater is given what is worth least instead of most: the share of gold items that they had wrong,
+    as if they had had ten more right."""
+    table, events = schema.project_items, schema.events
+    gold = (table.c.project == project, table.c.part == "gold")
+    right = {row.item: row.answer["payload"] for row in connection.execute(sa.select(table).where(*gold))}
+    if not right:
+        return 0.0
+    query = sa.select(events.c.item, events.c.kind, events.c.payload).where(
+        events.c.rater == rater, events.c.item.in_(right), events.c.kind != "retract"
+    )
+    said = {row.item: row for row in connection.execute(query.order_by(events.c.seq))}  # the last of each
+    judged = [
+        agrees(task, row.payload, right[item])
+        for item, row in said.items()
+        if row.kind != "skip" and row.payload is not None
+    ]
+    return judged.count(False) / (len(judged) + 10)
+
+
+def gold(connection: Connection, id: str, rater: str) -> str | None:
+    """One of those that the rater was not given, drawn from the ids."""
+    table, slots = schema.project_items, schema.assignments
+    had = sa.exists().where(slots.c.rater == rater, slots.c.item == table.c.item)
+    query = sa.select(table.c.item).where(table.c.project == id, table.c.part == "gold", ~had)
+    return min(connection.scalars(query), key=lambda item: number("gold", item, rater), default=None)
+
+
+def again(connection: Connection, id: str, rater: str) -> str | None:
+    """An item that the rater judged some time ago, as a new one that says which it repeats."""
+    table, slots = schema.project_items, schema.assignments
+    query = (
+        sa.select(slots.c.item)
+        .join_from(slots, table, table.c.item == slots.c.item)
+        .join(schema.events, schema.events.c.id == slots.c.event)
+        .where(slots.c.project == id, slots.c.rater == rater, table.c.part == "open")
+        .where(schema.events.c.kind != "skip")
+        .order_by(schema.events.c.seq)
+    )
+    judged = list(connection.scalars(query))[:-SOON]
+    twins = {item: digest("repeat", item, rater)[:32] for item in judged}
+    known = set(connection.scalars(sa.select(table.c.item).where(table.c.item.in_(twins.values()))))
+    left = [item for item in judged if twins[item] not in known]
+    if not left:
+        return None
+    chosen = min(left, key=lambda item: number("repeat", item, rater))
+    item = queries.items(connection, [chosen])[chosen]
+    if item is None:
+        return None
+    twin = replace(item, id=twins[chosen], meta=item.meta | {REPEATS: chosen})
+    put_items(connection, [twin])
+    place = 1 + int(
+        connection.scalar(sa.select(sa.func.count()).select_from(table).where(table.c.project == id)) or 0
+    )
+    row = {
+        "item": twin.id,
+        "project": id,
+        "part": "repeat",
+        "answer": None,
+        "queue": FOR_ONE,
+        "number": place,
+    }
+    connection.execute(table.insert(), row)
+    return twin.id
+
+
+def due(every: int, what: str, project: str, rater: str, place: int) -> bool:
+    """Once in so many places, at one that is drawn for each rater, so that nobody can count; never where every is 0."""
+    return every > 0 and int(number(what, project, rater, place // every) * every) == place % every
+
+
+def open_slots(
+    connection: Connection, project: str, items: Mapping[str, int], counts: Mapping[str, int]
+) -> None:
+    """New free slots: {item: its queue} and {item: how many}."""
+    slots, rows = schema.assignments, list[dict[str, object]]()
+    for chunk in _chunks(list(counts)):
+        taken = {
+            row[0]: int(row[1])
+            for row in connection.execute(
+                sa.select(slots.c.item, sa.func.max(slots.c.slot))
+                .where(slots.c.item.in_(chunk))
+                .group_by(slots.c.item)
+            )
+        }
+        for item in chunk:
+            first = taken.get(item, -1) + 1
+            of = {"item": item, "project": project, "queue": items[item], "priority": 0.0}
+            rows += [of | {"slot": first + more} for more in range(counts[item])]
+    if rows:
+        connection.execute(slots.insert(), rows)
+
+
+def reconcile(connection: Connection, project: str, task: Task, only: Sequence[str] | None = None) -> None:
+    """As many slots of each open item (or of those named) as judgements are still wanted of it: missing ones are
+    opened, free ones too many are taken back, those that somebody holds stay."""
+    table, slots, events = schema.project_items, schema.assignments, schema.events
+    query = sa.select(table.c.item, table.c.queue).where(table.c.project == project, table.c.part == "open")
+    chosen = query if only is None else query.where(table.c.item.in_(only))
+    items = {row.item: int(row.queue) for row in connection.execute(chosen)}
+    missing = dict[str, int]()
+    for chunk in _chunks(list(items)):
+        judged: dict[str, set[str]] = {item: set() for item in chunk}
+        standing = queries.standing(None, events.c.item, events.c.rater, events.c.payload)
+        for row in connection.execute(standing.where(events.c.item.in_(chunk), events.c.kind != "skip")):
+            if not (row.payload or {}).get(ADJUDICATES):
+                judged[row.item].add(row.rater)
+        to_come: dict[str, list[tuple[int, bool]]] = {item: [] for item in chunk}
+        answers = sa.exists().where(events.c.assignment == slots.c.id)
+        open_ = sa.select(slots.c.item, slots.c.id, sa.and_(slots.c.rater.is_(None), ~answers).label("free"))
+        for row in connection.execute(
+            open_.where(slots.c.item.in_(chunk), slots.c.event.is_(None), slots.c.queue != FOR_ONE).order_by(
+                slots.c.id
+            )
+        ):
+            to_come[row.item].append((row.id, bool(row.free)))
+        for item in chunk:
+            wanted = task.overlap - len(judged[item]) - len(to_come[item])
+            if wanted > 0:
+                missing[item] = wanted
+            elif wanted < 0:
+                free = [id for id, is_free in to_come[item] if is_free]
+                connection.execute(slots.delete().where(slots.c.id.in_(free[wanted:])))
+    open_slots(connection, project, items, missing)
+
+
+def close(connection: Connection, project: str, items: Sequence[str]) -> int:
+    """Takes back the slots of these items that nobody holds or has answered; how many."""
+    slots, events, closed = schema.assignments, schema.events, 0
+    answers = sa.exists().where(events.c.assignment == slots.c.id)
+    free = (slots.c.project == project, slots.c.event.is_(None), slots.c.rater.is_(None), ~answers)
+    for chunk in _chunks(items):
+        closed += connection.execute(slots.delete().where(slots.c.item.in_(chunk), *free)).rowcount
+    return closed
+
+
+def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (ids[at : at + CHUNK] for at in range(0, len(ids), CHUNK))
