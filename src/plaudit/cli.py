@@ -299,6 +299,38 @@ def classify(
     )
 
 
+@app.command()
+def studio(
+    store: StorePath = "feedback.db",
+    host: Annotated[str, typer.Option(help="Who may reach it: by default this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8321,
+    runs: Annotated[Path, typer.Option(help="Where runs are, whose curves owners see.")] = Path("runs"),
+) -> None:
+    """Serve the web app in which people judge and owners look."""
+    from plaudit.studio.run import run
+
+    run(store, host, port, runs)
+
+
+@app.command()
+def worker(
+    store: StorePath = "feedback.db",
+    once: Annotated[bool, typer.Option("--once", help="Stop when nothing is left to do.")] = False,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Compute what the studio asks for: samples, vectors, replies."""
+    device, dtype = _machine(precision, threads)
+    from plaudit.feedback.store import Store
+    from plaudit.loop.worker import Worker
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    with Store.open(store) as opened:
+        Worker(opened, dtype, device, tell).run(once=once)
+
+
 @feedback.command("import")
 def import_(
     file: Annotated[str, typer.Argument(help="Records (docs/records.md): a file, or owner/name on the hub.")],
@@ -318,9 +350,9 @@ def import_(
 
 @feedback.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="The file to write: .jsonl, .jsonl.gz or .csv.")],
+    file: Annotated[Path, typer.Argument(help="The file to write: .jsonl, .json or .csv, also .gz.")],
     store: StorePath = "feedback.db",
-    format: Annotated[str, typer.Option(help="plaudit, trl or hh-rlhf.")] = "plaudit",
+    format: Annotated[str, typer.Option(help="plaudit, or another of docs/records.md.")] = "plaudit",
     up_to: UpTo = None,
     skip_unrepresentable: Annotated[
         bool, typer.Option("--skip-unrepresentable", help="Leave out what the format cannot hold.")

@@ -1,0 +1,116 @@
+"""The app: routes, pages, and what every fault becomes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from sqlalchemy.exc import DataError
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from plaudit import __version__
+from plaudit.access.accounts import Accounts
+from plaudit.access.hooks import Courier
+from plaudit.access.keys import Keys
+from plaudit.feedback.projects import Projects
+from plaudit.feedback.store import Store
+from plaudit.studio import (
+    computing,
+    exchanging,
+    hooking,
+    judging,
+    owning,
+    pages,
+    people,
+    reviewing,
+    watching,
+    wire,
+)
+from plaudit.studio.guard import Guard
+from plaudit.studio.headers import Headers
+from plaudit.types import Unavailable, UserError
+
+HERE = Path(__file__).parent
+MISSING = "there is no such"
+"""How the store begins to say that something is not there."""
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": wire.Fault} for status in (400, 401, 403, 404, 413, 422, 429, 503)
+}
+
+
+def make_app(store: Store, runs: Path = Path("runs")) -> FastAPI:
+    """The studio over an open store, which it closes at its end. runs: the directory whose runs owners see."""
+    courier = Courier(store.engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        courier.start()
+        yield
+        courier.stop()
+        store.close()
+
+    app = FastAPI(
+        title="Plaudit studio",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # its pages load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+        responses={**FAULTS},
+    )
+    app.state.projects = Projects(store)
+    app.state.runs = runs
+    app.state.guard = Guard(Accounts(store.engine), Keys(store.engine))
+    for room in (judging, owning, reviewing, computing, exchanging, watching, people, hooking, pages):
+        app.include_router(room.router)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.add_middleware(Headers)
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(HTTPException, _refusal)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(UnicodeEncodeError, _half_a_character)
+    app.add_exception_handler(OverflowError, _too_much)
+    app.add_exception_handler(DataError, _too_much)
+    return app
+
+
+async def _user_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, UserError)
+    status = 404 if error.what.startswith(MISSING) else 400
+    if isinstance(error, Unavailable):
+        status = 503
+    return _fault(status, error.what, error.where, error.fix)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 401 and not request.url.path.startswith("/api/"):
+        return RedirectResponse("/log-in", 303)
+    answer = _fault(error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return _fault(422, str(first["msg"]), where)
+
+
+async def _too_much(_: Request, __: Exception) -> Response:
+    return _fault(400, "holds a number or a character that cannot be kept", fix="leave it out")
+
+
+async def _half_a_character(_: Request, __: Exception) -> Response:
+    return _fault(400, "a text holds half a character", fix="write the whole character")
+
+
+def _fault(status: int, what: str, where: str = "", fix: str = "") -> JSONResponse:
+    return JSONResponse({"what": what, "where": where, "fix": fix}, status)

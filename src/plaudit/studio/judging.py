@@ -1,0 +1,118 @@
+"""For raters: what comes next, and what they say of it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request
+
+from plaudit.feedback import quality
+from plaudit.feedback.events import Item
+from plaudit.feedback.projects import Projects, Turn
+from plaudit.studio import text, wire
+from plaudit.studio.guard import Caller, needs
+from plaudit.types import UserError, prompt_to_json
+
+router = APIRouter(prefix="/api/v1", tags=["judging"])
+Judge = Annotated[Caller, Depends(needs("judge"))]
+Id = Annotated[str, Path(max_length=100)]
+SETTLE_EVERY = 25
+"""Events of a store between two looks at whether raters agree enough."""
+
+
+def projects_of(request: Request) -> Projects:
+    found: Projects = request.app.state.projects
+    return found
+
+
+def admitted(request: Request, caller: Caller, project: str) -> Projects:
+    """The projects, where the caller may judge this one. UserError as for one that there is not."""
+    projects = projects_of(request)
+    if not caller.may("manage") and not projects.get(project).task.admits(caller.name):
+        raise UserError("there is no such project", where=f"project {project}")
+    return projects
+
+
+@router.get("/projects/{project}/next")
+def next_turns(
+    request: Request, caller: Judge, project: Id, count: Annotated[int, Query(ge=1, le=3)] = 2,
+    have: Annotated[str, Query(max_length=500)] = "",
+) -> wire.Next:  # fmt: skip
+    """What this rater judges next, and what after that, which a page loads ahead. have: items that the page has
+    already, with commas between; they are not sent again."""
+    projects = admitted(request, caller, project)
+    turns = projects.next(project, caller.name, time.time(), count)
+    found = projects.get(project)
+    version, texts = projects.guideline(project)
+    new = [turn for turn in turns if turn.item.id not in have.split(",")]
+    drafts = projects.drafts(caller.name, [turn.item.id for turn in new])
+    shown = [_shown(turn, drafts.get(turn.item.id, {})) for turn in new]
+    return wire.Next(turns=shown, task=found.task.asked(), guideline=version, guidelines=texts)
+
+
+@router.post("/projects/{project}/answers")
+def answer(
+    request: Request, caller: Judge, project: Id, body: wire.Answer, after: BackgroundTasks
+) -> wire.Written:
+    """Writes an answer; when this returns, it is on disk. The same again is harmless."""
+    projects = admitted(request, caller, project)
+    seq = projects.judge(
+        project, caller.name, body.item, body.payload, event=body.event, assignment=body.assignment,
+        guideline=body.guideline, comment=body.comment, flags=body.flags, supersedes=body.supersedes,
+    )  # fmt: skip
+    if seq % SETTLE_EVERY == 0:
+        after.add_task(quality.settle, projects, project)  # when the answer is acknowledged
+    return wire.Written(seq=seq)
+
+
+@router.get("/projects/{project}/own")
+def show_own(
+    request: Request, caller: Judge, project: Id, since: Annotated[str | None, Query(max_length=40)] = None
+) -> wire.Own:
+    """One's own work, and how often others said the same. since: when the caller's day began, in UTC (ISO 8601)."""
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    began = since or midnight.isoformat(timespec="milliseconds")
+    return wire.Own(**admitted(request, caller, project).own(project, caller.name, began))
+
+
+@router.post("/projects/{project}/practice")
+def practise(request: Request, caller: Judge, project: Id, body: wire.Practice) -> wire.Lesson:
+    """Answers a training item, and says what is right and why."""
+    right, found, why = admitted(request, caller, project).practise(
+        project, caller.name, body.item, body.payload
+    )
+    return wire.Lesson(right=right, answer=dict(found), why=why)
+
+
+@router.put("/drafts/{item}")
+def keep_draft(request: Request, caller: Judge, item: Id, body: wire.Draft) -> wire.Said:
+    """Keeps what is not sent yet, for this rater alone."""
+    projects_of(request).save_draft(caller.name, item, body.draft, time.time())
+    return wire.Said()
+
+
+def _shown(turn: Turn, draft: dict[str, Any]) -> wire.TurnShown:
+    item = turn.item
+    return wire.TurnShown(
+        item=item.id,
+        part=turn.part,
+        assignment=turn.assignment,
+        prompt=prompt_shown(item),
+        completions=[completion_shown(item, i) for i in turn.order],
+        draft=draft,
+    )
+
+
+def completion_shown(item: Item, index: int) -> wire.Shown:
+    """One of its completions."""
+    raw = item.completions[index]
+    return wire.Shown(index=index, raw=raw, text=text.visible(raw), html=text.markdown(raw))
+
+
+def prompt_shown(item: Item) -> list[dict[str, str]]:
+    """Its turns, each with a role and HTML."""
+    prompt = prompt_to_json(item.prompt)
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": turn["role"], "html": text.markdown(turn["content"])} for turn in turns]

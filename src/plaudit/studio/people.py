@@ -1,0 +1,208 @@
+"""Coming in and going out; accounts, invitations, keys and the audit log."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
+
+from plaudit.access import audit
+from plaudit.access.accounts import LONGEST_SECONDS, Account, Accounts
+from plaudit.access.keys import Key, Keys
+from plaudit.access.roles import PERMISSIONS, Role, may_give
+from plaudit.studio import wire
+from plaudit.studio.guard import COOKIE, Caller, Guard, csrf_of, needs
+from plaudit.types import UserError
+
+router = APIRouter(prefix="/api/v1", tags=["people"])
+Anybody = Annotated[Caller, Depends(needs(None))]
+Manage = Annotated[Caller, Depends(needs("manage"))]
+Own = Annotated[Caller, Depends(needs("own"))]
+Name = Annotated[str, Path(max_length=100)]
+
+
+def guard_of(request: Request) -> Guard:
+    found: Guard = request.app.state.guard
+    return found
+
+
+def accounts_of(request: Request) -> Accounts:
+    return guard_of(request).accounts
+
+
+def keys_of(request: Request) -> Keys:
+    return guard_of(request).keys
+
+
+@router.post("/log-in")
+def log_in(request: Request, response: Response, body: wire.LogIn) -> wire.Begun:
+    """Sets the cookie. Slow, and after some failures slower."""
+    address = request.client.host if request.client else "?"
+    failures, keys = guard_of(request).failures, (f"address {address}", f"name {body.name.strip()}")
+    if wait := max(failures.wait(key, time.monotonic()) for key in keys):
+        raise HTTPException(
+            429, "too many failed log-ins; wait a little", {"Retry-After": str(round(wait + 1))}
+        )
+    try:
+        token = accounts_of(request).sign_in(body.name, body.password, time.time())
+    except UserError:
+        if any(failures.take(key, time.monotonic()) > 0 for key in keys):
+            raise HTTPException(
+                429, "too many failed log-ins; wait a little", {"Retry-After": "30"}
+            ) from None
+        raise
+    account = accounts_of(request).signed_in(token, time.time())
+    assert account is not None
+    _set_cookie(request, response, token)
+    return wire.Begun(name=account.name, role=account.role, csrf=csrf_of(token))
+
+
+@router.post("/log-out")
+def log_out(request: Request, response: Response, caller: Anybody) -> wire.Said:
+    """Ends this log-in."""
+    if caller.token is not None:
+        accounts_of(request).sign_out(caller.token)
+    response.delete_cookie(COOKIE, path="/")
+    return wire.Said()
+
+
+@router.get("/me")
+def me(caller: Anybody) -> wire.Me:
+    """Who asks, and what they may do."""
+    return wire.Me(name=caller.name, role=caller.account.role, permissions=sorted(caller.permissions))
+
+
+@router.post("/invitations", status_code=201)
+def invite(request: Request, caller: Manage, body: wire.Invite) -> wire.Invited:
+    """A link that makes one account."""
+    if not may_give(_gives_as(caller), body.role):
+        raise HTTPException(403, f"this needs more rights than to make somebody {body.role}")
+    if body.project is not None:
+        request.app.state.projects.get(body.project)
+    now = time.time()
+    seconds = 86400.0 * body.days
+    token = accounts_of(request).invite(body.role, now, by=caller.name, project=body.project, seconds=seconds)
+    link = str(request.url_for("welcome", token=token))
+    return wire.Invited(link=link, role=body.role, ends=now + seconds)
+
+
+@router.post("/invitations/{token}", status_code=201)
+def accept(request: Request, response: Response, token: Name, body: wire.Acceptance) -> wire.Begun:
+    """Makes the account that was offered, and logs it in."""
+    offered = accounts_of(request).invitation(token, time.time())
+    account, begun = accounts_of(request).accept(token, body.name, body.password, time.time(), body.identity)
+    if offered.project is not None:
+        request.app.state.projects.welcome(offered.project, account.name)
+    _set_cookie(request, response, begun)
+    return wire.Begun(name=account.name, role=account.role, csrf=csrf_of(begun), project=offered.project)
+
+
+@router.get("/accounts")
+def list_accounts(request: Request, _: Manage) -> list[wire.AccountShown]:
+    """By name. Who is behind a name is not among it."""
+    return [_shown(account) for account in accounts_of(request).all()]
+
+
+@router.put("/accounts/{name}/role")
+def change_role(request: Request, caller: Manage, name: Name, body: wire.Invite) -> wire.AccountShown:
+    """Gives somebody another role."""
+    account = _below(request, caller, name)
+    if not may_give(_gives_as(caller), body.role):
+        raise HTTPException(403, f"this role may not make somebody {body.role}")
+    accounts_of(request).change_role(account.name, body.role, by=caller.name)
+    return _shown(_must(request, name))
+
+
+@router.put("/accounts/{name}/disabled")
+def disable(request: Request, caller: Manage, name: Name, disabled: bool = True) -> wire.AccountShown:
+    """Keeps somebody out, or lets them in again."""
+    account = _below(request, caller, name)
+    accounts_of(request).disable(account.name, by=caller.name, disabled=disabled)
+    return _shown(_must(request, name))
+
+
+@router.get("/keys")
+def list_keys(request: Request, caller: Anybody) -> list[wire.KeyShown]:
+    """One's own; an owner sees all."""
+    return [_key(key) for key in keys_of(request).of(None if caller.may("own") else caller.name)]
+
+
+@router.post("/keys", status_code=201)
+def create_key(request: Request, caller: Anybody, body: wire.NewKey) -> wire.KeyMade:
+    """A key of one's own; its secret is shown this once."""
+    if over := [scope for scope in body.scopes if scope in PERMISSIONS and not caller.may(scope)]:
+        raise HTTPException(403, f"this needs the right to {', '.join(over)}")
+    ends = None if body.days is None else time.time() + 86400.0 * body.days
+    if caller.ends is not None:
+        ends = caller.ends if ends is None else min(ends, caller.ends)
+    key, secret = keys_of(request).create(caller.name, body.scopes, body.label, ends=ends)
+    return wire.KeyMade(key=_key(key), secret=secret)
+
+
+@router.delete("/keys/{id}")
+def revoke_key(request: Request, caller: Anybody, id: Name) -> wire.Said:
+    """One's own, or, as an owner, anybody's."""
+    mine = {key.id for key in keys_of(request).of(None if caller.may("own") else caller.name)}
+    if id not in mine:
+        raise UserError("there is no such key", where=f"key {id}")
+    keys_of(request).revoke(id, by=caller.name)
+    return wire.Said()
+
+
+@router.get("/audit")
+def read_audit(
+    request: Request, _: Own, before: Annotated[int | None, Query(ge=1, lt=2**31)] = None
+) -> list[wire.AuditLine]:
+    """The newest hundred, or those before a line."""
+    lines = audit.lines(accounts_of(request).engine, before)
+    return [
+        wire.AuditLine(
+            seq=line.seq,
+            at=line.at,
+            actor=line.actor,
+            action=line.action,
+            target=line.target,
+            detail=dict(line.detail),
+        )
+        for line in lines
+    ]
+
+
+def _gives_as(caller: Caller) -> Role:
+    """As which role somebody hands out others: an owner's key without the right to own, as an admin."""
+    return "owner" if caller.may("own") else "admin"
+
+
+def _set_cookie(request: Request, response: Response, token: str) -> None:
+    response.set_cookie(
+        COOKIE, token, max_age=round(LONGEST_SECONDS), path="/", httponly=True, samesite="lax",
+        secure=request.url.scheme == "https",
+    )  # fmt: skip
+
+
+def _must(request: Request, name: str) -> Account:
+    if (account := accounts_of(request).get(name)) is None:
+        raise UserError("there is no such account", where=f"account {name}")
+    return account
+
+
+def _below(request: Request, caller: Caller, name: str) -> Account:
+    """An account that the caller's role may change."""
+    account = _must(request, name)
+    if not may_give(_gives_as(caller), account.role):
+        raise HTTPException(403, f"this role may not change a {account.role}")
+    return account
+
+
+def _shown(account: Account) -> wire.AccountShown:
+    return wire.AccountShown(
+        name=account.name, role=account.role, created_at=account.created_at, disabled=account.disabled
+    )
+
+
+def _key(key: Key) -> wire.KeyShown:
+    return wire.KeyShown(
+        id=key.id, account=key.account, label=key.label, scopes=list(key.scopes), created_at=key.created_at,
+        ends=key.ends,
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+// Accounts, invitations, keys, webhooks and what was changed.
+import { call, form } from "./wire.js";
+import { element, t, table } from "./words.js";
+
+const place = (id) => document.getElementById(id);
+const list = place("people");
+const own = list.dataset.own === "yes";
+
+async function people() {
+  const found = await call("GET", "/accounts");
+  list.querySelector("tbody").replaceChildren(...found.map((account) => element(
+    "tr", {},
+    element("td", {}, account.name), element("td", {}, t(`role_${account.role}`)),
+    element("td", {}, new Date(account.created_at).toLocaleDateString(document.documentElement.lang)),
+    element("td", {}, t(account.disabled ? "disabled" : "active")),
+    element("td", {},
+      element("button", { type: "button", class: "quiet", on: { click: () => shut(account) } }, t(account.disabled ? "let_in" : "keep_out")),
+      own ? element("button", { type: "button", class: "quiet", on: { click: () => forget(account) } }, t("forget")) : "",
+    ),
+  )));
+}
+
+async function shut(account) {
+  await said(() => call("PUT", `/accounts/${encodeURIComponent(account.name)}/disabled?disabled=${!account.disabled}`));
+  await people();
+}
+
+async function forget(account) {
+  if (!confirm(t("forget_sure", { name: account.name }))) return;
+  await said(async () => {
+    const { models } = await call("DELETE", `/raters/${encodeURIComponent(account.name)}`);
+    return models.length ? t("forgotten_models", { models: models.join(", ") }) : t("forgotten");
+  });
+  await people();
+}
+
+async function said(work) {
+  const notice = place("notice");
+  try {
+    const text = await work();
+    notice.textContent = typeof text === "string" ? text : t("saved");
+  } catch (error) {
+    notice.textContent = error.message;
+  }
+  notice.hidden = false;
+}
+
+form("invite", async (fields) => (await call("POST", "/invitations", { role: fields.get("role") })).link);
+
+async function hooks() {
+  if (!own) return;
+  const found = await call("GET", "/webhooks");
+  place("hooks").replaceChildren(table([t("address"), t("told"), t("state"), ""], found.map((hook) => [
+    hook.url, hook.kinds.map((one) => t(`told_${one}`)).join(", "), hook.failures ? `${hook.failures}: ${hook.fault}` : t("active"),
+    element("button", { type: "button", class: "quiet", on: { click: () => call("DELETE", `/webhooks/${hook.id}`).then(hooks) } }, t("remove")),
+  ]), t("webhooks")));
+}
+
+form("new-hook", async (fields) => {
+  const made = await call("POST", "/webhooks", { url: fields.get("url"), kinds: fields.getAll("kinds") });
+  await hooks();
+  return t("hook_secret", { secret: made.secret });
+});
+
+async function log() {
+  if (!own) return;
+  const found = await call("GET", "/audit");
+  place("audit").replaceChildren(table([t("when"), t("who"), t("what"), t("on_what"), ""], found.map((line) => [
+    new Date(line.at).toLocaleString(document.documentElement.lang), line.actor, line.action, line.target, JSON.stringify(line.detail),
+  ]), t("audit")));
+}
+
+people();
+hooks();
+log();

@@ -1,0 +1,490 @@
+"""What goes over the HTTP API: requests that are checked, answers that have a schema."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError, to_json
+
+from plaudit.access.roles import Permission, Role
+from plaudit.feedback.tasks import Flag, Task
+
+Text = Annotated[str, Field(max_length=200_000)]
+Short = Annotated[str, Field(min_length=1, max_length=200)]
+Id = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$")]
+
+
+class Body(BaseModel):
+    """Of a request: unknown names are refused, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Message(Body):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=500)]
+
+
+class NewItem(Body):
+    """What is to be judged. answer: the payload that is right, of gold and training items."""
+
+    prompt: (
+        Annotated[str, Field(min_length=1, max_length=200_000)]
+        | Annotated[list[Message], Field(min_length=1, max_length=500)]
+    )
+    completions: Annotated[list[Text], Field(max_length=9)] = []
+    policy_version: Short | None = None
+    meta: dict[str, Any] = {}
+    part: Literal["open", "gold", "training"] = "open"
+    answer: dict[str, Any] | None = None
+    why: Annotated[str, Field(max_length=10_000)] = ""
+
+
+class NewItems(Body):
+    items: Annotated[list[NewItem], Field(min_length=1, max_length=10_000)]
+
+
+def _task(given: Any) -> Any:
+    """A task as JSON has it: lists stand for tuples there."""
+    if not isinstance(given, dict):
+        return given
+    try:
+        return Task.model_validate_json(to_json(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PydanticCustomError(
+            "task", "{what}", {"what": f"{where}: {first['msg']}".removeprefix(": ")}
+        ) from None
+
+
+GivenTask = Annotated[Task, BeforeValidator(_task)]
+
+
+class NewProject(Body):
+    name: Short
+    task: GivenTask
+    guideline: dict[Literal["en", "zh"], Text] = {}
+
+
+class ProjectChange(Body):
+    name: Short | None = None
+    task: GivenTask | None = None
+    archived: bool | None = None
+    guideline: dict[Literal["en", "zh"], Text] | None = None
+
+
+class Answer(Body):
+    """event: made by the client, so that sending it again is harmless. payload: None passes the item over."""
+
+    event: Id
+    item: Id
+    payload: dict[str, Any] | None
+    assignment: Annotated[str, Field(max_length=500)] | None = None
+    guideline: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    comment: Annotated[str, Field(max_length=10_000)] | None = None
+    flags: Annotated[list[Flag], Field(max_length=3)] = []
+    supersedes: Id | None = None
+
+
+class Decision(Body):
+    """A reviewer's. event: made by the client, as an answer's."""
+
+    event: Id
+    item: Id
+    payload: dict[str, Any]
+    guideline: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    comment: Annotated[str, Field(max_length=10_000)] | None = None
+    flags: Annotated[list[Flag], Field(max_length=3)] = []
+
+
+class Draft(Body):
+    draft: dict[str, Any]
+
+
+class Practice(Body):
+    item: Id
+    payload: dict[str, Any]
+
+
+class LogIn(Body):
+    name: Annotated[str, Field(max_length=100)]
+    password: Annotated[str, Field(max_length=1000)]
+
+
+class Acceptance(Body):
+    name: Annotated[str, Field(max_length=100)]
+    password: Annotated[str, Field(max_length=1000)]
+    identity: dict[Short, Annotated[str, Field(max_length=200)]] = {}
+
+
+class Invite(Body):
+    role: Role
+    project: Id | None = None
+    days: Annotated[float, Field(gt=0, le=90)] = 7.0
+
+
+class NewKey(Body):
+    scopes: Annotated[list[Permission], Field(min_length=1, max_length=5)]
+    label: Annotated[str, Field(max_length=200)] = ""
+    days: Annotated[float, Field(gt=0, le=3660)] | None = None
+
+
+# Answers
+
+
+class Said(BaseModel):
+    """Done."""
+
+    ok: Literal[True] = True
+
+
+class Fault(BaseModel):
+    """What is wrong, where, and how to mend it."""
+
+    what: str
+    where: str = ""
+    fix: str = ""
+
+
+class Begun(BaseModel):
+    """A log-in. The cookie has its token; csrf: what the page sends back."""
+
+    name: str
+    role: Role
+    csrf: str
+    project: str | None = None
+
+
+class Me(BaseModel):
+    name: str
+    role: Role
+    permissions: list[Permission]
+
+
+class ProjectShown(BaseModel):
+    """guideline: the newest version; guidelines: its text by language."""
+
+    id: str
+    name: str
+    task: Task
+    created_at: str
+    archived: bool
+    guideline: int
+    guidelines: dict[str, str]
+
+
+class Added(BaseModel):
+    added: int
+
+
+class Shown(BaseModel):
+    """A completion on the rater's screen. index: its place in the item; raw: as it is; text: with what cannot be seen
+    made visible; html: as Markdown."""
+
+    index: int
+    raw: str
+    text: str
+    html: str
+
+
+class TurnShown(BaseModel):
+    """What a rater is given; completions in the order of their screen."""
+
+    item: str
+    part: Literal["open", "training"]
+    assignment: str | None
+    prompt: list[dict[str, str]]
+    completions: list[Shown]
+    draft: dict[str, Any]
+
+
+class Next(BaseModel):
+    """turns: what comes next; empty where nothing is left. task, guideline: what is asked."""
+
+    turns: list[TurnShown]
+    task: Task
+    guideline: int
+    guidelines: dict[str, str]
+
+
+class Written(BaseModel):
+    seq: int
+
+
+class Lesson(BaseModel):
+    right: bool
+    answer: dict[str, Any]
+    why: str
+
+
+class AccountShown(BaseModel):
+    name: str
+    role: Role
+    created_at: str
+    disabled: bool
+
+
+class Invited(BaseModel):
+    link: str
+    role: Role
+    ends: float
+
+
+class KeyShown(BaseModel):
+    id: str
+    account: str
+    label: str
+    scopes: list[Permission]
+    created_at: str
+    ends: float | None
+
+
+class KeyMade(BaseModel):
+    key: KeyShown
+    secret: str
+
+
+class AuditLine(BaseModel):
+    seq: int
+    at: str
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, Any]
+
+
+class Told(BaseModel):
+    """One thing that was said of an item. stands: whether it still counts."""
+
+    event: str
+    seq: int
+    at: str
+    rater: str
+    kind: str
+    payload: dict[str, Any]
+    comment: str | None
+    stands: bool
+    supersedes: str | None
+
+
+class ItemShown(BaseModel):
+    item: str
+    prompt: list[dict[str, str]]
+    completions: list[Shown]
+    said: list[Told]
+
+
+class Sampling(Body):
+    """prompts: those of the project's items where none are given. n: completions a prompt."""
+
+    model: Short
+    adapter: Short | None = None
+    prompts: Annotated[list[Text | Messages], Field(max_length=10_000)] = []
+    n: Annotated[int, Field(ge=1, le=9)] = 2
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 128
+    temperature: Annotated[float, Field(ge=0, le=5)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class Reading(Body):
+    """Of a project's completions, by a model."""
+
+    model: Short
+
+
+class Scoring(Body):
+    """reward: a reward model's directory, or another scorer that `plaudit score` takes."""
+
+    reward: Short
+
+
+class Chat(Body):
+    """messages: the dialogue so far, the last of them the user's. models: two, whose sides are drawn."""
+
+    messages: Messages
+    models: Annotated[list[Short], Field(min_length=2, max_length=2)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 256
+
+
+class Vote(Body):
+    """choice: which side, as they stood."""
+
+    choice: Literal[0, 1, "tie", "both_bad"]
+
+
+class NewHook(Body):
+    """url: http or https, of a public address. kinds: what is told: answers of raters, changes by owners."""
+
+    url: Annotated[str, Field(min_length=8, max_length=2000, pattern=r"^https?://[\x21-\x7e]+$")]
+    kinds: Annotated[list[Literal["answers", "changes"]], Field(min_length=1, max_length=2)] = ["answers"]
+
+
+class JobShown(BaseModel):
+    id: int
+    kind: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    asked_by: str
+    created_at: str
+    attempts: int
+    progress: float
+    message: str
+    result: Any
+
+
+class ChatShown(BaseModel):
+    """replies: by side, empty until both are there. models: who they were, once one has voted."""
+
+    job: int
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    message: str
+    replies: list[str]
+    html: list[str]
+    models: list[str] | None = None
+
+
+class Point(BaseModel):
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
+class Forecast(BaseModel):
+    more: int
+    gain: float
+    low: float
+    high: float
+
+
+class ValueShown(BaseModel):
+    """reason: why there is no curve. longer: what "the longer one" gets right."""
+
+    judgements: int
+    reason: str | None
+    curve: list[Point]
+    forecast: Forecast | None
+    longer: float | None
+
+
+class Ordered(BaseModel):
+    ordered: int
+
+
+class Standing(BaseModel):
+    item: str
+    completion: int
+    text: str
+    score: float
+    rank: int
+    before: int
+
+
+class StandingOf(BaseModel):
+    prompt: str | list[dict[str, str]]
+    answers: list[Standing]
+
+
+class Standings(BaseModel):
+    seq: int
+    since: int
+    prompts: list[StandingOf]
+
+
+class Side(BaseModel):
+    model: str
+    item: str
+    html: str
+
+
+class SideBySide(BaseModel):
+    prompt: list[dict[str, str]]
+    answers: list[Side]
+
+
+class TakenIn(BaseModel):
+    records: int
+    items: int
+    events: int
+    known: int
+    left_out: int
+
+
+class RunShown(BaseModel):
+    """state: running, ended, or stopped. at: of the last step's row, seconds since 1970."""
+
+    name: str
+    recipe: str
+    state: Literal["running", "ended", "stopped"]
+    steps: int
+    at: float | None
+
+
+class Metrics(BaseModel):
+    """rows: one a step, numbers by name."""
+
+    name: str
+    state: Literal["running", "ended", "stopped"]
+    rows: list[dict[str, float | None]]
+
+
+class Counts(BaseModel):
+    """Of a project: items by part, judgements that stand, and how many are still to come."""
+
+    open: int
+    gold: int
+    training: int
+    judgements: int
+    to_come: int
+    raters: int
+
+
+class HookShown(BaseModel):
+    """failures: in a row; fault: why the last one failed."""
+
+    id: int
+    url: str
+    kinds: list[Literal["answers", "changes"]]
+    created_at: str
+    failures: int
+    fault: str
+
+
+class HookMade(BaseModel):
+    """secret: signs what is sent; shown this once."""
+
+    hook: HookShown
+    secret: str
+
+
+class RaterShown(BaseModel):
+    """What is kept of a rater: all that they said, and the models that were trained on it."""
+
+    rater: str
+    state: Literal["active", "retracted", "forgotten"]
+    identity: dict[str, str]
+    models: list[str]
+    events: list[dict[str, Any]]
+    drafts: dict[str, dict[str, Any]]
+    practice: list[dict[str, Any]]
+
+
+class Forgotten(BaseModel):
+    """models: trained on what is gone; train them again without it."""
+
+    rater: str
+    models: list[str]
+
+
+class Own(BaseModel):
+    """One's own work in a project. agreement: how often others who judged the same said the same; None below five."""
+
+    done: int
+    skipped: int
+    today: int
+    agreement: float | None

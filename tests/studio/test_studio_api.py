@@ -1,0 +1,349 @@
+"""The studio's HTTP API: who may do what, and a rater's and an owner's way through it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from plaudit.access.roles import ALLOWED, ROLES, Permission
+from plaudit.studio import (
+    computing,
+    exchanging,
+    hooking,
+    judging,
+    owning,
+    pages,
+    people,
+    reviewing,
+    watching,
+)
+from plaudit.studio.guard import FORGERY
+
+pytest_plugins = ["studio_fixtures"]
+WORD = "correct horse"
+PAIRS = [{"prompt": f"prompt {i}", "completions": [f"one {i}", f"other {i}"]} for i in range(6)]
+
+
+def client(app: Any, role: str | None = None, name: str | None = None) -> TestClient:
+    """Somebody of this role, logged in; None: nobody."""
+    made = TestClient(app, base_url="http://studio")
+    if role is not None:
+        name = name or f"A {role}"
+        if app.state.guard.accounts.get(name) is None:
+            app.state.guard.accounts.create(name, role, WORD)
+        begun = made.post("/api/v1/log-in", json={"name": name, "password": WORD})
+        assert begun.status_code == 200, begun.text
+        made.headers[FORGERY] = begun.json()["csrf"]
+    return made
+
+
+def new_project(owner: TestClient, kind: str = "comparison", **task: Any) -> str:
+    settings = {"kind": kind, "random_share": 0.0, "gold_every": 0} | task
+    made = owner.post("/api/v1/projects", json={"name": "Pairs", "task": settings})
+    assert made.status_code == 201, made.text
+    found: str = made.json()["id"]
+    return found
+
+
+def test_a_rater_s_way_from_the_link_to_the_last_item(app: Any) -> None:
+    owner = client(app, "owner")
+    project = new_project(owner, overlap=1)
+    added = owner.post(f"/api/v1/projects/{project}/items", json={"items": PAIRS})
+    assert added.json() == {"added": 6}
+    link = owner.post("/api/v1/invitations", json={"role": "rater", "project": project}).json()["link"]
+    rater = client(app)
+    token = link.rpartition("/")[2]
+    assert rater.get(f"/welcome/{token}").status_code == 200
+    begun = rater.post(f"/api/v1/invitations/{token}", json={"name": "Quiet otter", "password": WORD}).json()
+    assert begun["project"] == project
+    rater.headers[FORGERY] = begun["csrf"]
+    seen = list[str]()
+    while turns := rater.get(f"/api/v1/projects/{project}/next").json()["turns"]:
+        turn = turns[0]
+        seen.append(turn["item"])
+        said = {
+            "event": f"e{len(seen)}", "item": turn["item"], "assignment": turn["assignment"],
+            "payload": {"choice": turn["completions"][0]["index"], "strength": 2}, "comment": "so",
+        }  # fmt: skip
+        for _ in range(2):
+            written = rater.post(f"/api/v1/projects/{project}/answers", json=said)
+            assert written.json() == {"seq": len(seen)}, "sent twice, counted once"
+    assert len(set(seen)) == 6
+    events = app.state.projects.store.current()
+    assert [event.rater for event in events] == ["Quiet otter"] * 6
+    assert all(event.payload["choice"] == event.presented[0] for event in events)
+    page = rater.get(f"/projects/{project}/judge")
+    assert page.status_code == 200
+    assert "Pairs" in page.text
+
+
+TABLE: dict[tuple[str, str], Permission | None] = {
+    ("GET", "/api/v1/projects/{project}/next"): "judge",
+    ("POST", "/api/v1/projects/{project}/answers"): "judge",
+    ("POST", "/api/v1/projects/{project}/practice"): "judge",
+    ("PUT", "/api/v1/drafts/{item}"): "judge",
+    ("GET", "/api/v1/projects"): "judge",
+    ("POST", "/api/v1/projects"): "manage",
+    ("GET", "/api/v1/projects/{project}"): "judge",
+    ("PATCH", "/api/v1/projects/{project}"): "manage",
+    ("POST", "/api/v1/projects/{project}/copies"): "manage",
+    ("POST", "/api/v1/projects/{project}/items"): "manage",
+    ("GET", "/api/v1/projects/{project}/quality"): "review",
+    ("GET", "/api/v1/projects/{project}/items/{item}"): "review",
+    ("POST", "/api/v1/projects/{project}/adjudications"): "review",
+    ("GET", "/api/v1/projects/{project}/own"): "judge",
+    ("GET", "/api/v1/projects/{project}/counts"): "review",
+    ("POST", "/api/v1/projects/{project}/samples"): "manage",
+    ("POST", "/api/v1/projects/{project}/vectors"): "manage",
+    ("POST", "/api/v1/projects/{project}/scores"): "manage",
+    ("GET", "/api/v1/jobs"): "manage",
+    ("GET", "/api/v1/jobs/{job}"): "manage",
+    ("DELETE", "/api/v1/jobs/{job}"): "manage",
+    ("GET", "/api/v1/projects/{project}/value"): "review",
+    ("GET", "/api/v1/projects/{project}/standings"): "review",
+    ("POST", "/api/v1/projects/{project}/priorities"): "manage",
+    ("GET", "/api/v1/projects/{project}/models"): "review",
+    ("POST", "/api/v1/playground"): "answer",
+    ("GET", "/api/v1/playground/{job}"): "answer",
+    ("POST", "/api/v1/playground/{job}/vote"): "answer",
+    ("GET", "/api/v1/projects/{project}/records"): "manage",
+    ("POST", "/api/v1/projects/{project}/records"): "manage",
+    ("GET", "/api/v1/raters/{name}"): "own",
+    ("PUT", "/api/v1/raters/{name}/retracted"): "own",
+    ("DELETE", "/api/v1/raters/{name}"): "own",
+    ("GET", "/api/v1/runs"): "review",
+    ("GET", "/api/v1/metrics"): "review",
+    ("GET", "/api/v1/webhooks"): "own",
+    ("POST", "/api/v1/webhooks"): "own",
+    ("DELETE", "/api/v1/webhooks/{id}"): "own",
+    ("POST", "/api/v1/log-out"): None,
+    ("GET", "/api/v1/me"): None,
+    ("POST", "/api/v1/invitations"): "manage",
+    ("GET", "/api/v1/accounts"): "manage",
+    ("PUT", "/api/v1/accounts/{name}/role"): "manage",
+    ("PUT", "/api/v1/accounts/{name}/disabled"): "manage",
+    ("GET", "/api/v1/keys"): None,
+    ("POST", "/api/v1/keys"): None,
+    ("DELETE", "/api/v1/keys/{id}"): None,
+    ("GET", "/api/v1/audit"): "own",
+    ("GET", "/projects"): "judge",
+    ("GET", "/projects/{project}/judge"): "judge",
+    ("GET", "/projects/{project}"): "review",
+    ("GET", "/projects/{project}/items/{item}"): "review",
+    ("GET", "/runs"): "review",
+    ("GET", "/playground"): "answer",
+    ("GET", "/account"): "judge",
+    ("GET", "/people"): "manage",
+}
+"""What each route needs: None is any log-in."""
+OPEN = {
+    ("POST", "/api/v1/log-in"), ("POST", "/api/v1/invitations/{token}"), ("GET", "/"), ("GET", "/log-in"),
+    ("GET", "/welcome/{token}"), ("GET", "/language/{language}"),
+}  # fmt: skip
+
+
+def test_every_route_is_in_the_table() -> None:
+    found = {
+        (method, route.path)
+        for room in (judging, owning, reviewing, computing, exchanging, watching, hooking, pages, people)
+        for route in room.router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    }
+    assert found == TABLE.keys() | OPEN
+
+
+@pytest.mark.parametrize("role", [None, *ROLES])
+def test_wrong_roles_are_refused_on_every_route(app: Any, role: Any) -> None:
+    """With a log-in and with an API key of all that the role may."""
+    owner = client(app, "owner", "Olga")
+    project = new_project(owner)
+    asked = [client(app, role)]
+    if role is not None:
+        made = asked[0].post("/api/v1/keys", json={"scopes": sorted(ALLOWED[role])}).json()
+        asked.append(
+            TestClient(app, headers={"Authorization": f"Bearer {made['secret']}"}, base_url="http://studio")
+        )
+    for one in asked:
+        for (method, path), needed in TABLE.items():
+            if path == "/api/v1/log-out":
+                continue
+            place = re.sub(r"\{(job|id)\}", "1", path.replace("{project}", project))
+            answer = one.request(method, re.sub(r"\{\w+\}", "x", place), json={}, follow_redirects=False)
+            allowed = role is not None and (needed is None or needed in ALLOWED[role])
+            if allowed:
+                assert answer.status_code not in (401, 403, 303), (method, path, answer.text)
+            elif role is None:
+                assert answer.status_code == (401 if path.startswith("/api") else 303), (method, path)
+            else:
+                assert answer.status_code == 403, (method, path, answer.text)
+
+
+def test_a_key_is_good_for_its_scopes_alone(app: Any) -> None:
+    owner = client(app, "owner")
+    secret = owner.post("/api/v1/keys", json={"scopes": ["judge"], "label": "bot"}).json()["secret"]
+    bot = TestClient(app, headers={"Authorization": f"Bearer {secret}"}, base_url="http://studio")
+    assert bot.get("/api/v1/projects").json() == []
+    assert bot.post("/api/v1/projects", json={"name": "x", "task": {"kind": "edit"}}).status_code == 403
+    assert bot.post("/api/v1/keys", json={"scopes": ["own"]}).status_code == 403, "it makes no stronger one"
+    assert bot.get("/api/v1/me").json()["permissions"] == ["judge"]
+    wrong = TestClient(app, headers={"Authorization": f"Bearer {secret}x"}, base_url="http://studio")
+    assert wrong.get("/api/v1/me").status_code == 401
+
+
+def test_another_site_cannot_act_for_somebody(app: Any) -> None:
+    owner = client(app, "owner")
+    del owner.headers[FORGERY]
+    assert owner.get("/api/v1/projects").status_code == 200
+    refused = owner.post("/api/v1/projects", json={"name": "x", "task": {"kind": "edit"}})
+    assert refused.status_code == 403
+    assert "does not come from a page of the studio" in refused.json()["what"]
+    owner.headers[FORGERY] = "0" * 64
+    assert owner.post("/api/v1/log-out").status_code == 403
+
+
+def test_guessing_passwords_is_slow(app: Any) -> None:
+    client(app, "rater", "Ann")
+    guesser = client(app)
+    answers = [
+        guesser.post("/api/v1/log-in", json={"name": "Ann", "password": f"guess {i}"}) for i in range(12)
+    ]
+    assert [answer.status_code for answer in answers] == [400] * 10 + [429] * 2
+    assert int(answers[-1].headers["retry-after"]) > 10
+
+
+def test_pages_load_nothing_from_elsewhere_and_nobody_frames_them(app: Any) -> None:
+    owner = client(app, "owner")
+    project = new_project(owner)
+    places = (
+        "/log-in",
+        "/projects",
+        f"/projects/{project}",
+        f"/projects/{project}/judge",
+        "/people",
+        "/runs",
+    )
+    for path in (*places, "/playground", "/account", f"/projects/{project}/items/x"):
+        page = owner.get(path)
+        assert page.status_code == 200, path
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert page.headers["x-content-type-options"] == "nosniff"
+        for found in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+            assert found.startswith(("/", "#")), found
+        assert not re.search(r"<script(?![^>]*(src=|application/json))", page.text), (
+            "no script stands in a page"
+        )
+        assert " style=" not in page.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "![x](http://e/x.png)",
+     '"><svg onload=alert(1)>', "`</code><script>`", "<!-- -->", "http://evil.example"],
+)  # fmt: skip
+def test_what_a_model_wrote_stays_text(app: Any, text: str) -> None:
+    owner = client(app, "owner", text[:0] + "Olga")
+    project = new_project(owner)
+    items = [{"prompt": text, "completions": [text, "fine"]}]
+    assert owner.post(f"/api/v1/projects/{project}/items", json={"items": items}).status_code == 201
+    turn = owner.get(f"/api/v1/projects/{project}/next").json()["turns"][0]
+    for html in [turn["prompt"][0]["html"], *(one["html"] for one in turn["completions"])]:
+        tags = set(re.findall(r"<(\w+)", html))
+        assert tags <= {"p", "code", "pre", "strong", "em", "ul", "ol", "li", "br"}, html
+        assert "javascript:" not in re.sub(r">[^<]*<", "><", html)
+
+
+def test_a_page_speaks_the_reader_s_language(app: Any) -> None:
+    anybody = client(app)
+    assert '<html lang="en">' in anybody.get("/log-in").text
+    chinese = anybody.get("/log-in", headers={"Accept-Language": "de;q=0.9, zh-CN, en;q=0.8"}).text
+    assert '<html lang="zh">' in chinese
+    assert "登录" in chinese
+    anybody.get("/language/zh")
+    assert '<html lang="zh">' in anybody.get("/log-in", headers={"Accept-Language": "en"}).text
+    for back in ("https://evil.example", "//evil.example", "/\\evil.example"):
+        answer = anybody.get("/language/en", params={"back": back}, follow_redirects=False)
+        assert answer.headers["location"] == "/"
+
+
+def test_faults_say_what_where_and_how_to_mend_it(app: Any) -> None:
+    owner = client(app, "owner")
+    missing = owner.get("/api/v1/projects/nope")
+    assert missing.status_code == 404
+    assert missing.json() == {"what": "there is no such project", "where": "project nope", "fix": ""}
+    project = new_project(owner)
+    items = [PAIRS[0], {"prompt": "x", "completions": ["one"]}]
+    wrong = owner.post(f"/api/v1/projects/{project}/items", json={"items": items})
+    assert wrong.status_code == 400
+    assert wrong.json()["where"] == "item 2"
+    invalid = owner.post("/api/v1/projects", json={"name": "x", "task": {"kind": "poem"}})
+    assert invalid.status_code == 422
+    assert invalid.json()["where"] == "body.task"
+    assert invalid.json()["what"].startswith("kind: Input should be")
+    assert owner.get("/api/v1/nothing").json()["what"] == "Not Found"
+
+
+def test_training_items_are_practised_and_gold_looks_like_any(app: Any) -> None:
+    owner = client(app, "owner")
+    project = new_project(owner, gold_every=1)
+    items = [
+        {"prompt": "lesson", "completions": ["good", "bad"], "part": "training", "answer": {"choice": 0},
+         "why": "Rude."},
+        {"prompt": "gold", "completions": ["good", "bad"], "part": "gold", "answer": {"choice": 0}},
+    ]  # fmt: skip
+    assert owner.post(f"/api/v1/projects/{project}/items", json={"items": items}).status_code == 201
+    turn = owner.get(f"/api/v1/projects/{project}/next").json()["turns"][0]
+    assert turn["part"] == "training"
+    lesson = owner.post(
+        f"/api/v1/projects/{project}/practice",
+        json={"item": turn["item"], "payload": {"choice": 1, "strength": 1}},
+    )
+    assert lesson.json() == {"right": False, "answer": {"choice": 0}, "why": "Rude."}
+    (turn,) = owner.get(f"/api/v1/projects/{project}/next").json()["turns"]
+    assert turn["part"] == "open"
+    assert "gold" not in str({name: value for name, value in turn.items() if name != "prompt"})
+
+
+def test_a_copy_a_change_and_the_log_of_both(app: Any) -> None:
+    owner = client(app, "owner")
+    project = new_project(owner)
+    owner.post(f"/api/v1/projects/{project}/items", json={"items": PAIRS})
+    copy = owner.post(f"/api/v1/projects/{project}/copies").json()
+    assert copy["name"] == "Pairs (copy)"
+    changed = owner.patch(
+        f"/api/v1/projects/{project}", json={"archived": True, "guideline": {"en": "Be fair."}}
+    )
+    assert (changed.json()["archived"], changed.json()["guideline"]) == (True, 1)
+    rater = client(app, "rater")
+    assert [one["id"] for one in rater.get("/api/v1/projects").json()] == [copy["id"]]
+    told = owner.get("/api/v1/audit").json()
+    assert ("change", f"project {project}") in [(line["action"], line["target"]) for line in told]
+    assert any(line["action"] == "duplicate" and line["detail"] == {"of": project} for line in told)
+    assert all(line["actor"] == "A owner" for line in told if line["target"].startswith("project"))
+
+
+def test_a_project_may_be_for_some_raters_alone(app: Any) -> None:
+    owner, ann, bob = client(app, "owner"), client(app, "rater", "Ann"), client(app, "rater", "Bob")
+    project = new_project(owner, raters=["Ann"])
+    owner.post(f"/api/v1/projects/{project}/items", json={"items": PAIRS})
+    assert [len(one.get("/api/v1/projects").json()) for one in (owner, ann, bob)] == [1, 1, 0]
+    item = ann.get(f"/api/v1/projects/{project}/next").json()["turns"][0]["item"]
+    said = {"event": "e", "item": item, "payload": {"choice": 0, "strength": 1}}
+    for answer in (
+        bob.get(f"/api/v1/projects/{project}/next"), bob.get(f"/api/v1/projects/{project}"),
+        bob.get(f"/projects/{project}/judge"), bob.get(f"/api/v1/projects/{project}/own"),
+        bob.post(f"/api/v1/projects/{project}/answers", json=said),
+        bob.post(f"/api/v1/projects/{project}/practice", json={"item": item, "payload": {}}),
+    ):  # fmt: skip
+        assert answer.status_code == 404, answer.text
+    link = owner.post("/api/v1/invitations", json={"role": "rater", "project": project}).json()["link"]
+    cem = client(app)
+    begun = cem.post(f"/api/v1/invitations/{link.rpartition('/')[2]}", json={"name": "Cem", "password": WORD})
+    assert begun.status_code == 201
+    assert cem.get(f"/api/v1/projects/{project}/next").json()["turns"]
