@@ -1,0 +1,208 @@
+"""Two hundred raters at once against one studio: is every item given out exactly as asked, is nothing lost, how long
+does an answer take?
+
+python benchmarks/studio.py --store sqlite|URL [--raters 200] [--seconds 120] [--thinking 3.0]
+
+Each rater has a key of their own, thinks for a time that is exponentially distributed, sends, and asks for what comes
+next (which the page does ahead). The server is `plaudit studio`, a process of its own; this one is the raters. Figures
+go to benchmarks/results/studio.json, one row a database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from plaudit import files
+from plaudit.access.accounts import Accounts
+from plaudit.access.keys import Keys
+from plaudit.feedback.projects import Entry, Projects
+from plaudit.feedback.store import Store
+from plaudit.feedback.tasks import Task
+from plaudit.randomness import rng
+from plaudit.training import machine
+
+sys.path.insert(0, str(Path(__file__).parent))
+PLACE = Path(__file__).parent / "results" / "studio.json"
+PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
+OVERLAP = 3
+LEAST_MS = 150.0
+"""Aimed at: the 95th percentile of an answer on PostgreSQL."""
+
+
+def prepare(address: str, raters: int, items: int) -> tuple[str, list[str]]:
+    """A project with more items than can be judged, and a key each."""
+    with Store.open(address) as store:
+        projects = Projects(store)
+        name = f"load {uuid.uuid4().hex[:6]}"
+        project = projects.create(name, Task(kind="comparison", overlap=OVERLAP, gold_every=20)).id
+        text = "A sentence of some length, such as a model might have written. " * 8
+        entries = [Entry(f"{name}: prompt {i}", (f"{i} {text}", f"{text} {i}")) for i in range(items)]
+        gold = [
+            Entry(
+                f"{name}: gold {i}", (text, f"bad {i}"), part="gold", answer={"choice": 0, "strength": None}
+            )
+            for i in range(20)
+        ]
+        projects.add(project, entries + gold)
+        keys = []
+        for number in range(raters):
+            rater = f"{name} {number}"
+            Accounts(store.engine).create(rater, "rater", "correct horse")
+            keys.append(Keys(store.engine).create(rater, ["judge"])[1])
+        return project, keys
+
+
+async def one(
+    http: httpx2.AsyncClient,
+    key: str,
+    project: str,
+    number: int,
+    until: float,
+    thinking: float,
+    said: dict[str, Any],
+) -> None:
+    """One rater's work."""
+    random = rng(number, "load")
+    headers = {"Authorization": f"Bearer {key}"}
+    await asyncio.sleep(float(random.uniform(0, thinking)))
+    while time.monotonic() < until:
+        began = time.monotonic()
+        answer = await http.get(f"projects/{project}/next?count=2", headers=headers)
+        said["next"].append(time.monotonic() - began)
+        answer.raise_for_status()
+        turns = answer.json()["turns"]
+        if not turns:
+            said["empty"] += 1
+            return
+        await asyncio.sleep(float(random.exponential(thinking)))
+        turn = turns[0]
+        body = {
+            "event": str(uuid.uuid4()), "item": turn["item"], "assignment": turn["assignment"],
+            "payload": {"choice": turn["completions"][0]["index"], "strength": 2, "seconds": 1.0},
+        }  # fmt: skip
+        began = time.monotonic()
+        answer = await http.post(f"projects/{project}/answers", json=body, headers=headers)
+        said["answer"].append(time.monotonic() - began)
+        if answer.status_code == 200:
+            said["acknowledged"][body["event"]] = answer.json()["seq"]
+        else:
+            said["refused"].append(answer.text[:200])
+
+
+async def load(url: str, project: str, keys: list[str], seconds: float, thinking: float) -> dict[str, Any]:
+    """All raters at once."""
+    said: dict[str, Any] = {"next": [], "answer": [], "acknowledged": {}, "refused": [], "empty": 0}
+    limits = httpx2.Limits(max_connections=len(keys), max_keepalive_connections=len(keys))
+    async with httpx2.AsyncClient(base_url=f"{url}/api/v1/", limits=limits, timeout=60) as http:
+        until = time.monotonic() + seconds
+        await asyncio.gather(
+            *(one(http, key, project, n, until, thinking, said) for n, key in enumerate(keys))
+        )
+    return said
+
+
+def check(address: str, project: str, said: dict[str, Any]) -> dict[str, int]:
+    """What the store holds of it: over- or under-assigned items, lost or double answers."""
+    with Store.open(address) as store:
+        items = {id for id, item in store.items().items() if item.meta.get("project") == project}
+        events = [event for event in store.log() if event.item in items]
+        held = {event.id: event.seq for event in events}
+        given = Counter(event.item for event in events if event.assignment is not None)
+        pairs = Counter((event.item, event.rater) for event in events)
+        parts = Projects(store).counts(project)
+        gold = 20
+        open_ = [count for item, count in given.items() if count > OVERLAP]
+    lost = [event for event, seq in said["acknowledged"].items() if held.get(event) != seq]
+    over = max(0, len(open_) - gold)  # gold items go to everybody
+    return {
+        "events": len(events), "over_assigned": over, "double": sum(n > 1 for n in pairs.values()), "lost": len(lost),
+        "unacknowledged": len(events) - len(said["acknowledged"]), "to_come": parts["to_come"],
+    }  # fmt: skip
+
+
+def figures(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds."""
+    ranked = sorted(1000 * s for s in seconds)
+
+    def at(q: float) -> float:
+        return round(ranked[min(len(ranked) - 1, int(q * len(ranked)))], 1)
+
+    mean = round(statistics.fmean(ranked), 1)
+    return {"n": len(ranked), "mean": mean, "p50": at(0.5), "p95": at(0.95), "p99": at(0.99)}
+
+
+def measure(address: str, raters: int, seconds: float, thinking: float) -> dict[str, Any]:
+    """One row: a server started, loaded, stopped, and its store looked at."""
+    items = int(raters * seconds / thinking / OVERLAP) + 200
+    project, keys = prepare(address, raters, items)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words = [sys.executable, "-c", PROGRAM, "studio", "--store", address, "--port", str(port)]
+    server = subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                httpx2.get(f"{url}/log-in", timeout=1)
+                break
+            except httpx2.HTTPError:
+                time.sleep(0.1)
+        began = time.monotonic()
+        said = asyncio.run(load(url, project, keys, seconds, thinking))
+        took = time.monotonic() - began
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+    return {
+        "database": "postgresql" if "://" in address else "sqlite",
+        "raters": raters,
+        "seconds": round(took, 1),
+        "thinking": thinking,
+        "answers_a_second": round(len(said["acknowledged"]) / took, 1),
+        "answer_ms": figures(said["answer"]),
+        "next_ms": figures(said["next"]),
+        "refused": len(said["refused"]),
+        **check(address, project, said),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cores": machine.available_cores(),
+    }
+
+
+def main() -> None:
+    given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    given.add_argument("--store", default="sqlite", help='"sqlite", or a PostgreSQL URL')
+    given.add_argument("--raters", type=int, default=200)
+    given.add_argument("--seconds", type=float, default=120.0)
+    given.add_argument("--thinking", type=float, default=3.0)
+    words = given.parse_args()
+    with tempfile.TemporaryDirectory(prefix="plaudit-load-") as place:
+        address = str(Path(place) / "feedback.db") if words.store == "sqlite" else words.store
+        row = measure(address, words.raters, words.seconds, words.thinking)
+    rows = json.loads(PLACE.read_text())["rows"] if PLACE.exists() else []
+    kept = [old for old in rows if old["database"] != row["database"]]
+    files.write_json(
+        PLACE, {"name": "studio", "command": "python benchmarks/studio.py", "rows": [*kept, row]}
+    )
+    print(json.dumps(row, indent=2))
+
+
+if __name__ == "__main__":
+    main()
