@@ -321,13 +321,12 @@ def worker(
 ) -> None:
     """Compute what the studio asks for: samples, vectors, replies."""
     device, dtype = _machine(precision, threads)
-    from plaudit.feedback.store import Store
     from plaudit.loop.worker import Worker
 
     def tell(line: str) -> None:
         typer.echo(line, err=True)
 
-    with Store.open(store) as opened:
+    with _existing(store) as opened:
         Worker(opened, dtype, device, tell).run(once=once)
 
 
@@ -554,7 +553,9 @@ def _existing(store: str) -> Store:
     url = url_of(store)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise UserError(
-            "there is no such store", where=store, fix="name it with --store, or import feedback first"
+            "there is no such store",
+            where=store,
+            fix="name it with --store, or start the studio or an import first",
         )
     return Store.open(store)
 
