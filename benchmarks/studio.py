@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import sqlalchemy as sa
 
 from plaudit import files
 from plaudit.access.accounts import Accounts
 from plaudit.access.keys import Keys
+from plaudit.feedback import schema
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
@@ -121,19 +123,25 @@ async def load(url: str, project: str, keys: list[str], seconds: float, thinking
 def check(address: str, project: str, said: dict[str, Any]) -> dict[str, int]:
     """What the store holds of it: over- or under-assigned items, lost or double answers."""
     with Store.open(address) as store:
-        items = {id for id, item in store.items().items() if item.meta.get("project") == project}
-        events = [event for event in store.log() if event.item in items]
+        table = schema.project_items
+        with store.engine.connect() as connection:
+            parts = dict(
+                connection.execute(
+                    sa.select(table.c.item, table.c.part).where(table.c.project == project)
+                ).tuples()
+            )
+        events = [event for event in store.log() if event.item in parts]
         held = {event.id: event.seq for event in events}
         given = Counter(event.item for event in events if event.assignment is not None)
         pairs = Counter((event.item, event.rater) for event in events)
-        parts = Projects(store).counts(project)
-        gold = 20
-        open_ = [count for item, count in given.items() if count > OVERLAP]
+        to_come = Projects(store).counts(project)["to_come"]
     lost = [event for event, seq in said["acknowledged"].items() if held.get(event) != seq]
-    over = max(0, len(open_) - gold)  # gold items go to everybody
+    over = sum(
+        count > OVERLAP for item, count in given.items() if parts[item] == "open"
+    )  # gold goes to everybody
     return {
         "events": len(events), "over_assigned": over, "double": sum(n > 1 for n in pairs.values()), "lost": len(lost),
-        "unacknowledged": len(events) - len(said["acknowledged"]), "to_come": parts["to_come"],
+        "unacknowledged": len(events) - len(said["acknowledged"]), "to_come": to_come,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_what_an_edit_says(
         (item,) = store.add_items([Item("p", texts)])
         event = demonstration_event(item, "ann", mended, id="1")
         if chosen is not None:
-            event.payload["chosen"] = chosen  # type: ignore[index]
+            event = replace(event, payload={**event.payload, "chosen": chosen})
         store.append(event)
         found = [judged.record for judged in everything(store)]
         assert found == [Demonstration("p", mended, "ann"), *said]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from plaudit import config as configs
-from plaudit.feedback import giving, quality
+from plaudit.feedback import giving, judgements, quality
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
-from plaudit.types import Preference, Rating, UserError
+from plaudit.types import Demonstration, Preference, Rating, UserError
 
 
 @pytest.fixture
@@ -114,6 +114,21 @@ def test_records_of_another_kind_are_not_taken_in(projects: Projects) -> None:
     with pytest.raises(UserError, match="record 2: is a rating, where the project asks for a comparison"):
         projects.take_in(project, [Preference("p", ("a", "b"), 0), Rating("p", "a", {"overall": 1.0})])
     assert projects.counts(project)["judgements"] == 0
+
+
+def test_demonstrations_are_labels_where_categories_are_asked(projects: Projects) -> None:
+    task = configs.parse(Task, {"kind": "category", "labels": ["good", "bad"], "overlap": 2}, "task")
+    project = projects.create("p", task).id
+    records = [Demonstration("fine", "good", "ann"), Demonstration("awful", "bad", "ann")]
+    with pytest.raises(UserError, match="record 2"):
+        projects.take_in(project, [records[0], Demonstration("so so", "middling", "ann")])
+    assert projects.take_in(project, records)["events"] == 2
+    assert projects.take_in(project, records)["events"] == 0, "again"
+    said = {event.item: event for event in projects.store.current()}
+    assert sorted(event.payload["label"] for event in said.values()) == ["bad", "good"]
+    assert {event.kind for event in said.values()} == {"category"}
+    assert to_come(projects, project) == 2
+    assert [one.record for one in judgements.everything(projects.store)] == records
 
 
 def test_what_comes_in_counts_and_more_overlap_asks_for_the_rest(projects: Projects) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def test_the_head_is_where_the_gradient_is_none() -> None:
     better[:20] = 0.5
     head = value.fit(x, better, prior=2.0)
 
-    def loss(weights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    def loss(weights: value.Floats) -> float:
         gap = x @ weights
         return float(
             (np.logaddexp(0, -gap) * better + np.logaddexp(0, gap) * (1 - better)).sum() + weights @ weights
@@ -32,17 +34,12 @@ def test_the_head_is_where_the_gradient_is_none() -> None:
     assert np.allclose(np.linalg.inv(curve), head.covariance, atol=1e-4)
 
 
-def _second(loss, at, i: int, j: int, step: float = 1e-3) -> float:  # type: ignore[no-untyped-def]
+def _second(
+    loss: Callable[[value.Floats], float], at: value.Floats, i: int, j: int, step: float = 1e-3
+) -> float:
+    """The second derivative by the differences of four points."""
     e, f = np.eye(len(at))[i] * step, np.eye(len(at))[j] * step
     return float((loss(at + e + f) - loss(at + e - f) - loss(at - e + f) + loss(at - e - f)) / (4 * step**2))
-
-
-def test_two_thousand_judgements_are_fitted_within_a_vote() -> None:
-    """Not timed (a busy machine would fail it): Newton's method takes few steps, whatever the size."""
-    random = rng(1, "head")
-    x = random.normal(size=(2000, 33))
-    better = (random.random(2000) < 0.5).astype(float)
-    assert np.abs(value.fit(x, better).weights).max() < 0.2, "nothing to learn"
 
 
 def test_information_is_none_where_nothing_is_unknown() -> None:

@@ -78,9 +78,7 @@ def test_no_acknowledged_answer_is_lost_or_counted_twice(tmp_path: Path, say: An
     path = tmp_path / "feedback.db"
     with Store.open(path) as store:
         projects = Projects(store)
-        project = projects.create(
-            "Pairs", Task(kind="comparison", overlap=OVERLAP, gold_every=0, lease_minutes=0.05)
-        ).id
+        project = projects.create("Pairs", Task(kind="comparison", overlap=OVERLAP, gold_every=0)).id
         projects.add(project, [Entry(f"p{i}", (f"a{i}", f"b{i}")) for i in range(ITEMS)])
         keys = []
         for number in range(RATERS):
@@ -121,6 +119,8 @@ def test_no_acknowledged_answer_is_lost_or_counted_twice(tmp_path: Path, say: An
             judges = per_item.setdefault(str(event.item), set())
             assert event.rater not in judges, "nobody judges an item twice"
             judges.add(event.rater)
-        assert max(map(len, per_item.values())) <= OVERLAP + 1
+        assert max(map(len, per_item.values())) <= OVERLAP, (
+            "what a rater held when the server died, they get again"
+        )
     say(f"{KILLS} kills, {len(acknowledged)} answers acknowledged, {len(given)} in the log")
     assert len(acknowledged) > KILLS

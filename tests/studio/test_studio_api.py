@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from clients import WORD, client
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
@@ -24,21 +25,7 @@ from plaudit.studio import (
 from plaudit.studio.guard import FORGERY
 
 pytest_plugins = ["studio_fixtures"]
-WORD = "correct horse"
 PAIRS = [{"prompt": f"prompt {i}", "completions": [f"one {i}", f"other {i}"]} for i in range(6)]
-
-
-def client(app: Any, role: str | None = None, name: str | None = None) -> TestClient:
-    """Somebody of this role, logged in; None: nobody."""
-    made = TestClient(app, base_url="http://studio")
-    if role is not None:
-        name = name or f"A {role}"
-        if app.state.guard.accounts.get(name) is None:
-            app.state.guard.accounts.create(name, role, WORD)
-        begun = made.post("/api/v1/log-in", json={"name": name, "password": WORD})
-        assert begun.status_code == 200, begun.text
-        made.headers[FORGERY] = begun.json()["csrf"]
-    return made
 
 
 def new_project(owner: TestClient, kind: str = "comparison", **task: Any) -> str:
@@ -126,6 +113,9 @@ TABLE: dict[tuple[str, str], Permission | None] = {
     ("GET", "/api/v1/accounts"): "manage",
     ("PUT", "/api/v1/accounts/{name}/role"): "manage",
     ("PUT", "/api/v1/accounts/{name}/disabled"): "manage",
+    ("DELETE", "/api/v1/accounts/{name}"): "manage",
+    ("PUT", "/api/v1/me/password"): None,
+    ("GET", "/api/v1/audit/check"): "own",
     ("GET", "/api/v1/keys"): None,
     ("POST", "/api/v1/keys"): None,
     ("DELETE", "/api/v1/keys/{id}"): None,
@@ -214,6 +204,64 @@ def test_guessing_passwords_is_slow(app: Any) -> None:
     ]
     assert [answer.status_code for answer in answers] == [400] * 10 + [429] * 2
     assert int(answers[-1].headers["retry-after"]) > 10
+
+
+def test_a_new_password_ends_every_other_log_in(app: Any) -> None:
+    here, there = client(app, "rater", "Ann"), client(app, "rater", "Ann")
+    new = {"old": WORD, "new": "battery staple"}
+    wrong = here.put("/api/v1/me/password", json=new | {"old": "wrong horse"})
+    assert (wrong.status_code, wrong.json()["what"]) == (400, "name or password is wrong")
+    assert here.put("/api/v1/me/password", json=new | {"new": "short"}).status_code == 400
+    assert there.get("/api/v1/me").status_code == 200, "nothing has changed yet"
+    begun = here.put("/api/v1/me/password", json=new)
+    assert begun.status_code == 200
+    assert there.get("/api/v1/me").status_code == 401
+    here.headers[FORGERY] = begun.json()["csrf"]
+    assert here.post("/api/v1/keys", json={"scopes": ["judge"]}).status_code == 201, (
+        "one goes on where one was"
+    )
+    said = {"name": "Ann", "password": WORD}
+    assert client(app).post("/api/v1/log-in", json=said).status_code == 400
+    assert client(app).post("/api/v1/log-in", json=said | {"password": new["new"]}).status_code == 200
+
+
+def test_a_key_cannot_change_the_password_nor_a_log_in_guess_it(app: Any) -> None:
+    ann = client(app, "rater", "Ann")
+    secret = ann.post("/api/v1/keys", json={"scopes": ["judge"]}).json()["secret"]
+    bot = TestClient(app, headers={"Authorization": f"Bearer {secret}"}, base_url="http://studio")
+    new = {"old": WORD, "new": "battery staple"}
+    assert bot.put("/api/v1/me/password", json=new).status_code == 403
+    guesses = [ann.put("/api/v1/me/password", json=new | {"old": f"guess {i}"}) for i in range(12)]
+    assert [answer.status_code for answer in guesses] == [400] * 10 + [429] * 2
+    assert ann.put("/api/v1/me/password", json=new).status_code == 429, "not even the right one, for a while"
+
+
+def test_a_closed_account_is_gone_and_what_it_judged_stays(app: Any) -> None:
+    owner, ann = client(app, "owner", "Olga"), client(app, "rater", "Ann")
+    project = new_project(owner)
+    owner.post(f"/api/v1/projects/{project}/items", json={"items": PAIRS})
+    turn = ann.get(f"/api/v1/projects/{project}/next").json()["turns"][0]
+    said = {"event": "e", "item": turn["item"], "assignment": turn["assignment"]}
+    ann.post(f"/api/v1/projects/{project}/answers", json=said | {"payload": {"choice": 0, "strength": 1}})
+    assert owner.delete("/api/v1/accounts/Ann").status_code == 200
+    assert ann.get("/api/v1/me").status_code == 401
+    assert [one["name"] for one in owner.get("/api/v1/accounts").json()] == ["Olga"]
+    assert [event.rater for event in app.state.projects.store.current()] == ["Ann"]
+    last = owner.delete("/api/v1/accounts/Olga")
+    assert last.status_code == 400
+    assert "is the last owner" in last.json()["what"]
+    admin = client(app, "admin", "Ada")
+    assert admin.delete("/api/v1/accounts/Olga").status_code == 403, "of those below oneself alone"
+
+
+def test_an_edited_log_shows(app: Any) -> None:
+    owner = client(app, "owner")
+    new_project(owner)
+    assert owner.get("/api/v1/audit/check").json() == {"broken": None}
+    with app.state.projects.store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER audit_update")
+        connection.exec_driver_sql("UPDATE audit SET actor = 'nobody' WHERE seq = 2")
+    assert owner.get("/api/v1/audit/check").json() == {"broken": 2}
 
 
 def test_pages_load_nothing_from_elsewhere_and_nobody_frames_them(app: Any) -> None:

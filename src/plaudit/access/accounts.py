@@ -7,8 +7,7 @@ their own. Tokens are given out once; what is stored of them opens nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
@@ -84,12 +83,12 @@ class Accounts:
     ) -> Account:
         """UserError where the name is taken or no name, or the password is too short."""
         hashed = secrets.hash_password(password)  # slow, and so before the store is held
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             return _create(connection, name, role, hashed, by, identity or {})
 
     def change_role(self, name: str, role: Role, *, by: str) -> None:
         """UserError where that would leave no owner."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             account = _must(connection, name)
             if role not in ROLES:
                 raise UserError(f"role is {role!r}, not one of {', '.join(ROLES)}", where=f"account {name}")
@@ -100,7 +99,7 @@ class Accounts:
 
     def disable(self, name: str, *, by: str, disabled: bool = True) -> None:
         """Ends its log-ins and keeps it out, until it is let in again. What was judged stands."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             account = _must(connection, name)
             if disabled and account.role == "owner":
                 _refuse_last_owner(connection, name)
@@ -111,7 +110,7 @@ class Accounts:
 
     def close(self, name: str, *, by: str) -> None:
         """Takes the account away, with its log-ins and keys. The pseudonym's judgements stay."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             if _must(connection, name).role == "owner":
                 _refuse_last_owner(connection, name)
             connection.execute(schema.accounts.delete().where(schema.accounts.c.name == name))
@@ -120,7 +119,7 @@ class Accounts:
     def set_password(self, name: str, password: str, *, by: str) -> None:
         """All log-ins of the account end."""
         hashed = secrets.hash_password(password)
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             _must(connection, name)
             _set(connection, name, password=hashed)
             connection.execute(schema.sign_ins.delete().where(schema.sign_ins.c.account == name))
@@ -139,7 +138,7 @@ class Accounts:
             raise UserError("name or password is wrong", where="log-in")
         fresh = secrets.hash_password(password) if secrets.is_outdated(row.password) else None
         token = secrets.new_token()
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             if fresh is not None:
                 _set(connection, row.name, password=fresh)
             _forget_ended(connection, now)
@@ -159,14 +158,14 @@ class Accounts:
         if row is None or row.disabled or now >= row.ends or now >= row.seen + IDLE_SECONDS:
             return None
         if now >= row.seen + SEEN_EVERY:
-            with self._writing() as connection:
+            with schema.writing(self.engine) as connection:
                 mine = table.c.token == secrets.digest(token)
                 connection.execute(table.update().where(mine).values(seen=now))
         return _account(row)
 
     def sign_out(self, token: str) -> None:
         """Ends this log-in; again is harmless."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             mine = schema.sign_ins.c.token == secrets.digest(token)
             connection.execute(schema.sign_ins.delete().where(mine))
 
@@ -183,7 +182,7 @@ class Accounts:
     ) -> str:
         """A token that makes one account of this role. UserError where the inviter may not give it."""
         token = secrets.new_token()
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             inviter = _get(connection, by)
             if by != NOBODY and (inviter is None or inviter.disabled or not may_give(inviter.role, role)):
                 raise UserError(f"may not invite somebody as {role}", where=f"account {by}")
@@ -207,7 +206,7 @@ class Accounts:
     ) -> tuple[Account, str]:
         """Makes the account that was offered, and logs it in: the account and the token of its log-in."""
         hashed, begun = secrets.hash_password(password), secrets.new_token()
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             offered = _invitation(connection, token, now)
             _check_still_given(connection, offered)
             account = _create(connection, name, offered.role, hashed, name.strip(), identity or {})
@@ -215,11 +214,6 @@ class Accounts:
             connection.execute(schema.invitations.update().where(mine).values(used_by=account.name))
             _begin(connection, account.name, begun, now)
         return account, begun
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with schema.writing(self.engine) as connection:
-            yield connection
 
 
 def _check_still_given(connection: Connection, offered: Invitation) -> None:

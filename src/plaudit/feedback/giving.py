@@ -6,8 +6,7 @@ Whatever is drawn is drawn from ids alone, so that a page that is loaded again s
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -15,15 +14,14 @@ from sqlalchemy.engine import Connection
 
 from plaudit.feedback import assignments, queries, schema
 from plaudit.feedback.assignments import BY_PRIORITY, FOR_ONE, RANDOM, Assignment
-from plaudit.feedback.events import Item
+from plaudit.feedback.events import Item, event_id
 from plaudit.feedback.judgements import ADJUDICATES, REPEATS
 from plaudit.feedback.store import put_items
 from plaudit.feedback.tasks import Task, agrees
+from plaudit.randomness import rng
 
 SOON = 10
 """An item comes again only after so many others."""
-CHUNK = 500
-"""Ids in one query."""
 
 
 def order_of(item: Item, rater: str) -> tuple[int, ...]:
@@ -32,17 +30,13 @@ def order_of(item: Item, rater: str) -> tuple[int, ...]:
     return tuple(sorted(range(len(keys)), key=keys.__getitem__))
 
 
-def digest(*key: int | str) -> str:
-    """64 hexadecimal digits, from the key alone."""
-    return hashlib.sha256("\x1f".join(map(str, key)).encode()).hexdigest()
-
-
 def number(*key: int | str) -> float:
-    """Uniform on 0 to 1, drawn from the key. (No numpy here: the studio starts without.)"""
-    return int(digest(*key)[:14], 16) / 2**56
+    """Uniform on 0 to 1, drawn from the key."""
+    return float(rng(*key).random())
 
 
 def training(connection: Connection, id: str, rater: str, count: int) -> Sequence[str]:
+    """Practice items that the rater has not tried, in the order in which they were added."""
     table, tried = schema.project_items, schema.practice
     known = sa.exists().where(tried.c.rater == rater, tried.c.item == table.c.item)
     query = sa.select(table.c.item).where(table.c.project == id, table.c.part == "training", ~known)
@@ -150,7 +144,7 @@ def again(connection: Connection, id: str, rater: str) -> str | None:
         .order_by(schema.events.c.seq)
     )
     judged = list(connection.scalars(query))[:-SOON]
-    twins = {item: digest("repeat", item, rater)[:32] for item in judged}
+    twins = {item: event_id("repeat", item, rater).replace("-", "") for item in judged}
     known = set(connection.scalars(sa.select(table.c.item).where(table.c.item.in_(twins.values()))))
     left = [item for item in judged if twins[item] not in known]
     if not left:
@@ -186,7 +180,7 @@ def open_slots(
 ) -> None:
     """New free slots: {item: its queue} and {item: how many}."""
     slots, rows = schema.assignments, list[dict[str, object]]()
-    for chunk in _chunks(list(counts)):
+    for chunk in queries.chunks(list(counts)):
         taken = {
             row[0]: int(row[1])
             for row in connection.execute(
@@ -211,7 +205,7 @@ def reconcile(connection: Connection, project: str, task: Task, only: Sequence[s
     chosen = query if only is None else query.where(table.c.item.in_(only))
     items = {row.item: int(row.queue) for row in connection.execute(chosen)}
     missing = dict[str, int]()
-    for chunk in _chunks(list(items)):
+    for chunk in queries.chunks(list(items)):
         judged: dict[str, set[str]] = {item: set() for item in chunk}
         standing = queries.standing(None, events.c.item, events.c.rater, events.c.payload)
         for row in connection.execute(standing.where(events.c.item.in_(chunk), events.c.kind != "skip")):
@@ -241,10 +235,6 @@ def close(connection: Connection, project: str, items: Sequence[str]) -> int:
     slots, events, closed = schema.assignments, schema.events, 0
     answers = sa.exists().where(events.c.assignment == slots.c.id)
     free = (slots.c.project == project, slots.c.event.is_(None), slots.c.rater.is_(None), ~answers)
-    for chunk in _chunks(items):
+    for chunk in queries.chunks(items):
         closed += connection.execute(slots.delete().where(slots.c.item.in_(chunk), *free)).rowcount
     return closed
-
-
-def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (ids[at : at + CHUNK] for at in range(0, len(ids), CHUNK))

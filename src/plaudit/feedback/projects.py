@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -91,7 +90,7 @@ class Projects:
             raise UserError("has no name", where="project")
         made = Project(secrets.token_hex(4), name.strip(), task, _now(), archived=False)
         row = {"id": made.id, "name": made.name, "task": task.model_dump(mode="json")}
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             connection.execute(
                 schema.projects.insert(), row | {"created_at": made.created_at, "archived": False}
             )
@@ -114,7 +113,7 @@ class Projects:
         self, id: str, *, name: str | None = None, task: Task | None = None, archived: bool | None = None
     ) -> Project:
         """UserError for a task of another kind, which would make what was judged mean something else."""
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             old, values = _get(connection, id), dict[str, Any]()
             if name is not None:
                 values["name"] = name.strip() or old.name
@@ -137,7 +136,7 @@ class Projects:
 
     def welcome(self, id: str, rater: str) -> None:
         """Names the rater among those who may judge, where some are named."""
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             task = _get(connection, id).task
             if not task.admits(rater):
                 named = task.model_copy(update={"raters": (*task.raters, rater)}).model_dump(mode="json")
@@ -158,7 +157,7 @@ class Projects:
 
     def write_guideline(self, id: str, texts: Mapping[str, str]) -> int:
         """A new version, in one language or several ({"en": ..., "zh": ...}); its number. The same again is none."""
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             _get(connection, id)
             version, before = _guideline(connection, id)
             if version and before == dict(texts):
@@ -179,7 +178,7 @@ class Projects:
 
         All or none. UserError for one that the task does not take, or gold without an answer that fits it.
         """
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             project, made = _get(connection, id), list[tuple[Item, Entry]]()
             for number, entry in enumerate(entries, 1):
                 where = f"item {number}"
@@ -209,21 +208,23 @@ class Projects:
         `transfer.import_records`. Items that come in with judgements are given to as many raters more as the overlap
         leaves. UserError for a record that is of another kind than the project's."""
         project = self.get(id)
+        labels = project.task.kind == "category"  # a demonstration's completion is a label
+        wanted = "demonstration" if labels else kind_of(project.task)
         for number, record in enumerate(records, 1):
-            if (kind := transfer.kind_of(record)) != kind_of(project.task):
-                raise UserError(
-                    f"is a {kind}, where the project asks for a {project.task.kind}", where=f"record {number}"
-                )
             where = f"record {number}"
+            if (kind := transfer.kind_of(record)) != wanted:
+                raise UserError(f"is a {kind}, where the project asks for a {project.task.kind}", where=where)
             if isinstance(record, Rating):
                 project.task.check_answer({"scores": record.scores}, 1, where)
-            if isinstance(record, Demonstration):
+            elif isinstance(record, Demonstration) and labels:
+                project.task.check_answer({"label": record.completion}, 0, where)
+            elif isinstance(record, Demonstration):
                 raise UserError(
                     "is a demonstration without a text to mend", where=where, fix="train on it as it is"
                 )
-        counts = transfer.import_records(self.store, records, meta={PROJECT: id})
+        counts = transfer.import_records(self.store, records, meta={PROJECT: id}, labels=labels)
         items = [item for item in self.store.items().values() if item.meta.get(PROJECT) == id]
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             entries = [Entry(item.prompt, item.completions, item.policy_version, item.meta) for item in items]
             _put(connection, project, list(zip(items, entries, strict=True)), slots=False)
             giving.reconcile(connection, id, project.task)
@@ -231,13 +232,13 @@ class Projects:
 
     def close(self, id: str, items: Sequence[str]) -> int:
         """Takes back the slots of these items that nobody holds or has answered; how many."""
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             return giving.close(connection, id, items)
 
     def reopen(self, rater: str) -> None:
         """Asks somebody else for what a rater said who no longer counts."""
         table, events = schema.project_items, schema.events
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             rows = connection.execute(
                 sa.select(table.c.project, table.c.item)
                 .join(events, events.c.item == table.c.item)
@@ -248,14 +249,12 @@ class Projects:
             for row in rows:
                 items.setdefault(row.project, []).append(row.item)
             for project, mine in items.items():
-                for at in range(0, len(mine), giving.CHUNK):
-                    giving.reconcile(
-                        connection, project, _get(connection, project).task, mine[at : at + giving.CHUNK]
-                    )
+                for some in queries.chunks(mine):
+                    giving.reconcile(connection, project, _get(connection, project).task, some)
 
     def enter(self, id: str, entry: Entry, author: str) -> str:
         """One item that nobody is given: what is said of it is said at once. Its id. author: whose words it holds."""
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             project = _get(connection, id)
             project.task.check_item(len(entry.completions), "item")
             item = Item(
@@ -316,8 +315,7 @@ class Projects:
             said = [queries.event(row) for row in connection.execute(query.where(events.c.rater == rater))]
             judged = {str(event.item): event for event in said if event.kind != "skip"}
             others = list[Event]()
-            for at in range(0, len(judged), giving.CHUNK):
-                some = list(judged)[at : at + giving.CHUNK]
+            for some in queries.chunks(list(judged)):
                 rows = connection.execute(query.where(events.c.item.in_(some), events.c.rater != rater))
                 others += [queries.event(row) for row in rows]
         same = [
@@ -345,7 +343,7 @@ class Projects:
     def prioritise(self, id: str, worth: Mapping[str, float]) -> None:
         """From now on items are given out in the order of their worth, the highest first; those not named stay."""
         slots = schema.assignments
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             for item, value in worth.items():
                 mine = (slots.c.project == id, slots.c.item == item, slots.c.event.is_(None))
                 by_worth = slots.c.queue == BY_PRIORITY  # the random slice is in no order of worth
@@ -360,7 +358,7 @@ class Projects:
         Training items come first. Then what they hold already, now and then a gold item or one they have judged
         before, and else what teaches most, or, as often as the task says, what comes next of the random slice.
         """
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             project = _get(connection, id)
             privacy.ensure(connection, rater)
             queries.refuse_retracted(connection, rater)
@@ -386,7 +384,7 @@ class Projects:
         self, id: str, rater: str, item: str, payload: Mapping[str, Any]
     ) -> tuple[bool, Mapping[str, Any], str]:
         """A training item's answer: whether it is right, the right one, and why. The first answer is kept."""
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             project = _get(connection, id)
             table = schema.project_items
             row = connection.execute(
@@ -488,7 +486,7 @@ class Projects:
             )
         )
         if drafted or supersedes is not None:
-            with self._writing() as connection:
+            with schema.writing(self.store.engine) as connection:
                 _drop_draft(connection, rater, item)
                 if supersedes is not None:  # an answer became a skip, or a skip an answer
                     giving.reconcile(connection, id, project.task, [item])
@@ -500,7 +498,7 @@ class Projects:
         """Keeps what is not sent yet, sealed under the rater's key. An empty one takes it away. now: what the rater
         holds of the item is kept for them from then on. UserError where there is no such item."""
         table = schema.drafts
-        with self._writing() as connection:
+        with schema.writing(self.store.engine) as connection:
             if connection.scalar(sa.select(schema.items.c.id).where(schema.items.c.id == item)) is None:
                 raise UserError("there is no such item", where=f"item {item}")
             privacy.ensure(connection, rater)
@@ -529,11 +527,6 @@ class Projects:
             rows = connection.execute(query).all()
         texts = {row.item: privacy.unseal(row.key, row.sealed) for row in rows}
         return {item: dict(json.loads(text)) for item, text in texts.items() if text is not None}
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with schema.writing(self.store.engine) as connection:
-            yield connection
 
 
 def _turns(

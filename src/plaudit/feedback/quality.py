@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean, median, pvariance
 from typing import Any
@@ -54,6 +54,11 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
     }
 
 
+LEVELS: dict[str, Level] = {
+    "comparison": "ordinal", "category": "nominal", "ranking": "nominal", "rating": "interval",
+}  # fmt: skip
+
+
 def settle(projects: Projects, id: str) -> int:
     """The stop rule `enough_alpha`: where alpha of the project has reached it, items on which two raters or more agree
     are given to nobody else; how many slots that closed."""
@@ -80,29 +85,31 @@ def settle(projects: Projects, id: str) -> int:
 def _alpha(units: dict[str, dict[str, Event]], task: Task) -> float | None:
     """The one that the rule is about: ordinal of comparisons, nominal of categories and of which is best, and of
     ratings the lowest of the criteria's, interval (scores to the nearest hundredth). None where it is not defined."""
-    order = {0: -1.0, 1: 1.0, "tie": 0.0, "both_bad": 0.0}
-    labels = {label: float(number) for number, label in enumerate(task.labels)}
-    readers: list[tuple[Level, Callable[[Mapping[str, Any]], float]]] = {
-        "comparison": [("ordinal", lambda payload: order[payload["choice"]])],
-        "category": [("nominal", lambda payload: labels.get(payload["label"], -1.0))],
-        "ranking": [("nominal", lambda payload: float(payload["ranking"][0]))],
-        "rating": [
-            ("interval", lambda payload, name=one.name: round(payload["scores"].get(name, 0.0), 2))
-            for one in task.criteria
-        ],
-    }.get(task.kind, [])  # type: ignore[assignment]
     found = [
-        agreement.alpha(
-            {
-                item: {rater: read(event.payload) for rater, event in said.items()}
-                for item, said in units.items()
-            },
-            level,
-        )[0]
-        for level, read in readers
+        agreement.alpha({item: _coded(said, task, name) for item, said in units.items()}, LEVELS[task.kind])[
+            0
+        ]
+        for name in ([one.name for one in task.criteria] if task.kind == "rating" else [""])
+        if task.kind in LEVELS
     ]
     known = [value for value in found if value is not None]
     return min(known) if known and len(known) == len(found) else None
+
+
+def _coded(said: Mapping[str, Event], task: Task, criterion: str) -> dict[str, float]:
+    """What each rater said, as a number: a side, a label's place, which is best, a score."""
+    sides = {0: -1.0, 1: 1.0, "tie": 0.0, "both_bad": 0.0}
+
+    def number(payload: Mapping[str, Any]) -> float:
+        if task.kind == "comparison":
+            return sides[payload["choice"]]
+        if task.kind == "category":  # a label that is no longer asked is none of them
+            return float(task.labels.index(payload["label"])) if payload["label"] in task.labels else -1.0
+        if task.kind == "ranking":
+            return float(payload["ranking"][0])
+        return round(float(payload["scores"].get(criterion, 0.0)), 2)
+
+    return {rater: number(event.payload) for rater, event in said.items()}
 
 
 def _agree(task: Task, events: Sequence[Event]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,11 @@ from plaudit.types import UserError
 
 _FEW = 500
 """Ids asked for in one query."""
+
+
+def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many at a time as one query may name."""
+    return (ids[at : at + _FEW] for at in range(0, len(ids), _FEW))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +97,7 @@ def items(connection: Connection, ids: Sequence[str] | None) -> dict[str, Item |
     """Items by id, None for a forgotten one."""
     found: dict[str, Item | None] = {}
     query = sa.select(schema.items)
-    chunks = [None] if ids is None else [ids[i : i + _FEW] for i in range(0, len(ids), _FEW)]
-    for chunk in chunks:
+    for chunk in [None] if ids is None else chunks(ids):
         rows = connection.execute(query if chunk is None else query.where(schema.items.c.id.in_(chunk)))
         for row in rows:
             values = dict(row._mapping)

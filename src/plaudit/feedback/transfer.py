@@ -19,6 +19,7 @@ from plaudit.feedback.events import (
     Event,
     Item,
     as_stored,
+    category_event,
     comparison_event,
     demonstration_event,
     event_id,
@@ -48,11 +49,13 @@ def import_records(
     *,
     policy_version: str | None = None,
     meta: Mapping[str, Any] | None = None,
+    labels: bool = False,
 ) -> dict[str, int]:
     """Enters records as items and events, all or none.
 
     Ids come from the content, so importing them again adds nothing; a record that stands among them twice counts
-    twice. policy_version: the model that wrote the completions, where one did. meta: of all items. Returns the counts:
+    twice. policy_version: the model that wrote the completions, where one did. meta: of all items. labels:
+    demonstrations are the labels of their prompts. Returns the counts:
     records, items and events that are new, events that were there already ("known"), and records left out
     because their rater is retracted or forgotten ("left_out").
     """
@@ -63,6 +66,8 @@ def import_records(
     events = []
     for item, record in zip(items, welcome, strict=True):
         event = _event(item.id, record)
+        if labels and isinstance(record, Demonstration):
+            event = category_event(item.id, event.rater, record.completion)
         said = to_json(as_stored(event.payload)) + str(event.presented)
         times[item.id + event.rater + said] += 1
         events.append(

@@ -3,7 +3,7 @@ without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ from plaudit.types import Prompt
 
 Place = tuple[str, int]
 """An item, and which of its completions."""
-Vectors = Mapping[Place, NDArray[np.float32]]
-CHUNK = 500
 
 
 def put(engine: Engine, model: str, found: Mapping[Place, Sequence[float] | NDArray[Any]]) -> None:
@@ -108,14 +106,10 @@ def missing(
             .order_by(mine.c.number)
         ).all()
         found = list[tuple[Place, Prompt, str]]()
-        for chunk in _chunks(ids):
+        for chunk in queries.chunks(ids):
             items = queries.items(connection, chunk)
             for id in chunk:
                 if (item := items.get(id)) is not None:
                     places = ((id, place) for place in range(len(item.completions)))
                     found += [(at, item.prompt, item.completions[at[1]]) for at in places if at not in known]
     return found
-
-
-def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (ids[at : at + CHUNK] for at in range(0, len(ids), CHUNK))

@@ -35,23 +35,28 @@ def keys_of(request: Request) -> Keys:
     return guard_of(request).keys
 
 
-@router.post("/log-in")
-def log_in(request: Request, response: Response, body: wire.LogIn) -> wire.Begun:
-    """Sets the cookie. Slow, and after some failures slower."""
-    address = request.client.host if request.client else "?"
-    failures, keys = guard_of(request).failures, (f"address {address}", f"name {body.name.strip()}")
-    if wait := max(failures.wait(key, time.monotonic()) for key in keys):
+def _signed_in(request: Request, name: str, password: str, *keys: str) -> str:
+    """The token of a new log-in. HTTPException (429) after too many failures of one of the keys or of the name."""
+    failures, counted = guard_of(request).failures, (*keys, f"name {name.strip()}")
+    if wait := max(failures.wait(key, time.monotonic()) for key in counted):
         raise HTTPException(
             429, "too many failed log-ins; wait a little", {"Retry-After": str(round(wait + 1))}
         )
     try:
-        token = accounts_of(request).sign_in(body.name, body.password, time.time())
+        return accounts_of(request).sign_in(name, password, time.time())
     except UserError:
-        if any(failures.take(key, time.monotonic()) > 0 for key in keys):
+        if any(failures.take(key, time.monotonic()) > 0 for key in counted):
             raise HTTPException(
                 429, "too many failed log-ins; wait a little", {"Retry-After": "30"}
             ) from None
         raise
+
+
+@router.post("/log-in")
+def log_in(request: Request, response: Response, body: wire.LogIn) -> wire.Begun:
+    """Sets the cookie. Slow, and after some failures slower."""
+    address = request.client.host if request.client else "?"
+    token = _signed_in(request, body.name, body.password, f"address {address}")
     account = accounts_of(request).signed_in(token, time.time())
     assert account is not None
     _set_cookie(request, response, token)
@@ -65,6 +70,20 @@ def log_out(request: Request, response: Response, caller: Anybody) -> wire.Said:
         accounts_of(request).sign_out(caller.token)
     response.delete_cookie(COOKIE, path="/")
     return wire.Said()
+
+
+@router.put("/me/password")
+def change_password(
+    request: Request, response: Response, caller: Anybody, body: wire.NewPassword
+) -> wire.Begun:
+    """One's own. All log-ins end, and one is begun anew. A key does not do."""
+    if caller.token is None:
+        raise HTTPException(403, "this needs a log-in, not an API key")
+    _signed_in(request, caller.name, body.old)
+    accounts_of(request).set_password(caller.name, body.new, by=caller.name)
+    token = accounts_of(request).sign_in(caller.name, body.new, time.time())
+    _set_cookie(request, response, token)
+    return wire.Begun(name=caller.name, role=caller.account.role, csrf=csrf_of(token))
 
 
 @router.get("/me")
@@ -122,6 +141,14 @@ def disable(request: Request, caller: Manage, name: Name, disabled: bool = True)
     return _shown(_must(request, name))
 
 
+@router.delete("/accounts/{name}")
+def close_account(request: Request, caller: Manage, name: Name) -> wire.Said:
+    """Takes an account away; what it judged stays."""
+    account = _below(request, caller, name)
+    accounts_of(request).close(account.name, by=caller.name)
+    return wire.Said()
+
+
 @router.get("/keys")
 def list_keys(request: Request, caller: Anybody) -> list[wire.KeyShown]:
     """One's own; an owner sees all."""
@@ -148,6 +175,12 @@ def revoke_key(request: Request, caller: Anybody, id: Name) -> wire.Said:
         raise UserError("there is no such key", where=f"key {id}")
     keys_of(request).revoke(id, by=caller.name)
     return wire.Said()
+
+
+@router.get("/audit/check")
+def check_audit(request: Request, _: Own) -> wire.Unbroken:
+    """Whether every line of the log is as it was written."""
+    return wire.Unbroken(broken=audit.check(accounts_of(request).engine))
 
 
 @router.get("/audit")

@@ -7,7 +7,7 @@ import functools
 import unicodedata
 
 from markdown_it import MarkdownIt
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 INVISIBLE = frozenset("\u200c\u200d")
 """Format characters that scripts and emoji need."""
@@ -27,11 +27,6 @@ def _parser() -> MarkdownIt:
 def markdown(text: str) -> Markup:
     """Headings, lists, emphasis, tables and code; everything else as it stands."""
     return Markup(_parser().render(visible(text)))
-
-
-def plain(text: str) -> Markup:
-    """The text as it stands."""
-    return escape(visible(text))
 
 
 def visible(text: str) -> str:

@@ -116,6 +116,11 @@ class LogIn(Body):
     password: Annotated[str, Field(max_length=1000)]
 
 
+class NewPassword(Body):
+    old: Annotated[str, Field(max_length=1000)]
+    new: Annotated[str, Field(max_length=1000)]
+
+
 class Acceptance(Body):
     name: Annotated[str, Field(max_length=100)]
     password: Annotated[str, Field(max_length=1000)]
@@ -256,6 +261,12 @@ class AuditLine(BaseModel):
     action: str
     target: str
     detail: dict[str, Any]
+
+
+class Unbroken(BaseModel):
+    """broken: the first line of the log that is not as it was written; None where all are."""
+
+    broken: int | None
 
 
 class Told(BaseModel):

@@ -64,7 +64,8 @@ form("new-hook", async (fields) => {
 
 async function log() {
   if (!own) return;
-  const found = await call("GET", "/audit");
+  const [found, { broken }] = await Promise.all([call("GET", "/audit"), call("GET", "/audit/check")]);
+  place("unbroken").textContent = broken === null ? t("log_unbroken") : t("log_broken", { line: broken });
   place("audit").replaceChildren(table([t("when"), t("who"), t("what"), t("on_what"), ""], found.map((line) => [
     new Date(line.at).toLocaleString(document.documentElement.lang), line.actor, line.action, line.target, JSON.stringify(line.detail),
   ]), t("audit")));

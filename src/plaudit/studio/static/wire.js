@@ -1,5 +1,10 @@
 // The HTTP API, with what a page sends to show that it is one of ours.
-const csrf = document.querySelector('meta[name="plaudit-csrf"]').content;
+let csrf = document.querySelector('meta[name="plaudit-csrf"]').content;
+
+// Of another log-in, which this page has just begun.
+export function renew(token) {
+  csrf = token;
+}
 
 // What the server refuses: what is wrong, where, and how to mend it.
 export class Refused extends Error {
