@@ -125,11 +125,8 @@ def check(address: str, project: str, said: dict[str, Any]) -> dict[str, int]:
     with Store.open(address) as store:
         table = schema.project_items
         with store.engine.connect() as connection:
-            parts = dict(
-                connection.execute(
-                    sa.select(table.c.item, table.c.part).where(table.c.project == project)
-                ).tuples()
-            )
+            query = sa.select(table.c.item, table.c.part).where(table.c.project == project)
+            parts = {row.item: row.part for row in connection.execute(query)}
         events = [event for event in store.log() if event.item in parts]
         held = {event.id: event.seq for event in events}
         given = Counter(event.item for event in events if event.assignment is not None)
