@@ -1,6 +1,7 @@
 """What the queue saves and whether the forecast holds, replayed on judgements that people have made.
 
-python benchmarks/labels.py prepare --data DIR [--run DIR]   # vectors, once: PandaLM, and a quickstart's panel
+python benchmarks/labels.py prepare --data DIR [--run DIR]   # vectors, once: PandaLM, and a quickstart's panel; and how
+                                                             # long the page waits for ranks after a vote
 python benchmarks/labels.py saved                            # labels saved by the queue, against random order
 python benchmarks/labels.py coverage                         # how often the forecast's interval holds
 
@@ -16,9 +17,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import statistics
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +77,27 @@ def prepare(data: Path | None, run: Path | None) -> None:
                 KEPT / f"{name}.npz", features=read.features, first=pairs.first, second=pairs.second,
                 better=pairs.better, prompt=pairs.prompt, at=pairs.at,
             )  # fmt: skip
-            print(f"{name}: {len(pairs)} judgements of {len(read.features)} completions")
+            took = [_timed(functools.partial(value.standings, projects, project)) for _ in range(5)]
+            row = {
+                "judgements": len(pairs), "completions": len(read.features),
+                "seconds": round(statistics.median(took), 2), "cores": machine.available_cores(),
+            }  # fmt: skip
+            _note("standings", name, row)
+            print(name, row)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _note(what: str, name: str, row: dict[str, Any]) -> None:
+    """Writes one figure beside those that are there."""
+    result: dict[str, Any] = files.read_json(PLACE, "run it again") if PLACE.exists() else {"name": "labels"}
+    result["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+    result.setdefault(what, {})[name] = row
+    files.write_json(PLACE, result)
 
 
 def load(name: str) -> tuple[Pairs, NDArray[np.float64]]:
@@ -172,8 +196,6 @@ def main() -> None:
     if words.what == "prepare":
         prepare(words.data, words.run)
         return
-    result: dict[str, Any] = files.read_json(PLACE, "run it again") if PLACE.exists() else {"name": "labels"}
-    result["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
     for name in sorted(path.stem for path in KEPT.glob("*.npz")):
         if words.what == "saved":
             rows = [saved(name, seed) for seed in range(SEEDS)]
@@ -184,9 +206,8 @@ def main() -> None:
             holds = round(statistics.fmean(one["holds"] for one in every), 3)
             row = {"replays": SEEDS, "forecasts": len(every), "holds": holds}
             row |= {name: spread([one[name] for one in every]) for name in ("came", "said")}
-        result.setdefault(words.what, {})[name] = row
+        _note(words.what, name, row)
         print(name, {key: x for key, x in row.items() if key != "rows"})
-    files.write_json(PLACE, result)
 
 
 if __name__ == "__main__":

@@ -84,17 +84,19 @@ async def one(
     random = rng(number, "load")
     headers = {"Authorization": f"Bearer {key}"}
     await asyncio.sleep(float(random.uniform(0, thinking)))
+    ahead: list[dict[str, Any]] = []  # what the page has loaded, and is not sent again
     while time.monotonic() < until:
         began = time.monotonic()
-        answer = await http.get(f"projects/{project}/next?count=2", headers=headers)
+        have = ",".join(turn["item"] for turn in ahead)
+        answer = await http.get(f"projects/{project}/next?count=2&have={have}", headers=headers)
         said["next"].append(time.monotonic() - began)
         answer.raise_for_status()
-        turns = answer.json()["turns"]
-        if not turns:
+        ahead += answer.json()["turns"]
+        if not ahead:
             said["empty"] += 1
             return
         await asyncio.sleep(float(random.exponential(thinking)))
-        turn = turns[0]
+        turn = ahead.pop(0)
         body = {
             "event": str(uuid.uuid4()), "item": turn["item"], "assignment": turn["assignment"],
             "payload": {"choice": turn["completions"][0]["index"], "strength": 2, "seconds": 1.0},

@@ -164,7 +164,8 @@ def test_a_project_s_whole_life(store: Store) -> None:
     assert quality.of_project(projects, project)["judgements"] > 24
     engine = store.engine
     vectors.put(engine, "m", {place: [1.0, 2.0] for place, _, _ in vectors.missing(engine, project, "m")})
-    assert value.prioritise(projects, project) > 0
+    projects.prioritise(project, worth := value.worth(projects, project))
+    assert worth
     assert projects.own(project, "bob", "2000")["done"] > 0
     jobs = Jobs(engine)
     job = jobs.put("sample", {"n": 1}, by="olga")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from tickets import ticket
 
-from plaudit.feedback import quality
+from plaudit.feedback import quality, schema
+from plaudit.feedback.assignments import RANDOM
 from plaudit.feedback.projects import Entry, Project, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Criterion, Task
@@ -106,6 +108,22 @@ def test_labels_have_a_nominal_alpha(projects: Projects) -> None:
     # Coincidences: 4 spam-spam, 2 fine-fine, 1 each way between: alpha = 1 - 7 * 2 / (2 * 5 * 3).
     assert categories["alpha"]["nominal"]["value"] == pytest.approx(1 - 7 * 2 / 30)
     assert [row["item"] for row in found["disagreements"]] == [ids["p3"]]
+
+
+def test_the_random_slice_has_an_alpha_of_its_own(projects: Projects) -> None:
+    task = Task(kind="category", labels=("spam", "fine"), random_share=0.5)
+    project, ids = asked(projects, task, [Entry(f"p{i}") for i in range(20)])
+    table = schema.project_items
+    with projects.store.engine.connect() as connection:
+        drawn = set(connection.scalars(sa.select(table.c.item).where(table.c.queue == RANDOM)))
+    assert 4 < len(drawn) < 16
+    for number, item in enumerate(ids.values()):
+        say(projects, project, "ann", item, {"label": task.labels[number % 2]})
+        # Of one mind on the slice alone.
+        say(projects, project, "bob", item, {"label": task.labels[(number + (item not in drawn)) % 2]})
+    found = quality.of_project(projects, project.id)
+    assert found["slice"] == {"items": len(drawn), "alpha": pytest.approx(1.0)}
+    assert found["agreement"]["categories"]["alpha"]["nominal"]["value"] < 0.6
 
 
 def test_a_rater_s_consistency_is_read_from_what_comes_again(projects: Projects) -> None:

@@ -93,6 +93,23 @@ def test_held_out_prompts_are_not_learned_from() -> None:
     assert abs(table[:, -1].mean() - 0.5) < 0.06
 
 
+@pytest.mark.parametrize(("turned", "accuracy"), [(False, 1.0), (True, 0.0)])
+def test_what_is_said_of_the_random_slice_is_not_learned_from(turned: bool, accuracy: float) -> None:
+    """One feature tells which is better; on the slice people say the opposite, or the same."""
+    random = rng(5, "slice")
+    features = random.normal(size=(200, 1))
+    first, second = np.arange(0, 200, 2), np.arange(1, 200, 2)
+    better = (features[first] > features[second])[:, 0].astype(float)
+    better[:30] = np.abs(better[:30] - turned)
+    better[30:34] = 0.5  # of the slice, and not decided
+    pairs = value.Pairs(first, second, better, np.arange(100), np.arange(1, 101))
+    places = [(f"i{number // 2}", number % 2) for number in range(200)]
+    found = value.Read(pairs, features, places, {}, frozenset(f"i{number}" for number in range(34)))
+    assert value.on_slice(found) == {"n": 30, "accuracy": accuracy, "low": accuracy, "high": accuracy}
+    few = value.Read(pairs, features, places, {}, frozenset(f"i{number}" for number in range(23)))
+    assert value.on_slice(few) is None
+
+
 def test_too_few_judgements_give_no_curve() -> None:
     pairs = value.Pairs(*(np.zeros(10, dtype=np.int64),) * 2, np.ones(10), np.arange(10), np.arange(10))
     sizes, _ = value.learning_curve(pairs, np.zeros((1, 2)))

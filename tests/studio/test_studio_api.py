@@ -395,3 +395,12 @@ def test_a_project_may_be_for_some_raters_alone(app: Any) -> None:
     begun = cem.post(f"/api/v1/invitations/{link.rpartition('/')[2]}", json={"name": "Cem", "password": WORD})
     assert begun.status_code == 201
     assert cem.get(f"/api/v1/projects/{project}/next").json()["turns"]
+
+
+def test_what_is_refused_is_said_in_the_reader_s_language(app: Any) -> None:
+    nobody = client(app)
+    wrong = {"name": "nobody", "password": "wrong horse"}
+    english = nobody.post("/api/v1/log-in", json=wrong).json()
+    assert (english["where"], english["what"]) == ("log-in", "name or password is wrong")
+    chinese = nobody.post("/api/v1/log-in", json=wrong, headers={"accept-language": "zh-CN"}).json()
+    assert (chinese["where"], chinese["what"]) == ("登录", "用户名或密码不对")

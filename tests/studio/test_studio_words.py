@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import plaudit.studio
+from plaudit.studio.faults import translated
 from plaudit.studio.text import markdown, visible
 
 HERE = Path(plaudit.studio.__file__).parent
@@ -46,3 +49,52 @@ def test_markdown_shows_lists_tables_and_code() -> None:
 
 def test_what_cannot_be_seen_is_made_visible() -> None:
     assert visible("a\u202eb\x00c\r\nd\u200de") == "a\ufffdb\u2400c\nd\u200de"
+
+
+ROOMS = [*HERE.glob("*.py"), *(HERE.parent / "access").glob("*.py")] + [
+    HERE.parent / "feedback" / f"{name}.py"
+    for name in (
+        "assignments",
+        "events",
+        "giving",
+        "jobs",
+        "privacy",
+        "projects",
+        "queries",
+        "store",
+        "tasks",
+    )
+]
+ELSEWHERE = {"client.py", "run.py"}
+"""What these say is read in a terminal."""
+
+
+def test_what_may_be_refused_is_said_in_chinese() -> None:
+    said = {text for path in ROOMS if path.name not in ELSEWHERE for text in refusals(path)}
+    assert len(said) > 100
+    assert not {text for text in said if translated(text, "zh") == text} - {"webhook", "webhook x"}
+    assert translated("item 7", "zh") == "条目 7"
+    assert translated("is gold and has no answer", "zh") == "属于 gold，却没有答案"
+    assert translated("score of item 7", "zh") == "条目 7 的 score"
+    assert translated("nobody has ever said this", "zh") == "nobody has ever said this"
+    assert translated("try again", "en") == "try again"
+
+
+def refusals(path: Path) -> Iterator[str]:
+    """What, where and fix of the faults that a module raises, with an x in each gap."""
+    for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            continue
+        if call.func.id in ("UserError", "Unavailable"):
+            texts = call.args[:1] + [word.value for word in call.keywords]
+        elif call.func.id == "HTTPException":
+            texts = call.args[1:2]
+        else:
+            continue
+        for text in texts:
+            if isinstance(text, ast.Constant):
+                yield str(text.value)
+            elif isinstance(text, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "x" for part in text.values
+                )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -29,6 +29,11 @@ NAME = re.compile(r"[^\W_](?:[\w .'-]{0,38}[\w.])?")
 """Letters of any script, digits, and a little between them; 40 characters at most."""
 NOBODY = "studio"
 """Who has done what nobody asked for."""
+_SIGNED_IN = (
+    sa.select(*schema.sign_ins.c["seen", "ends"], schema.accounts)
+    .join(schema.accounts, schema.accounts.c.name == schema.sign_ins.c.account)
+    .where(schema.sign_ins.c.token == sa.bindparam("token"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,12 @@ class Accounts:
 
     def all(self) -> list[Account]:
         """By name."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             rows = connection.execute(sa.select(schema.accounts).order_by(schema.accounts.c.name))
-            return [_account(row) for row in rows]
+            return [account_of(row) for row in rows]
 
     def get(self, name: str) -> Account | None:
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return _get(connection, name)
 
     def create(
@@ -129,7 +134,7 @@ class Accounts:
 
     def sign_in(self, name: str, password: str, now: float) -> str:
         """A token for the browser's cookie. UserError, the same for all reasons, where it is refused."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             row = connection.execute(
                 sa.select(schema.accounts).where(schema.accounts.c.name == name.strip())
             ).first()
@@ -147,21 +152,16 @@ class Accounts:
 
     def signed_in(self, token: str, now: float) -> Account | None:
         """Whose log-in the token is; None where it has ended."""
-        table, people = schema.sign_ins, schema.accounts
-        query = (
-            sa.select(table.c.seen, table.c.ends, people)
-            .join_from(table, people, people.c.name == table.c.account)
-            .where(table.c.token == secrets.digest(token))
-        )
-        with self.engine.connect() as connection:
-            row = connection.execute(query).first()
+        table = schema.sign_ins
+        with schema.reading(self.engine) as connection:
+            row = connection.execute(_SIGNED_IN, {"token": secrets.digest(token)}).first()
         if row is None or row.disabled or now >= row.ends or now >= row.seen + IDLE_SECONDS:
             return None
         if now >= row.seen + SEEN_EVERY:
             with schema.writing(self.engine) as connection:
                 mine = table.c.token == secrets.digest(token)
                 connection.execute(table.update().where(mine).values(seen=now))
-        return _account(row)
+        return account_of(row)
 
     def sign_out(self, token: str) -> None:
         """Ends this log-in; again is harmless."""
@@ -193,7 +193,7 @@ class Accounts:
 
     def invitation(self, token: str, now: float) -> Invitation:
         """What the link offers. UserError where it was used or has run out."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return _invitation(connection, token, now)
 
     def accept(
@@ -225,13 +225,14 @@ def _check_still_given(connection: Connection, offered: Invitation) -> None:
         raise UserError("is no longer good", where="invitation", fix="ask for a new one")
 
 
-def _account(row: sa.Row[tuple[object, ...]]) -> Account:
+def account_of(row: sa.Row[*tuple[Any, ...]]) -> Account:
+    """A row of the accounts."""
     return Account(row.name, cast(Role, row.role), row.created_at, row.disabled)
 
 
 def _get(connection: Connection, name: str) -> Account | None:
     row = connection.execute(sa.select(schema.accounts).where(schema.accounts.c.name == name)).first()
-    return None if row is None else _account(row)
+    return None if row is None else account_of(row)
 
 
 def _must(connection: Connection, name: str) -> Account:

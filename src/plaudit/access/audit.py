@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from plaudit.feedback.schema import audit, to_json
+from plaudit.feedback.schema import audit, reading, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def lines(engine: Engine, before: int | None = None, limit: int = 100) -> list[L
     query = sa.select(audit).order_by(audit.c.seq.desc()).limit(limit)
     if before is not None:
         query = query.where(audit.c.seq < before)
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         rows = connection.execute(query).all()
     return [Line(row.seq, row.at, row.actor, row.action, row.target, row.detail) for row in rows]
 
@@ -52,7 +52,7 @@ def lines(engine: Engine, before: int | None = None, limit: int = 100) -> list[L
 def check(engine: Engine) -> int | None:
     """The number of the first line that is not as it was written; None where all are."""
     before, expected = "", 1
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         for row in connection.execute(sa.select(audit).order_by(audit.c.seq)):
             values = dict(row._mapping)
             chain = values.pop("chain")

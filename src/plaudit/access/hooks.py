@@ -77,7 +77,7 @@ class Hooks:
 
     def all(self) -> list[Hook]:
         """In the order in which they were made."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             rows = connection.execute(sa.select(schema.hooks).order_by(schema.hooks.c.id)).all()
         return [Hook(r.id, r.url, tuple(r.kinds), r.created_at, r.failures, r.fault) for r in rows]
 
@@ -91,14 +91,14 @@ class Hooks:
 
     def deliver(self, now: float, send: Callable[[str, Mapping[str, str], bytes], None] | None = None) -> int:
         """Tells every hook that is due what it was not told, one request each; how many were taken."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             due = connection.execute(
                 sa.select(schema.hooks).where(schema.hooks.c.due <= now).order_by(schema.hooks.c.id)
             ).all()
         return sum(self._deliver(row, now, send or post) for row in due)
 
     def _deliver(self, row: Any, now: float, send: Callable[[str, Mapping[str, str], bytes], None]) -> bool:
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             told = {name: _READ[name](connection, getattr(row, f"{name}_seen")) for name in row.kinds}
         if not any(told.values()):
             return False

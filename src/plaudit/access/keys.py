@@ -11,12 +11,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from plaudit.access import audit, secrets
-from plaudit.access.accounts import Account, Accounts
+from plaudit.access.accounts import Account, Accounts, account_of
 from plaudit.access.roles import ALLOWED, PERMISSIONS, Permission
 from plaudit.feedback import schema
 from plaudit.types import UserError
 
 PREFIX = "plaudit"
+_HOLDER = (
+    sa.select(*schema.api_keys.c["secret", "scopes", "ends"], schema.accounts)
+    .join(schema.accounts, schema.accounts.c.name == schema.api_keys.c.account)
+    .where(schema.api_keys.c.id == sa.bindparam("key"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class Keys:
         query = sa.select(schema.api_keys).order_by(schema.api_keys.c.created_at, schema.api_keys.c.id)
         if account is not None:
             query = query.where(schema.api_keys.c.account == account)
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return [_key(row) for row in connection.execute(query)]
 
     def holder(self, sent: str, now: float) -> tuple[Account, frozenset[Permission], float | None] | None:
@@ -76,15 +81,13 @@ class Keys:
         parts = sent.split("_", 2)
         if len(parts) != 3 or parts[0] != PREFIX:
             return None
-        with self.engine.connect() as connection:
-            row = connection.execute(
-                sa.select(schema.api_keys).where(schema.api_keys.c.id == parts[1])
-            ).first()
+        with schema.reading(self.engine) as connection:
+            row = connection.execute(_HOLDER, {"key": parts[1]}).first()
         if row is None or not secrets.equal(row.secret, secrets.digest(parts[2])):
             return None
-        account = self.accounts.get(row.account)
-        if account is None or account.disabled or (row.ends is not None and now >= row.ends):
+        if row.disabled or (row.ends is not None and now >= row.ends):
             return None
+        account = account_of(row)
         return account, frozenset(row.scopes) & ALLOWED[account.role], row.ends
 
     def revoke(self, id: str, *, by: str) -> None:

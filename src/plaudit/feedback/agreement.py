@@ -58,7 +58,26 @@ def pairwise(table: Table[T], seed: int = 0) -> dict[str, Any]:
     """
     pairs = [list(combinations(said.values(), 2)) for said in table.values() if len(said) > 1]
     equal = np.array([sum(a == b for a, b in unit) for unit in pairs], float)
-    return _share(equal, np.array([len(unit) for unit in pairs], float), seed)
+    return share_of(equal, np.array([len(unit) for unit in pairs], float), seed)
+
+
+def share_of(part: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """{"pairs", "share", "interval", "reason"}: the sum of the parts of the sum of the wholes, of n units [n], with the
+    95 % interval of the percentile bootstrap over units, keyed by the seed. share is None where there is a reason."""
+    if not len(part):
+        return {"pairs": 0, "share": None, "interval": None, "reason": "no item was judged by two raters"}
+    draw = rng(seed, "agreement", "bootstrap")
+    shares = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        chosen = draw.integers(0, len(part), len(part))
+        shares[i] = part[chosen].sum() / whole[chosen].sum()
+    interval = [float(bound) for bound in np.quantile(shares, (0.025, 0.975))]
+    return {
+        "pairs": int(whole.sum()),
+        "share": float(part.sum() / whole.sum()),
+        "interval": interval,
+        "reason": None,
+    }
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float] | None:
@@ -225,23 +244,6 @@ def _majority(values: Sequence[Any]) -> Any:
     if not leaders or (len(leaders) == 2 and leaders[0][1] == leaders[1][1]):
         return None
     return leaders[0][0]
-
-
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -> dict[str, Any]:
-    if not len(part):
-        return {"pairs": 0, "share": None, "interval": None, "reason": "no item was judged by two raters"}
-    draw = rng(seed, "agreement", "bootstrap")
-    shares = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        chosen = draw.integers(0, len(part), len(part))
-        shares[i] = part[chosen].sum() / whole[chosen].sum()
-    interval = [float(bound) for bound in np.quantile(shares, (0.025, 0.975))]
-    return {
-        "pairs": int(whole.sum()),
-        "share": float(part.sum() / whole.sum()),
-        "interval": interval,
-        "reason": None,
-    }
 
 
 def _figure(table: Table[float], level: Level) -> dict[str, Any]:

@@ -6,6 +6,7 @@ with a connection that writes alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,14 +73,15 @@ def fit_for(
     rater: str | sa.ColumnElement[str], now: float | sa.ColumnElement[float]
 ) -> sa.ColumnElement[bool]:
     """Slots that the rater may be given: free, run out or their own, of an item that can be read and that they have
-    not judged."""
-    slots, events = schema.assignments, schema.events
+    not judged.
+
+    Subqueries that PostgreSQL cannot turn into joins: it is to walk the queue's index and stop at the first that fits.
+    """
+    slots, events, items = schema.assignments, schema.events, schema.items
     free = sa.or_(slots.c.rater.is_(None), slots.c.rater == rater, slots.c.expires <= now)
-    judged = sa.exists().where(
-        events.c.rater == rater, events.c.item == slots.c.item, events.c.kind.in_(JUDGEMENTS)
-    )
-    readable = sa.exists().where(schema.items.c.id == slots.c.item, schema.items.c.prompt.is_not(None))
-    return sa.and_(free, ~judged, readable)
+    judged = sa.select(events.c.item).where(events.c.rater == rater, events.c.kind.in_(JUDGEMENTS))
+    readable = sa.select(items.c.prompt.is_not(None)).where(items.c.id == slots.c.item)
+    return sa.and_(free, slots.c.item.not_in(judged), readable.scalar_subquery())
 
 
 def take(
@@ -112,23 +114,33 @@ def check_answer(connection: Connection, event: Event) -> None:
 
     An answer may take the place of the rater's earlier one: by superseding it, or once it was taken back.
     """
+    told = {"slot_id": event.assignment, "by": event.rater}
+    superseding = event.supersedes is not None
     row = connection.execute(
-        sa.select(schema.assignments).where(schema.assignments.c.id == event.assignment)
+        _answered(superseding), told | ({"old": event.supersedes} if superseding else {})
     ).first()
     where = f"event {event.id}"
     if row is None:
         raise UserError(f"there is no assignment {event.assignment}", where=where)
     if row.item != event.item:
         raise UserError(f"assignment {event.assignment} is of item {row.item}, not {event.item}", where=where)
-    events, later = schema.events, schema.events.alias()
-    answers = sa.select(events.c.id).where(
-        events.c.rater == event.rater, events.c.item == event.item, events.c.assignment == event.assignment
+    if row.answer is not None:
+        raise UserError(f"already answered by event {row.answer}", where=where, fix="correct that event")
+
+
+@functools.cache
+def _answered(superseding: bool) -> sa.Select[Any]:
+    """A slot's item, and the rater's (by) answer to it; superseding: one that stands, and is not the old one."""
+    slots, events, later = schema.assignments, schema.events, schema.events.alias()
+    answer = sa.select(events.c.id).where(
+        events.c.rater == sa.bindparam("by"), events.c.item == slots.c.item, events.c.assignment == slots.c.id
     )
-    if event.supersedes is not None:
+    if superseding:
         superseded = sa.exists().where(later.c.supersedes == events.c.id)
-        answers = answers.where(events.c.id != event.supersedes, ~superseded)
-    if (answer := connection.scalar(answers.limit(1))) is not None:
-        raise UserError(f"already answered by event {answer}", where=where, fix="correct that event")
+        answer = answer.where(events.c.id != sa.bindparam("old"), ~superseded)
+    return sa.select(slots.c.item, answer.limit(1).scalar_subquery().label("answer")).where(
+        slots.c.id == sa.bindparam("slot_id")
+    )
 
 
 def complete(connection: Connection, event: Event) -> None:
@@ -137,14 +149,18 @@ def complete(connection: Connection, event: Event) -> None:
     When the rater's time ran out and somebody else holds the slot, the judgement is kept all the same, and
     the slot stays with its new holder.
     """
-    slots = schema.assignments
-    closed = connection.execute(
-        slots.update()
-        .where(slots.c.id == event.assignment, slots.c.rater == event.rater, slots.c.event.is_(None))
-        .values(event=event.id, expires=None)
-    ).rowcount
+    told = {"slot_id": event.assignment, "by": event.rater, "answer": event.id}
+    closed = connection.execute(_complete(), told).rowcount
     if closed and event.kind == "skip" and event.item is not None:
         _open_slot(connection, event.item)
+
+
+@functools.cache
+def _complete() -> sa.Update:
+    slots = schema.assignments
+    held = (slots.c.rater == sa.bindparam("by"), slots.c.event.is_(None))
+    mine = slots.update().where(slots.c.id == sa.bindparam("slot_id"), *held)
+    return mine.values(event=sa.bindparam("answer"), expires=None)
 
 
 def _open_slot(connection: Connection, item: str) -> None:

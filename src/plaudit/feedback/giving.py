@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -22,6 +23,8 @@ from plaudit.randomness import rng
 
 SOON = 10
 """An item comes again only after so many others."""
+_SHOWN = tuple(schema.assignments.c[name] for name in ("id", "item", "slot", "rater", "expires"))
+"""What an `Assignment` holds. Statements that are asked for with every item are made once."""
 
 
 def order_of(item: Item, rater: str) -> tuple[int, ...]:
@@ -37,19 +40,39 @@ def number(*key: int | str) -> float:
 
 def training(connection: Connection, id: str, rater: str, count: int) -> Sequence[str]:
     """Practice items that the rater has not tried, in the order in which they were added."""
+    return connection.scalars(_training(), {"of": id, "by": rater, "count": count}).all()
+
+
+@functools.cache
+def _training() -> sa.Select[str]:
     table, tried = schema.project_items, schema.practice
-    known = sa.exists().where(tried.c.rater == rater, tried.c.item == table.c.item)
-    query = sa.select(table.c.item).where(table.c.project == id, table.c.part == "training", ~known)
-    return connection.scalars(query.order_by(table.c.number).limit(count)).all()
+    known = sa.exists().where(tried.c.rater == sa.bindparam("by"), tried.c.item == table.c.item)
+    left = (table.c.project == sa.bindparam("of"), table.c.part == "training", ~known)
+    return (
+        sa.select(table.c.item)
+        .where(*left)
+        .order_by(table.c.number)
+        .limit(sa.bindparam("count", type_=sa.Integer))
+    )
 
 
 def held(connection: Connection, project: str, task: Task, rater: str, now: float) -> list[Assignment]:
     """What the rater holds, kept for them anew: a page that is loaded again shows the same."""
+    told = {"of": project, "by": rater, "until": now + 60 * task.lease_minutes}
+    rows = connection.execute(_holding(), told).all()
+    return sorted((Assignment(*row) for row in rows), key=lambda slot: slot.id)
+
+
+@functools.cache
+def _holding() -> sa.Executable:
     slots = schema.assignments
-    mine = (slots.c.project == project, slots.c.event.is_(None), slots.c.rater == rater)
-    connection.execute(slots.update().where(*mine).values(expires=now + 60 * task.lease_minutes))
-    rows = connection.execute(sa.select(slots).where(*mine).order_by(slots.c.id))
-    return [Assignment(row.id, row.item, row.slot, row.rater, row.expires) for row in rows]
+    mine = (
+        slots.c.project == sa.bindparam("of"),
+        slots.c.event.is_(None),
+        slots.c.rater == sa.bindparam("by"),
+    )
+    held = slots.update().where(*mine).values(expires=sa.bindparam("until", type_=sa.Double))
+    return held.returning(*_SHOWN)
 
 
 def keep(connection: Connection, task: Task, rater: str, item: str, now: float) -> None:
@@ -60,39 +83,40 @@ def keep(connection: Connection, task: Task, rater: str, item: str, now: float) 
 
 
 def claim(
-    connection: Connection, project: str, task: Task, rater: str, place: int, now: float
+    connection: Connection, project: str, task: Task, rater: str, place: int, doubt: float, now: float
 ) -> Assignment | None:
-    """A new slot for this rater, until its lease runs out. place: how many they were given before it."""
+    """A new slot for this rater, until its lease runs out. place: how many they were given before it; doubt: how often
+    they are given what is worth least."""
     until = now + 60 * task.lease_minutes
     for every, choose in ((task.gold_every, gold), (task.repeat_every, again)):
         if due(every, choose.__name__, project, rater, place) and (
             item := choose(connection, project, rater)
         ):
             return assignments.give(connection, item, rater, until, project=project, queue=FOR_ONE)
-    doubted = number("doubt", project, rater, place) < doubt(connection, project, task, rater)
+    doubted = number("doubt", project, rater, place) < doubt
     first = RANDOM if number("queue", project, rater, place) < task.random_share else BY_PRIORITY
     told = {"of": project, "by": rater, "moment": now, "until": until}
     for queue in (first, RANDOM + BY_PRIORITY - first):
         row = connection.execute(_claiming(queue, doubted), told).first()
         if row is not None:
-            return Assignment(row.id, row.item, row.slot, row.rater, row.expires)
+            return Assignment(*row)
     return None
 
 
 @functools.cache
-def _claiming(queue: int, worst_first: bool) -> sa.Update:
-    """One atomic update that takes the first free slot of a queue, made once: it is asked for with every item. Told: of
-    (the project), by (the rater), moment and until."""
+def _claiming(queue: int, worst_first: bool) -> sa.Executable:
+    """One atomic update that takes the first free slot of a queue. Told: of (the project), by (the rater), moment and
+    until."""
     slots = schema.assignments
     own = slots.alias()
     by: sa.BindParameter[str] = sa.bindparam("by", type_=sa.Text)
     moment: sa.BindParameter[float] = sa.bindparam("moment", type_=sa.Double)
-    has = sa.exists().where(own.c.item == slots.c.item, own.c.rater == by)
+    given = sa.select(own.c.item).where(own.c.rater == by)
     worth = slots.c.priority.asc() if worst_first else slots.c.priority.desc()
     free = (
         sa.select(slots.c.id)
         .where(slots.c.project == sa.bindparam("of"), slots.c.event.is_(None), slots.c.queue == queue)
-        .where(assignments.fit_for(by, moment), ~has)
+        .where(assignments.fit_for(by, moment), slots.c.item.not_in(given))
         .order_by(*((worth,) if queue == BY_PRIORITY else ()), slots.c.slot, slots.c.id)
         .limit(1)
     )
@@ -100,28 +124,34 @@ def _claiming(queue: int, worst_first: bool) -> sa.Update:
         slots.update()
         .where(slots.c.id == free.scalar_subquery())
         .values(rater=by, expires=sa.bindparam("until", type_=sa.Double))
-        .returning(slots.c.id, slots.c.item, slots.c.slot, slots.c.rater, slots.c.expires)
+        .returning(*_SHOWN)
     )
 
 
 def doubt(connection: Connection, project: str, task: Task, rater: str) -> float:
     """How often this rater is given what is worth least instead of most: the share of gold items that they had wrong,
     as if they had had ten more right."""
-    table, events = schema.project_items, schema.events
-    gold = (table.c.project == project, table.c.part == "gold")
-    right = {row.item: row.answer["payload"] for row in connection.execute(sa.select(table).where(*gold))}
-    if not right:
-        return 0.0
-    query = sa.select(events.c.item, events.c.kind, events.c.payload).where(
-        events.c.rater == rater, events.c.item.in_(right), events.c.kind != "retract"
-    )
-    said = {row.item: row for row in connection.execute(query.order_by(events.c.seq))}  # the last of each
+    rows = connection.execute(_on_gold(), {"of": project, "by": rater})
+    said = {row.item: row for row in rows}  # the last of each
     judged = [
-        agrees(task, row.payload, right[item])
-        for item, row in said.items()
+        agrees(task, row.payload, row.answer["payload"])
+        for row in said.values()
         if row.kind != "skip" and row.payload is not None
     ]
     return judged.count(False) / (len(judged) + 10)
+
+
+@functools.cache
+def _on_gold() -> sa.Select[Any]:
+    """What the rater (by) has said of the gold items of a project (of), beside what is right."""
+    table, events = schema.project_items, schema.events
+    return (
+        sa.select(events.c.item, events.c.kind, events.c.payload, table.c.answer)
+        .join(table, table.c.item == events.c.item)
+        .where(table.c.project == sa.bindparam("of"), table.c.part == "gold")
+        .where(events.c.rater == sa.bindparam("by"), events.c.kind != "retract")
+        .order_by(events.c.seq)
+    )
 
 
 def gold(connection: Connection, id: str, rater: str) -> str | None:

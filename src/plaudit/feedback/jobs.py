@@ -55,7 +55,7 @@ class Jobs:
 
     def get(self, id: int) -> Job:
         """UserError where there is none."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             row = connection.execute(sa.select(schema.jobs).where(schema.jobs.c.id == id)).first()
         if row is None:
             raise UserError("there is no such job", where=f"job {id}")
@@ -63,7 +63,7 @@ class Jobs:
 
     def newest(self, limit: int = 50) -> list[Job]:
         """The newest first."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             rows = connection.execute(sa.select(schema.jobs).order_by(schema.jobs.c.id.desc()).limit(limit))
             return [_job(row) for row in rows]
 

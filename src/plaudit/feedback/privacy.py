@@ -12,23 +12,42 @@ from sqlalchemy.engine import Connection
 from plaudit.feedback import schema
 from plaudit.types import UserError
 
+_WHOSE = schema.raters.c.id == sa.bindparam("rater")
+_FORGOTTEN = sa.select(schema.raters.c.forgotten).where(_WHOSE)
+_KEY = sa.select(schema.raters.c.key).where(_WHOSE)
+
 
 def ensure(connection: Connection, rater: str) -> None:
     """Enters the rater; one who is already there stays as they are. UserError for one who was forgotten."""
-    row = connection.execute(sa.select(schema.raters.c.forgotten).where(schema.raters.c.id == rater)).first()
+    row = connection.execute(_FORGOTTEN, {"rater": rater}).first()
     if row is None:
         connection.execute(schema.raters.insert().values(id=rater))
     elif row.forgotten is not None:
-        raise UserError("this rater was forgotten", where=f"rater {rater}", fix="start under a new pseudonym")
+        raise was_forgotten(rater)
+
+
+def was_forgotten(rater: str) -> UserError:
+    return UserError("this rater was forgotten", where=f"rater {rater}", fix="start under a new pseudonym")
 
 
 def seal(connection: Connection, rater: str, text: str) -> bytes:
-    """The text as only the rater's key opens it; the key is made at the first need."""
-    key = connection.scalar(sa.select(schema.raters.c.key).where(schema.raters.c.id == rater))
+    """The text as only the rater's key opens it."""
+    return Fernet(key_of(connection, rater)).encrypt(text.encode())
+
+
+def key_of(connection: Connection, rater: str) -> bytes:
+    """The rater's key, made at the first need."""
+    key = known_key(connection, rater)
     if key is None:
         key = Fernet.generate_key()
         connection.execute(schema.raters.update().where(schema.raters.c.id == rater).values(key=key))
-    return Fernet(key).encrypt(text.encode())
+    return key
+
+
+def known_key(connection: Connection, rater: str) -> bytes | None:
+    """The rater's key; None where there is none, or it is destroyed."""
+    key: bytes | None = connection.scalar(_KEY, {"rater": rater})
+    return key
 
 
 def unseal(key: bytes | None, sealed: bytes | None) -> str | None:

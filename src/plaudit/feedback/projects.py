@@ -7,6 +7,7 @@ again shows the same.
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
-from cryptography.fernet import InvalidToken
+from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy.engine import Connection
 
 from plaudit import config as configs
@@ -36,6 +37,18 @@ RESERVED = frozenset({PROJECT, REPEATS, "models"})
 """Names of an item's meta that mean something here."""
 SAYS = frozenset({"flags", ADJUDICATES})
 """Names of a payload that are not the rater's to give."""
+
+
+_NEWEST = sa.select(sa.func.max(schema.guidelines.c.version)).where(
+    schema.guidelines.c.project == schema.projects.c.id
+)
+_PROJECTS = sa.select(schema.projects, sa.func.coalesce(_NEWEST.scalar_subquery(), 0).label("guideline"))
+_PROJECT = _PROJECTS.where(schema.projects.c.id == sa.bindparam("of"))
+_DONE = sa.select(sa.func.count(schema.assignments.c.id)).where(
+    schema.assignments.c.project == sa.bindparam("of"),
+    schema.assignments.c.rater == sa.bindparam("by"),
+    schema.assignments.c.event.is_not(None),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +111,14 @@ class Projects:
 
     def get(self, id: str) -> Project:
         """UserError where there is none."""
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             return _get(connection, id)
 
     def all(self) -> list[Project]:
         """In the order in which they were made."""
-        with self.store.engine.connect() as connection:
-            rows = connection.execute(
-                sa.select(schema.projects.c.id).order_by(schema.projects.c.created_at, schema.projects.c.id)
-            )
-            return [_get(connection, row.id) for row in rows]
+        with schema.reading(self.store.engine) as connection:
+            in_order = _PROJECTS.order_by(schema.projects.c.created_at, schema.projects.c.id)
+            return [_project(row) for row in connection.execute(in_order)]
 
     def change(
         self, id: str, *, name: str | None = None, task: Task | None = None, archived: bool | None = None
@@ -150,7 +161,7 @@ class Projects:
         made = self.create(name, old.task)
         if old.guideline:
             self.write_guideline(made.id, self.guideline(id)[1])
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             rows = _entries(connection, id)
         self.add(made.id, rows)
         return self.get(made.id)
@@ -168,7 +179,7 @@ class Projects:
 
     def guideline(self, id: str, version: int | None = None) -> tuple[int, dict[str, str]]:
         """The newest version, or that one, with its texts; 0 and nothing where there is none."""
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             return _guideline(connection, id, version)
 
     # Of what
@@ -184,10 +195,8 @@ class Projects:
                 where = f"item {number}"
                 project.task.check_item(len(entry.completions), where)
                 if (entry.answer is None) == (entry.part in ("gold", "training")):
-                    raise UserError(
-                        f"is {entry.part} and has {'no' if entry.answer is None else 'an'} answer",
-                        where=where,
-                    )
+                    none, some = f"is {entry.part} and has no answer", f"is {entry.part} and has an answer"
+                    raise UserError(none if entry.answer is None else some, where=where)
                 if taken := sorted(RESERVED & entry.meta.keys()):
                     raise UserError(
                         f"its meta holds {', '.join(taken)}, which the store uses itself", where=where
@@ -286,7 +295,7 @@ class Projects:
     def counts(self, id: str) -> dict[str, int]:
         """{"open", "gold", "training": items; "judgements": that stand; "to_come": slots without one; "raters"}."""
         table, slots, events = schema.project_items, schema.assignments, schema.events
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             _get(connection, id)
             rows = connection.execute(
                 sa.select(table.c.part, sa.func.count()).where(table.c.project == id).group_by(table.c.part)
@@ -307,7 +316,7 @@ class Projects:
         """A rater's own work: {"done", "skipped", "today": since that moment, "agreement": how often others who judged
         the same said the same (as gold would count it), None where fewer than five others have}."""
         table, events = schema.project_items, schema.events
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             project = _get(connection, id)
             query = (
                 queries.standing(None).join(table, table.c.item == events.c.item).where(table.c.project == id)
@@ -333,7 +342,7 @@ class Projects:
     def _items(self, id: str) -> list[Item]:
         """All that can be read, in the order in which they came in; what is asked twice once."""
         table = schema.project_items
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             _get(connection, id)
             query = sa.select(table.c.item).where(table.c.project == id, table.c.part != "repeat")
             ids = connection.scalars(query.order_by(table.c.number)).all()
@@ -358,27 +367,30 @@ class Projects:
         Training items come first. Then what they hold already, now and then a gold item or one they have judged
         before, and else what teaches most, or, as often as the task says, what comes next of the random slice.
         """
-        with schema.writing(self.store.engine) as connection:
+        with schema.writing(self.store.engine, at_once=False) as connection:
             project = _get(connection, id)
-            privacy.ensure(connection, rater)
-            queries.refuse_retracted(connection, rater)
-            done = _done(connection, id, rater)
+            key = queries.admit(connection, rater)
             if project.archived:
                 return []
             if lessons := giving.training(connection, id, rater, count):
-                return _turns(connection, rater, "training", lessons, {})
+                return _turns(connection, rater, "training", lessons, None)
             most = project.task.most_judgements
             if most is not None and _given(connection, id) >= most:
                 return []
+            done = _done(connection, id, rater)
+            doubt = giving.doubt(connection, id, project.task, rater)
+            schema.alone(connection)
+            if key is None:
+                key = privacy.key_of(connection, rater)
             held = giving.held(connection, id, project.task, rater, now)[:count]
             while len(held) < count:
-                more = giving.claim(connection, id, project.task, rater, done + len(held), now)
+                more = giving.claim(connection, id, project.task, rater, done + len(held), doubt, now)
                 if more is None:
                     break
                 held.append(more)
-            return _turns(
-                connection, rater, "open", [slot.item for slot in held], {s.item: s.id for s in held}
-            )
+        with schema.reading(self.store.engine) as connection:
+            tickets = {slot.item: Fernet(key).encrypt(str(slot.id).encode()).decode() for slot in held}
+            return _turns(connection, rater, "open", list(tickets), tickets)
 
     def practise(
         self, id: str, rater: str, item: str, payload: Mapping[str, Any]
@@ -419,12 +431,11 @@ class Projects:
         UserError for an answer of another kind than the project asks for, or one that leaves something out; and for an
         item that was not given to this rater.
         """
-        where = f"item {item}"
-        with self.store.engine.connect() as connection:
-            if assignment is None:
-                raise UserError("was not given to this rater", where=where, fix="ask for what comes next")
-            slot = _slot_of(connection, rater, assignment, where)
-        return self._say(id, rater, item, payload, event, guideline, comment, flags, supersedes, slot=slot)
+        if assignment is None:
+            raise _not_given(item)
+        return self._say(
+            id, rater, item, payload, event, guideline, comment, flags, supersedes, ticket=assignment
+        )
 
     def decide(
         self, id: str, reviewer: str, item: str, payload: Mapping[str, Any], *, event: str, guideline: int = 0,
@@ -433,7 +444,7 @@ class Projects:
         """A judgement of an item that nobody was given: of a reviewer who decides where raters disagree (their earlier
         one is replaced), or of who has just made the item. The completions stood in their own order."""
         events = schema.events
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             mine = queries.standing(None, events.c.id).where(
                 events.c.rater == reviewer, events.c.item == item
             )
@@ -447,50 +458,45 @@ class Projects:
 
     def _say(
         self, id: str, rater: str, item: str, payload: Mapping[str, Any] | None, event: str, guideline: int,
-        comment: str | None, flags: Sequence[str], supersedes: str | None, *, slot: int | None = None,
+        comment: str | None, flags: Sequence[str], supersedes: str | None, *, ticket: str | None = None,
         adjudicates: bool = False, in_order: bool = False,
     ) -> int:  # fmt: skip
         where = f"item {item}"
-        with self.store.engine.connect() as connection:
-            project = _get(connection, id)
-            table = schema.project_items
-            of = connection.scalar(sa.select(table.c.project).where(table.c.item == item))
+        with schema.writing(self.store.engine, at_once=False) as connection:
+            slot = None if ticket is None else _slot_of(connection, rater, ticket, item)
+            row = connection.execute(_asked(), {"of": id, "item": item, "by": rater}).first()
+            project = _get(connection, id) if row is None else _project(row)
             found = queries.items(connection, [item]).get(item)
-            drafts = schema.drafts
-            mine = sa.select(drafts.c.item).where(drafts.c.rater == rater, drafts.c.item == item)
-            drafted = connection.scalar(mine) is not None
-        if of != id or found is None:
-            raise UserError("is none of the project's", where=where)
-        if unknown := [flag for flag in flags if flag not in get_args(Flag)]:
-            raise UserError(f"flags are {unknown}, not some of {', '.join(get_args(Flag))}", where=where)
-        if payload is not None:
-            project.task.check_answer(payload, len(found.completions), where)
-        said = {name: value for name, value in (payload or {}).items() if name not in SAYS}
-        said |= ({"flags": sorted(set(flags))} if flags else {}) | (
-            {ADJUDICATES: True} if adjudicates else {}
-        )
-        order = tuple(range(len(found.completions))) if in_order else giving.order_of(found, rater)
-        seq = self.store.append(
-            Event(
-                event,
-                "skip" if payload is None else kind_of(project.task),
-                rater,
-                item,
-                said,
-                presented=order if found.completions else None,
-                policy_version=found.policy_version,
-                guideline_version=f"{id}/{guideline}" if guideline else None,
-                supersedes=supersedes,
-                assignment=slot,
-                comment=comment or None,
+            if row is None or found is None:
+                raise UserError("is none of the project's", where=where)
+            if unknown := [flag for flag in flags if flag not in get_args(Flag)]:
+                raise UserError(f"flags are {unknown}, not some of {', '.join(get_args(Flag))}", where=where)
+            if payload is not None:
+                project.task.check_answer(payload, len(found.completions), where)
+            said = {name: value for name, value in (payload or {}).items() if name not in SAYS}
+            said |= {"flags": sorted(set(flags))} if flags else {}
+            said |= {ADJUDICATES: True} if adjudicates else {}
+            order = tuple(range(len(found.completions))) if in_order else giving.order_of(found, rater)
+            seq = self.store.append(
+                Event(
+                    event,
+                    "skip" if payload is None else kind_of(project.task),
+                    rater,
+                    item,
+                    said,
+                    presented=order if found.completions else None,
+                    policy_version=found.policy_version,
+                    guideline_version=f"{id}/{guideline}" if guideline else None,
+                    supersedes=supersedes,
+                    assignment=slot,
+                    comment=comment or None,
+                )
             )
-        )
-        if drafted or supersedes is not None:
-            with schema.writing(self.store.engine) as connection:
+            if row.drafted:
                 _drop_draft(connection, rater, item)
-                if supersedes is not None:  # an answer became a skip, or a skip an answer
-                    giving.reconcile(connection, id, project.task, [item])
-        return seq
+            if supersedes is not None:  # an answer became a skip, or a skip an answer
+                giving.reconcile(connection, id, project.task, [item])
+            return seq
 
     # Drafts
 
@@ -523,7 +529,7 @@ class Projects:
             .join_from(table, schema.raters, schema.raters.c.id == table.c.rater)
             .where(table.c.rater == rater, table.c.item.in_(items))
         )
-        with self.store.engine.connect() as connection:
+        with schema.reading(self.store.engine) as connection:
             rows = connection.execute(query).all()
         texts = {row.item: privacy.unseal(row.key, row.sealed) for row in rows}
         return {item: dict(json.loads(text)) for item, text in texts.items() if text is not None}
@@ -534,24 +540,34 @@ def _turns(
     rater: str,
     part: Literal["open", "training"],
     items: Sequence[str],
-    slots: Mapping[str, int],
+    tickets: Mapping[str, str] | None,
 ) -> list[Turn]:
     found, turns = queries.items(connection, items), list[Turn]()
     for id in items:
-        item = found[id]
-        assert item is not None
-        ticket = privacy.seal(connection, rater, str(slots[id])).decode() if id in slots else None
-        turns.append(Turn(item, giving.order_of(item, rater), part, ticket))
+        if (item := found[id]) is not None:  # None: forgotten just now
+            turns.append(Turn(item, giving.order_of(item, rater), part, tickets[id] if tickets else None))
     return turns
 
 
-def _slot_of(connection: Connection, rater: str, ticket: str, where: str) -> int:
+def _slot_of(connection: Connection, rater: str, ticket: str, item: str) -> int:
     """The slot that a ticket stands for. UserError for one that was not this rater's."""
-    key = connection.scalar(sa.select(schema.raters.c.key).where(schema.raters.c.id == rater))
     try:
-        return int(privacy.unseal(key, ticket.encode()) or "")
+        return int(privacy.unseal(privacy.known_key(connection, rater), ticket.encode()) or "")
     except (ValueError, InvalidToken):
-        raise UserError("was not given to this rater", where=where, fix="ask for what comes next") from None
+        raise _not_given(item) from None
+
+
+def _not_given(item: str) -> UserError:
+    return UserError("was not given to this rater", where=f"item {item}", fix="ask for what comes next")
+
+
+@functools.cache
+def _asked() -> sa.Select[Any]:
+    """The project (of), where the item is one of its, and whether the rater (by) has a draft of it."""
+    table, drafts = schema.project_items, schema.drafts
+    mine = sa.exists().where(drafts.c.rater == sa.bindparam("by"), drafts.c.item == table.c.item)
+    query = _PROJECT.add_columns(mine.label("drafted")).join(table, table.c.project == schema.projects.c.id)
+    return query.where(table.c.item == sa.bindparam("item"))
 
 
 def _drop_draft(connection: Connection, rater: str, item: str) -> None:
@@ -560,11 +576,15 @@ def _drop_draft(connection: Connection, rater: str, item: str) -> None:
 
 
 def _get(connection: Connection, id: str) -> Project:
-    row = connection.execute(sa.select(schema.projects).where(schema.projects.c.id == id)).first()
+    row = connection.execute(_PROJECT, {"of": id}).first()
     if row is None:
         raise UserError("there is no such project", where=f"project {id}")
-    task = configs.parse(Task, row.task, f"project {id}")
-    return Project(row.id, row.name, task, row.created_at, row.archived, _guideline(connection, id)[0])
+    return _project(row)
+
+
+def _project(row: sa.Row[Any]) -> Project:
+    task = configs.parse(Task, row.task, f"project {row.id}")
+    return Project(row.id, row.name, task, row.created_at, row.archived, row.guideline)
 
 
 def _guideline(connection: Connection, id: str, version: int | None = None) -> tuple[int, dict[str, str]]:
@@ -617,9 +637,7 @@ def _put(
 
 
 def _done(connection: Connection, id: str, rater: str) -> int:
-    slots = schema.assignments
-    mine = (slots.c.project == id, slots.c.rater == rater, slots.c.event.is_not(None))
-    return int(connection.scalar(sa.select(sa.func.count()).select_from(slots).where(*mine)) or 0)
+    return int(connection.scalar(_DONE, {"of": id, "by": rater}) or 0)
 
 
 def _given(connection: Connection, id: str) -> int:

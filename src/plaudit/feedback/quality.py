@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from plaudit.feedback import agreement, kappa, queries, schema
 from plaudit.feedback.agreement import Level
+from plaudit.feedback.assignments import RANDOM
 from plaudit.feedback.dawid_skene import dawid_skene
 from plaudit.feedback.events import Event, Item
 from plaudit.feedback.judgements import ADJUDICATES, REPEATS
@@ -27,9 +28,10 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
 
     {"judgements", "skips", "items", "flags": {flag: n}, "agreement" (as `agreement.of_events`), "kappa": {"fleiss",
     "fleiss_items", "cohen": [{"raters", "kappa", "items"}]}, "raters": {rater: figures}, "longer": {"n", "share",
-    "interval"}, "disagreements": [{"item", "spread", "raters"}]}. A rater's: "judgements", "skips", "gold", "repeats"
-    ({"n", "share", "interval"}), "accuracy" (Dawid and Skene's, of classes), "first" (how often the first shown was
-    chosen), "longer" (the longer one), "seconds" (the median an item).
+    "interval"}, "slice": {"items", "alpha"} (of the random slice alone, as the stop rule has it), "disagreements":
+    [{"item", "spread", "raters"}]}. A rater's: "judgements", "skips", "gold", "repeats" ({"n", "share", "interval"}),
+    "accuracy" (Dawid and Skene's, of classes), "first" (how often the first shown was chosen), "longer" (the longer
+    one), "seconds" (the median an item).
     """
     project = projects.get(id)
     events, items, parts = _read(projects, id)
@@ -49,6 +51,7 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
         "agreement": agreement.of_events(fresh, seed),
         "kappa": _kappas(classes),
         "longer": _longer(fresh, items),
+        "slice": _on_slice(units, parts, project.task),
         "raters": _raters(project, events, items, parts, classes),
         "disagreements": disagreements(project.task, units),
     }
@@ -94,6 +97,16 @@ def _alpha(units: dict[str, dict[str, Event]], task: Task) -> float | None:
     ]
     known = [value for value in found if value is not None]
     return min(known) if known and len(known) == len(found) else None
+
+
+def _on_slice(units: dict[str, dict[str, Event]], parts: dict[str, Any], task: Task) -> dict[str, Any]:
+    """What is given out in order of worth is chosen for being hard: how far raters agree on items as they come."""
+    drawn = {
+        item: said
+        for item, said in units.items()
+        if len(said) > 1 and parts[item][0] == "open" and parts[item][2] == RANDOM
+    }
+    return {"items": len(drawn), "alpha": _alpha(drawn, task)}
 
 
 def _coded(said: Mapping[str, Event], task: Task, criterion: str) -> dict[str, float]:
@@ -152,14 +165,14 @@ def _turned(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 def _read(projects: Projects, id: str) -> tuple[list[Event], dict[str, Item], dict[str, Any]]:
-    """The project's judgements that stand, their items, and {item: (part, right payload or None)}."""
+    """The project's judgements that stand, their items, and {item: (part, right payload or None, queue)}."""
     table, events = schema.project_items, schema.events
-    with projects.store.engine.connect() as connection:
+    with schema.reading(projects.store.engine) as connection:
         query = queries.standing(None).join(table, table.c.item == events.c.item)
         rows = connection.execute(query.where(table.c.project == id).order_by(events.c.seq))
         found = [queries.event(row) for row in rows]
         known = connection.execute(sa.select(table).where(table.c.project == id))
-        parts = {row.item: (row.part, (row.answer or {}).get("payload")) for row in known}
+        parts = {row.item: (row.part, (row.answer or {}).get("payload"), row.queue) for row in known}
         items = queries.items(connection, list({event.item or "" for event in found}))
     kept = {key: item for key, item in items.items() if item is not None}
     return [event for event in found if event.item in kept], kept, parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,21 @@ from plaudit.types import UserError
 
 _FEW = 500
 """Ids asked for in one query."""
+_LAST_SEQ = sa.select(sa.func.max(schema.events.c.seq))
+_ITEMS = sa.select(schema.items)
+_SOME_ITEMS = _ITEMS.where(schema.items.c.id.in_(sa.bindparam("ids", expanding=True)))
+_LAST_RULE = (
+    sa.select(schema.events)
+    .where(schema.events.c.rater == sa.bindparam("rater"))
+    .where(schema.events.c.kind.in_(("retract_rater", "restore_rater")))
+    .order_by(schema.events.c.seq.desc())
+    .limit(1)
+)
+_RATER = sa.select(
+    schema.raters.c.forgotten,
+    schema.raters.c.key,
+    _LAST_RULE.with_only_columns(schema.events.c.kind).scalar_subquery().label("rule"),
+).where(schema.raters.c.id == sa.bindparam("rater"))
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -86,20 +102,23 @@ def event(row: sa.Row[Any]) -> Event:
 
 def events(connection: Connection, ids: Sequence[str]) -> dict[str, Event]:
     """Those of the events that there are, by id."""
-    found = {}
-    for start in range(0, len(ids), _FEW):
-        for row in connection.execute(logged().where(schema.events.c.id.in_(ids[start : start + _FEW]))):
-            found[row.id] = event(row)
-    return found
+    return {
+        row.id: event(row)
+        for some in chunks(ids)
+        for row in connection.execute(_some_events(), {"ids": some})
+    }
+
+
+@functools.cache
+def _some_events() -> sa.Select[Any]:
+    return logged().where(schema.events.c.id.in_(sa.bindparam("ids", expanding=True)))
 
 
 def items(connection: Connection, ids: Sequence[str] | None) -> dict[str, Item | None]:
     """Items by id, None for a forgotten one."""
     found: dict[str, Item | None] = {}
-    query = sa.select(schema.items)
-    for chunk in [None] if ids is None else chunks(ids):
-        rows = connection.execute(query if chunk is None else query.where(schema.items.c.id.in_(chunk)))
-        for row in rows:
+    for some in [None] if ids is None else chunks(ids):
+        for row in connection.execute(*((_ITEMS,) if some is None else (_SOME_ITEMS, {"ids": some}))):
             values = dict(row._mapping)
             if values["prompt"] is None:
                 found[row.id] = None
@@ -110,15 +129,12 @@ def items(connection: Connection, ids: Sequence[str] | None) -> dict[str, Item |
 
 def last_seq(connection: Connection) -> int:
     """The number of the last event, 0 before the first."""
-    return int(connection.scalar(sa.select(sa.func.max(schema.events.c.seq))) or 0)
+    return int(connection.scalar(_LAST_SEQ) or 0)
 
 
 def last_rule(connection: Connection, rater: str) -> sa.Row[Any] | None:
     """The last event that retracted or restored the rater."""
-    events = schema.events
-    rules = events.c.kind.in_(("retract_rater", "restore_rater"))
-    query = sa.select(events).where(events.c.rater == rater, rules).order_by(events.c.seq.desc()).limit(1)
-    return connection.execute(query).first()
+    return connection.execute(_LAST_RULE, {"rater": rater}).first()
 
 
 def raters(connection: Connection) -> dict[str, Literal["active", "retracted", "forgotten"]]:
@@ -133,11 +149,20 @@ def raters(connection: Connection) -> dict[str, Literal["active", "retracted", "
     }
 
 
-def refuse_retracted(connection: Connection, rater: str) -> None:
-    """UserError for a rater who stands retracted."""
-    last = last_rule(connection, rater)
-    if last is not None and last.kind == "retract_rater":
+def admit(connection: Connection, rater: str) -> bytes | None:
+    """Enters the rater, where they are new; their key, where they have one. UserError for one who was forgotten, or
+    stands retracted."""
+    row = connection.execute(_RATER, {"rater": rater}).first()
+    if row is None:
+        schema.alone(connection)
+        privacy.ensure(connection, rater)
+        return None
+    if row.forgotten is not None:
+        raise privacy.was_forgotten(rater)
+    if row.rule == "retract_rater":
         raise UserError("this rater was retracted", where=f"rater {rater}", fix="restore the rater first")
+    key: bytes | None = row.key
+    return key
 
 
 def snapshots(connection: Connection) -> list[Snapshot]:

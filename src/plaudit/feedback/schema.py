@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from plaudit.files import writable
 from plaudit.types import Unavailable, UserError
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test holds it to what `migrations/versions` says."""
 BUSY_SECONDS = 30.0
 _LOCK = 0x706C6175
 """The key of PostgreSQL's advisory lock: one writer at a time, so that `seq` is gapless and in order of commit."""
 
+_ALONE = sa.select(sa.func.pg_advisory_xact_lock(_LOCK))
 metadata = sa.MetaData()
 _json = sa.JSON(none_as_null=True)
 
@@ -291,17 +293,55 @@ def _in_turn(engine: Engine) -> contextlib.AbstractContextManager[object]:
         return _TURNS.setdefault(engine, threading.Lock())
 
 
+_OPEN: ContextVar[tuple[Connection, ...]] = ContextVar("plaudit_open", default=())
+"""The transactions that write, of this thread or task, in the order in which they began."""
+
+
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes, alone; when the block ends well it is on disk."""
+def writing(engine: Engine, *, at_once: bool = True) -> Iterator[Connection]:
+    """One transaction that writes, alone; when the block ends well it is on disk. Within another it is a part of that
+    one: all or none. at_once: others wait from the start, else from `alone` on, before which it only reads."""
+    if (open_ := _open(engine)) is not None:
+        if at_once:
+            alone(open_)
+        yield open_
+        return
     with (
         _in_turn(engine),
         engine.connect().execution_options(plaudit_writes=True) as connection,
         connection.begin(),
     ):
-        if connection.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        if at_once:
+            alone(connection)
+        token = _OPEN.set((*_OPEN.get(), connection))
+        try:
+            yield connection
+        finally:
+            _OPEN.reset(token)
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection to read with; within `writing` that one, so that what was just written is seen."""
+    if (open_ := _open(engine)) is not None:
+        yield open_
+        return
+    with engine.connect() as connection:
+        if (
+            connection.dialect.name == "postgresql"
+        ):  # each query sees its own moment anyway; saves two messages
+            connection.execution_options(isolation_level="AUTOCOMMIT")
         yield connection
+
+
+def alone(connection: Connection) -> None:
+    """Lets nobody else write until this transaction ends. SQLite has seen to that when it began."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_ALONE)
+
+
+def _open(engine: Engine) -> Connection | None:
+    return next((connection for connection in _OPEN.get() if connection.engine is engine), None)
 
 
 def _explain(context: ExceptionContext) -> None:

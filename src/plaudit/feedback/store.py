@@ -7,8 +7,7 @@ is gone from it too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,13 +67,13 @@ class Store:
         UserError when an id is taken by another item, or the item or its author was forgotten.
         """
         items = list(items)
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             put_items(connection, items)
         return [item.id for item in items]
 
     def enter(self, items: Sequence[Item], events: Sequence[Event]) -> tuple[int, int]:
         """Stores the items and the events, all or none; returns how many of each were new. As `add_items`, `append`."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             before = queries.last_seq(connection)
             new = put_items(connection, items)
             log = _Log(connection, events)
@@ -82,7 +81,7 @@ class Store:
 
     def items(self, ids: Iterable[str] | None = None) -> dict[str, Item]:
         """The items by id, all of them or those asked for; what was forgotten or never there is left out."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             found = queries.items(connection, None if ids is None else list(ids))
         return {key: item for key, item in found.items() if item is not None}
 
@@ -99,7 +98,7 @@ class Store:
 
     def extend(self, events: Sequence[Event]) -> list[int]:
         """Writes the events in order, all or none; one wait for the disk. As `append`."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             log = _Log(connection, events)
             return [log.append(event) for event in events]
 
@@ -109,7 +108,7 @@ class Store:
 
     def retract(self, event: str) -> int:
         """Takes one judgement back from here on; again is harmless. UserError when there is no such event."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             old = queries.events(connection, [event]).get(event)
             if old is None or old.item is None:
                 raise UserError("there is no such event", where=f"event {event}")
@@ -121,13 +120,13 @@ class Store:
 
         Without what was superseded, retracted or forgotten. A skip is among them.
         """
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             rows = connection.execute(queries.standing(up_to).order_by(schema.events.c.seq))
             return [queries.event(row) for row in rows]
 
     def log(self, after: int = 0, limit: int | None = None) -> list[Event]:
         """The events as they were written, from seq `after` + 1 on; what is forgotten has an empty payload."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             query = (
                 queries.logged().where(schema.events.c.seq > after).order_by(schema.events.c.seq).limit(limit)
             )
@@ -135,12 +134,12 @@ class Store:
 
     def event(self, id: str) -> Event | None:
         """One event, whether it still stands or not."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return queries.events(connection, [id]).get(id)
 
     def last_seq(self) -> int:
         """The number of the last event, 0 before the first."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return queries.last_seq(connection)
 
     def as_of(self, up_to: int | None) -> int:
@@ -154,17 +153,17 @@ class Store:
 
     def raters(self) -> dict[str, Literal["active", "retracted", "forgotten"]]:
         """Every pseudonym in the store, and how its holder stands now."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return queries.raters(connection)
 
     def set_identity(self, rater: str, identity: Mapping[str, str]) -> None:
         """Keeps who is behind the pseudonym (name, e-mail, ...), sealed under the rater's own key."""
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             privacy.set_identity(connection, rater, identity)
 
     def identity(self, rater: str) -> dict[str, str]:
         """Who is behind the pseudonym; empty when it is not known, or forgotten."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return privacy.identity(connection, rater)
 
     def retract_rater(self, rater: str) -> int:
@@ -182,12 +181,24 @@ class Store:
         """Destroys the rater's key and all that they said, in every snapshot; leaves tombstones. Final.
 
         Returns the event's seq; again is harmless. On SQLite the freed space is overwritten and the write-ahead
-        log cut: UserError when readers kept it from being cut, so that it must be called again. Backups made
-        before still hold the key: destroy them too.
+        log cut, as `cut_log`. Backups made before still hold the key: destroy them too.
         """
-        with self._writing() as connection:
+        seq = self.erase_rater(rater)
+        self.cut_log()
+        return seq
+
+    def erase_rater(self, rater: str) -> int:
+        """As `forget_rater`, of which this is the part that a transaction can hold; `cut_log` comes after it."""
+        with schema.writing(self.engine) as connection:
             seq = self._rule_in(connection, rater, "forget_rater")
             privacy.erase(connection, rater, seq)
+            return seq
+
+    def cut_log(self) -> None:
+        """Empties SQLite's write-ahead log, which holds what was erased since it was cut last; elsewhere nothing.
+
+        UserError when readers kept it from being cut, so that it must be called again.
+        """
         if self.engine.dialect.name == "sqlite":
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
@@ -197,7 +208,6 @@ class Store:
                     where=str(self.engine.url.database),
                     fix="forget the rater again when the readers are gone",
                 )
-        return seq
 
     # Snapshots
 
@@ -206,7 +216,7 @@ class Store:
 
         UserError when the name stands for another seq, or there are not so many events.
         """
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             if not 0 <= seq <= (last := queries.last_seq(connection)):
                 raise UserError(f"there are {last} events, not {seq}", where=f"snapshot {name}")
             known = {snapshot.name: snapshot for snapshot in queries.snapshots(connection)}
@@ -220,7 +230,7 @@ class Store:
 
     def snapshots(self) -> list[Snapshot]:
         """All of them, by seq and name."""
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return queries.snapshots(connection)
 
     def models_trained_on(self, rater: str) -> list[str]:
@@ -229,7 +239,7 @@ class Store:
         Forgetting the rater does not change the answer, so that the owner knows which models to train again.
         """
         theirs = sa.or_(schema.events.c.rater == rater, schema.items.c.author == rater)
-        with self.engine.connect() as connection:
+        with schema.reading(self.engine) as connection:
             return [
                 snapshot.name
                 for snapshot in queries.snapshots(connection)
@@ -247,7 +257,7 @@ class Store:
 
         Asked again it opens what is missing: more overlap, or in place of judgements that were retracted.
         """
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             return assignments.assign(connection, items, overlap, queries.judged(connection))
 
     def claim(self, rater: str, now: float, lease_seconds: float) -> Assignment | None:
@@ -255,18 +265,12 @@ class Store:
 
         now: seconds on any clock that all claimants share. UserError for a rater who was forgotten.
         """
-        with self._writing() as connection:
-            privacy.ensure(connection, rater)
-            queries.refuse_retracted(connection, rater)
+        with schema.writing(self.engine) as connection:
+            queries.admit(connection, rater)
             return assignments.claim(connection, rater, now, lease_seconds)
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with schema.writing(self.engine) as connection:
-            yield connection
-
     def _rule(self, rater: str, kind: Kind) -> int:
-        with self._writing() as connection:
+        with schema.writing(self.engine) as connection:
             return self._rule_in(connection, rater, kind)
 
     def _rule_in(self, connection: Connection, rater: str, kind: Kind) -> int:
@@ -325,8 +329,7 @@ class _Log:
 
     def _check_judgement(self, event: Event) -> None:
         if event.rater not in self.raters:
-            privacy.ensure(self.connection, event.rater)
-            queries.refuse_retracted(self.connection, event.rater)
+            queries.admit(self.connection, event.rater)
             self.raters.add(event.rater)
         if event.item is None or event.item not in self.items:
             raise UserError(f"there is no item {event.item}", where=f"event {event.id}", fix="add it first")
@@ -370,10 +373,13 @@ def put_items(connection: Connection, items: Sequence[Item]) -> int:
     return len(stored) - before
 
 
+_EVENT = schema.events.insert()
+
+
 def _insert(connection: Connection, seq: int, event: Event) -> None:
     sealed = None if event.comment is None else privacy.seal(connection, event.rater, event.comment)
     connection.execute(
-        schema.events.insert(),
+        _EVENT,
         {
             "seq": seq,
             "id": event.id,

@@ -161,7 +161,7 @@ def _assignments(store: Store) -> dict[str, int]:
         sa.func.count().filter(~answered, held),
         sa.func.count().filter(answered),
     ).select_from(slots)
-    with store.engine.connect() as connection:
+    with schema.reading(store.engine) as connection:
         row = connection.execute(query).one()
     return dict(zip(("open", "held", "answered"), (int(n) for n in row), strict=True))
 

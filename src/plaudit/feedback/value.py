@@ -17,7 +17,8 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from plaudit.feedback import queries, schema, vectors
+from plaudit.feedback import agreement, queries, schema, vectors
+from plaudit.feedback.assignments import RANDOM
 from plaudit.feedback.events import Event, Item
 from plaudit.feedback.judgements import REPEATS
 from plaudit.feedback.projects import Projects
@@ -62,12 +63,14 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A project as the head sees it. features: [completions, k], standardised; places: whose they are."""
+    """A project as the head sees it. features: [completions, k], standardised; places: whose they are; slice: the items
+    that were drawn to be given out in no order of worth."""
 
     pairs: Pairs
     features: Floats
     places: list[Place]
     items: dict[str, Item]
+    slice: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def read(projects: Projects, id: str, up_to: int | None = None) -> Read:
     vector. UserError where there is no such project."""
     projects.get(id)
     found = vectors.of_project(projects.store.engine, id)
-    events, items = _standing(projects, id, up_to)
+    events, items, drawn = _standing(projects, id, up_to)
     places = sorted(found)
     row = {place: number for number, place in enumerate(places)}
     texts = [items[item].completions[place] if item in items else "" for item, place in places]
@@ -124,7 +127,7 @@ def read(projects: Projects, id: str, up_to: int | None = None) -> Read:
     pairs = Pairs(
         *(np.array(table[i], dtype=t) for i, t in enumerate((np.int64, np.int64, float, np.int64, np.int64)))
     )
-    return Read(pairs, features, places, items)
+    return Read(pairs, features, places, items, drawn)
 
 
 def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
@@ -132,7 +135,8 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
     hundred bring; ready for JSON.
 
     {"judgements", "reason", "curve": [{"n", "accuracy", "low", "high"}], "forecast": {"more", "gain", "low", "high"} or
-    None, "longer": the share that "the longer one" gets right}. reason: why there is no curve, None where there is one.
+    None, "longer": the share that "the longer one" gets right, "slice": as `on_slice`}. reason: why there is no curve,
+    None where there is one.
     """
     found = read(projects, id)
     said: dict[str, Any] = {
@@ -141,6 +145,7 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
         "curve": [],
         "forecast": None,
         "longer": None,
+        "slice": None,
     }
     if not len(found.features):
         return said | {"reason": "no completion has a vector yet; a worker makes them"}
@@ -153,7 +158,28 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
         for n, mean, a, b in zip(sizes, table.mean(0), low, high, strict=True)
     ]
     said["forecast"] = forecast(sizes, table, said["judgements"])
-    return said | {"longer": _longer(found)}
+    return said | {"longer": _longer(found), "slice": on_slice(found, seed)}
+
+
+def on_slice(found: Read, seed: int = 0) -> dict[str, Any] | None:
+    """How right a head is on the random slice that learned from all other prompts: {"n": judgements, "accuracy", "low",
+    "high"}, a 95 % interval (bootstrap over prompts). What is given out in order of worth is chosen for being hard, and
+    so says nothing of prompts as they come; the slice does. None where one of the two has too few.
+    """
+    pairs, decided = found.pairs, found.pairs.better != 0.5
+    drawn = np.array([found.places[row][0] in found.slice for row in pairs.first], dtype=bool)
+    learned = ~np.isin(pairs.prompt, pairs.prompt[drawn])
+    test = drawn & decided
+    if min(np.count_nonzero(learned & decided), np.count_nonzero(test)) < FEWEST:
+        return None
+    differences = found.features[pairs.first] - found.features[pairs.second]
+    head = fit(differences[learned], pairs.better[learned])
+    right = (np.sign(head.scores(differences[test])) * np.sign(pairs.better[test] - 0.5) + 1) / 2
+    _, prompts = np.unique(pairs.prompt[test], return_inverse=True)
+    hits, said = (np.bincount(prompts, of).astype(np.float64) for of in (right, np.ones(len(right))))
+    share = agreement.share_of(hits, said, seed)
+    low, high = share["interval"]
+    return {"n": int(np.count_nonzero(test)), "accuracy": share["share"], "low": low, "high": high}
 
 
 def learning_curve(
@@ -325,16 +351,20 @@ def standings(projects: Projects, id: str, since: int | None = None, most: int =
     return {"seq": last, "since": since, "prompts": prompts[:most]}
 
 
-def _standing(projects: Projects, id: str, up_to: int | None) -> tuple[list[Event], dict[str, Item]]:
-    """Judgements that stand, what is asked twice counted once; and all items of the project that can be read."""
+def _standing(
+    projects: Projects, id: str, up_to: int | None
+) -> tuple[list[Event], dict[str, Item], frozenset[str]]:
+    """Judgements that stand, what is asked twice counted once; all items of the project that can be read; and those of
+    the random slice."""
     table, events = schema.project_items, schema.events
-    with projects.store.engine.connect() as connection:
+    with schema.reading(projects.store.engine) as connection:
         query = queries.standing(up_to).join(table, table.c.item == events.c.item)
         rows = connection.execute(query.where(table.c.project == id).order_by(events.c.seq)).all()
-        ids = connection.scalars(sa.select(table.c.item).where(table.c.project == id)).all()
-        items = queries.items(connection, ids)
+        known = connection.execute(sa.select(table).where(table.c.project == id)).all()
+        items = queries.items(connection, [row.item for row in known])
+    drawn = frozenset(row.item for row in known if row.part == "open" and row.queue == RANDOM)
     kept = {key: item for key, item in items.items() if item is not None and REPEATS not in item.meta}
-    return [event for row in rows if (event := queries.event(row)).item in kept], kept
+    return [event for row in rows if (event := queries.event(row)).item in kept], kept, drawn
 
 
 def _said(event: Event) -> list[tuple[int, int, float]]:
@@ -394,10 +424,3 @@ def _entropy(p: Floats) -> Floats:
     p = np.clip(p, 1e-300, 1 - 1e-16)
     out: Floats = -(p * np.log(p) + (1 - p) * np.log1p(-p))
     return out
-
-
-def prioritise(projects: Projects, id: str) -> int:
-    """Gives out next what teaches most; how many items that ordered."""
-    found: Mapping[str, float] = worth(projects, id)
-    projects.prioritise(id, found)
-    return len(found)

@@ -44,7 +44,7 @@ def put_scores(engine: Engine, model: str, found: Mapping[Place, tuple[float, fl
 def scores_of(engine: Engine, project: str) -> dict[Place, tuple[float, float | None]]:
     """Rewards of a project's completions by the model that has scored the most of them."""
     table, mine = schema.scores, schema.project_items
-    with engine.connect() as connection:
+    with schema.reading(engine) as connection:
         model = connection.scalar(_busiest(table, project))
         rows = connection.execute(
             sa.select(table)
@@ -70,7 +70,7 @@ def _busiest(table: sa.Table, project: str) -> sa.Select[Any]:
 def of_project(engine: Engine, project: str, model: str | None = None) -> dict[Place, NDArray[np.float32]]:
     """All that are kept of a project's completions by this model, or by the one that has made the most of them."""
     table, mine = schema.vectors, schema.project_items
-    with engine.connect() as connection:
+    with schema.reading(engine) as connection:
         if model is None:
             model = connection.scalar(_busiest(table, project))
         rows = connection.execute(
@@ -89,7 +89,7 @@ def missing(
 ) -> list[tuple[Place, Prompt, str]]:
     """Completions of the project's items that the model has not put into the table, with prompt and text."""
     mine = schema.project_items
-    with engine.connect() as connection:
+    with schema.reading(engine) as connection:
         known = set(
             map(
                 tuple,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -32,6 +33,7 @@ from plaudit.studio import (
     watching,
     wire,
 )
+from plaudit.studio.faults import translated
 from plaudit.studio.guard import Guard
 from plaudit.studio.headers import Headers
 from plaudit.types import Unavailable, UserError
@@ -39,6 +41,9 @@ from plaudit.types import Unavailable, UserError
 HERE = Path(__file__).parent
 MISSING = "there is no such"
 """How the store begins to say that something is not there."""
+THREADS = 8
+"""Requests worked on at once. Python's threads take turns, and each turn costs: with 40, a thread that holds the store
+waits for all others after every query."""
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Fault} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
@@ -51,6 +56,7 @@ def make_app(store: Store, runs: Path = Path("runs")) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         courier.start()
+        current_default_thread_limiter().total_tokens = THREADS
         yield
         courier.stop()
         store.close()
@@ -80,37 +86,39 @@ def make_app(store: Store, runs: Path = Path("runs")) -> FastAPI:
     return app
 
 
-async def _user_error(_: Request, error: Exception) -> Response:
+async def _user_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
     status = 404 if error.what.startswith(MISSING) else 400
     if isinstance(error, Unavailable):
         status = 503
-    return _fault(status, error.what, error.where, error.fix)
+    return _fault(request, status, error.what, error.where, error.fix)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 401 and not request.url.path.startswith("/api/"):
         return RedirectResponse("/log-in", 303)
-    answer = _fault(error.status_code, str(error.detail))
+    answer = _fault(request, error.status_code, str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return _fault(422, str(first["msg"]), where)
+    return _fault(request, 422, str(first["msg"]), where)
 
 
-async def _too_much(_: Request, __: Exception) -> Response:
-    return _fault(400, "holds a number or a character that cannot be kept", fix="leave it out")
+async def _too_much(request: Request, _: Exception) -> Response:
+    return _fault(request, 400, "holds a number or a character that cannot be kept", fix="leave it out")
 
 
-async def _half_a_character(_: Request, __: Exception) -> Response:
-    return _fault(400, "a text holds half a character", fix="write the whole character")
+async def _half_a_character(request: Request, _: Exception) -> Response:
+    return _fault(request, 400, "a text holds half a character", fix="write the whole character")
 
 
-def _fault(status: int, what: str, where: str = "", fix: str = "") -> JSONResponse:
-    return JSONResponse({"what": what, "where": where, "fix": fix}, status)
+def _fault(request: Request, status: int, what: str, where: str = "", fix: str = "") -> JSONResponse:
+    language = pages.language_of(request)
+    said = {"what": what, "where": where, "fix": fix}
+    return JSONResponse({name: translated(text, language) for name, text in said.items()}, status)

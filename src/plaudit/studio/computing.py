@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
-from plaudit.feedback import value
+from plaudit.feedback import schema, value
 from plaudit.feedback.events import prompt_from_json
 from plaudit.feedback.jobs import Job, Jobs
 from plaudit.feedback.projects import Entry, Projects
@@ -42,16 +42,10 @@ def ask_for_samples(request: Request, caller: Manage, project: Id, body: wire.Sa
     if not prompts:
         raise UserError("gives no prompts, and the project has none", where="prompts", fix="give some")
     told = body.model_dump(exclude={"prompts"}, exclude_none=True) | {"project": project, "prompts": prompts}
-    job = jobs_of(request).put("sample", told, by=caller.name)
-    note(
-        request,
-        caller,
-        "ask for samples",
-        f"project {project}",
-        job=job.id,
-        model=body.model,
-        prompts=len(prompts),
-    )
+    with schema.writing(projects.store.engine):
+        job = jobs_of(request).put("sample", told, by=caller.name)
+        known = {"job": job.id, "model": body.model, "prompts": len(prompts)}
+        note(request, caller, "ask for samples", f"project {project}", **known)
     return _shown(job)
 
 
@@ -59,8 +53,9 @@ def ask_for_samples(request: Request, caller: Manage, project: Id, body: wire.Sa
 def ask_for_vectors(request: Request, caller: Manage, project: Id, body: wire.Reading) -> wire.JobShown:
     """Has a worker make a vector of each completion, which the value of judgements is measured with."""
     projects_of(request).get(project)
-    job = jobs_of(request).put("vectors", {"project": project, "model": body.model}, by=caller.name)
-    note(request, caller, "ask for vectors", f"project {project}", job=job.id, model=body.model)
+    with schema.writing(projects_of(request).store.engine):
+        job = jobs_of(request).put("vectors", {"project": project, "model": body.model}, by=caller.name)
+        note(request, caller, "ask for vectors", f"project {project}", job=job.id, model=body.model)
     return _shown(job)
 
 
@@ -72,8 +67,9 @@ def ask_for_scores(request: Request, caller: Manage, project: Id, body: wire.Sco
         raise UserError(
             "names code, which the studio does not run", where="reward", fix="name a directory or a YAML"
         )
-    job = jobs_of(request).put("scores", {"project": project, "reward": body.reward}, by=caller.name)
-    note(request, caller, "ask for scores", f"project {project}", job=job.id, reward=body.reward)
+    with schema.writing(projects_of(request).store.engine):
+        job = jobs_of(request).put("scores", {"project": project, "reward": body.reward}, by=caller.name)
+        note(request, caller, "ask for scores", f"project {project}", job=job.id, reward=body.reward)
     return _shown(job)
 
 
@@ -92,8 +88,9 @@ def show_job(request: Request, _: Manage, job: JobId) -> wire.JobShown:
 @router.delete("/jobs/{job}")
 def cancel_job(request: Request, caller: Manage, job: JobId) -> wire.JobShown:
     """Stops it, where it has not ended."""
-    found = jobs_of(request).cancel(job)
-    note(request, caller, "cancel", f"job {job}")
+    with schema.writing(projects_of(request).store.engine):
+        found = jobs_of(request).cancel(job)
+        note(request, caller, "cancel", f"job {job}")
     return _shown(found)
 
 
@@ -114,9 +111,12 @@ def show_standings(
 @router.post("/projects/{project}/priorities")
 def prioritise(request: Request, caller: Manage, project: Id) -> wire.Ordered:
     """From now on gives out next what teaches that reward most (beside the random slice)."""
-    ordered = value.prioritise(projects_of(request), project)
-    note(request, caller, "prioritise", f"project {project}", items=ordered)
-    return wire.Ordered(ordered=ordered)
+    projects = projects_of(request)
+    worth = value.worth(projects, project)
+    with schema.writing(projects.store.engine):
+        projects.prioritise(project, worth)
+        note(request, caller, "prioritise", f"project {project}", items=len(worth))
+    return wire.Ordered(ordered=len(worth))
 
 
 @router.get("/projects/{project}/models")

@@ -65,8 +65,9 @@ def upload(
         except UserError as error:  # where it is told is the file that was sent
             where = error.where.replace(str(path), "the file")
             raise UserError(error.what, where=where, fix=error.fix) from None
-    counts = projects_of(request).take_in(project, records)
-    note(request, caller, "take in", f"project {project}", **counts)
+    with schema.writing(projects_of(request).store.engine):
+        counts = projects_of(request).take_in(project, records)
+        note(request, caller, "take in", f"project {project}", **counts)
     return wire.TakenIn(**counts)
 
 
@@ -77,7 +78,7 @@ def show_rater(request: Request, caller: Own, name: Name) -> wire.RaterShown:
     state = store.raters().get(name)
     if state is None:
         raise UserError("there is no such rater", where=f"rater {name}")
-    with store.engine.connect() as connection:
+    with schema.reading(store.engine) as connection:
         identity = privacy.identity(connection, name)
         drafts = connection.scalars(
             sa.select(schema.drafts.c.item).where(schema.drafts.c.rater == name)
@@ -101,9 +102,10 @@ def show_rater(request: Request, caller: Own, name: Name) -> wire.RaterShown:
 def retract_rater(request: Request, caller: Own, name: Name, retracted: bool = True) -> wire.Said:
     """Leaves out what a rater said from here on, or takes it in again; nothing is destroyed."""
     store = projects_of(request).store
-    (store.retract_rater if retracted else store.restore_rater)(name)
-    projects_of(request).reopen(name)
-    note(request, caller, "retract" if retracted else "restore", f"rater {name}")
+    with schema.writing(store.engine):
+        (store.retract_rater if retracted else store.restore_rater)(name)
+        projects_of(request).reopen(name)
+        note(request, caller, "retract" if retracted else "restore", f"rater {name}")
     return wire.Said()
 
 
@@ -116,11 +118,11 @@ def forget_rater(request: Request, caller: Own, name: Name) -> wire.Forgotten:
     if name == caller.name:
         raise UserError("is your own account", where=f"rater {name}", fix="let another owner do it")
     models = store.models_trained_on(name)
-    try:
-        store.forget_rater(name)
-    finally:  # erased, even where the log of the database could not be cut at once
+    with schema.writing(store.engine):
+        store.erase_rater(name)
+        projects_of(request).reopen(name)
         note(request, caller, "forget", f"rater {name}", models=models)
-    projects_of(request).reopen(name)
+    store.cut_log()
     return wire.Forgotten(rater=name, models=models)
 
 

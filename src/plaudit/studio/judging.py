@@ -6,11 +6,12 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request, Response
+from pydantic import BaseModel
 
 from plaudit.feedback import quality
 from plaudit.feedback.events import Item
-from plaudit.feedback.projects import Projects, Turn
+from plaudit.feedback.projects import Project, Projects, Turn
 from plaudit.studio import text, wire
 from plaudit.studio.guard import Caller, needs
 from plaudit.types import UserError, prompt_to_json
@@ -27,44 +28,44 @@ def projects_of(request: Request) -> Projects:
     return found
 
 
-def admitted(request: Request, caller: Caller, project: str) -> Projects:
-    """The projects, where the caller may judge this one. UserError as for one that there is not."""
+def admitted(request: Request, caller: Caller, project: str) -> tuple[Projects, Project]:
+    """All projects, and this one, which the caller may judge. UserError as for one that there is not."""
     projects = projects_of(request)
-    if not caller.may("manage") and not projects.get(project).task.admits(caller.name):
+    found = projects.get(project)
+    if not caller.may("manage") and not found.task.admits(caller.name):
         raise UserError("there is no such project", where=f"project {project}")
-    return projects
+    return projects, found
 
 
-@router.get("/projects/{project}/next")
+@router.get("/projects/{project}/next", response_model=wire.Next)
 def next_turns(
     request: Request, caller: Judge, project: Id, count: Annotated[int, Query(ge=1, le=3)] = 2,
     have: Annotated[str, Query(max_length=500)] = "",
-) -> wire.Next:  # fmt: skip
+) -> Response:  # fmt: skip
     """What this rater judges next, and what after that, which a page loads ahead. have: items that the page has
     already, with commas between; they are not sent again."""
-    projects = admitted(request, caller, project)
+    projects, found = admitted(request, caller, project)
     turns = projects.next(project, caller.name, time.time(), count)
-    found = projects.get(project)
     version, texts = projects.guideline(project)
     new = [turn for turn in turns if turn.item.id not in have.split(",")]
     drafts = projects.drafts(caller.name, [turn.item.id for turn in new])
     shown = [_shown(turn, drafts.get(turn.item.id, {})) for turn in new]
-    return wire.Next(turns=shown, task=found.task.asked(), guideline=version, guidelines=texts)
+    return _json(wire.Next(turns=shown, task=found.task.asked(), guideline=version, guidelines=texts))
 
 
-@router.post("/projects/{project}/answers")
+@router.post("/projects/{project}/answers", response_model=wire.Written)
 def answer(
     request: Request, caller: Judge, project: Id, body: wire.Answer, after: BackgroundTasks
-) -> wire.Written:
+) -> Response:
     """Writes an answer; when this returns, it is on disk. The same again is harmless."""
-    projects = admitted(request, caller, project)
+    projects, _ = admitted(request, caller, project)
     seq = projects.judge(
         project, caller.name, body.item, body.payload, event=body.event, assignment=body.assignment,
         guideline=body.guideline, comment=body.comment, flags=body.flags, supersedes=body.supersedes,
     )  # fmt: skip
     if seq % SETTLE_EVERY == 0:
         after.add_task(quality.settle, projects, project)  # when the answer is acknowledged
-    return wire.Written(seq=seq)
+    return _json(wire.Written(seq=seq))
 
 
 @router.get("/projects/{project}/own")
@@ -74,16 +75,16 @@ def show_own(
     """One's own work, and how often others said the same. since: when the caller's day began, in UTC (ISO 8601)."""
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     began = since or midnight.isoformat(timespec="milliseconds")
-    return wire.Own(**admitted(request, caller, project).own(project, caller.name, began))
+    projects, _ = admitted(request, caller, project)
+    return wire.Own(**projects.own(project, caller.name, began))
 
 
 @router.post("/projects/{project}/practice")
 def practise(request: Request, caller: Judge, project: Id, body: wire.Practice) -> wire.Lesson:
     """Answers a training item, and says what is right and why."""
-    right, found, why = admitted(request, caller, project).practise(
-        project, caller.name, body.item, body.payload
-    )
-    return wire.Lesson(right=right, answer=dict(found), why=why)
+    projects, _ = admitted(request, caller, project)
+    right, answer, why = projects.practise(project, caller.name, body.item, body.payload)
+    return wire.Lesson(right=right, answer=dict(answer), why=why)
 
 
 @router.put("/drafts/{item}")
@@ -91,6 +92,11 @@ def keep_draft(request: Request, caller: Judge, item: Id, body: wire.Draft) -> w
     """Keeps what is not sent yet, for this rater alone."""
     projects_of(request).save_draft(caller.name, item, body.draft, time.time())
     return wire.Said()
+
+
+def _json(model: BaseModel) -> Response:
+    """As FastAPI would send it, without the thread that it serialises in: for what is asked with every item."""
+    return Response(model.model_dump_json(), media_type="application/json")
 
 
 def _shown(turn: Turn, draft: dict[str, Any]) -> wire.TurnShown:

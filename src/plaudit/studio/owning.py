@@ -36,18 +36,19 @@ def list_projects(request: Request, caller: Judge) -> list[wire.ProjectShown]:
 def create_project(request: Request, caller: Manage, body: wire.NewProject) -> wire.ProjectShown:
     """A project without items."""
     projects = projects_of(request)
-    made = projects.create(body.name, body.task)
-    if body.guideline:
-        projects.write_guideline(made.id, dict[str, str](body.guideline.items()))
-    note(request, caller, "create", f"project {made.id}", name=made.name, kind=made.task.kind)
+    with schema.writing(projects.store.engine):
+        made = projects.create(body.name, body.task)
+        if body.guideline:
+            projects.write_guideline(made.id, dict[str, str](body.guideline.items()))
+        note(request, caller, "create", f"project {made.id}", name=made.name, kind=made.task.kind)
     return _shown(projects, projects.get(made.id), caller)
 
 
 @router.get("/projects/{project}")
 def show_project(request: Request, caller: Judge, project: Id) -> wire.ProjectShown:
     """One of them."""
-    projects = admitted(request, caller, project)
-    return _shown(projects, projects.get(project), caller)
+    projects, found = admitted(request, caller, project)
+    return _shown(projects, found, caller)
 
 
 @router.get("/projects/{project}/counts")
@@ -62,10 +63,11 @@ def change_project(
 ) -> wire.ProjectShown:
     """Another name, task (of the same kind), guideline; archived or not."""
     projects = projects_of(request)
-    projects.change(project, name=body.name, task=body.task, archived=body.archived)
-    if body.guideline is not None:
-        projects.write_guideline(project, dict[str, str](body.guideline.items()))
-    note(request, caller, "change", f"project {project}", fields=sorted(body.model_fields_set))
+    with schema.writing(projects.store.engine):
+        projects.change(project, name=body.name, task=body.task, archived=body.archived)
+        if body.guideline is not None:
+            projects.write_guideline(project, dict[str, str](body.guideline.items()))
+        note(request, caller, "change", f"project {project}", fields=sorted(body.model_fields_set))
     return _shown(projects, projects.get(project), caller)
 
 
@@ -73,8 +75,9 @@ def change_project(
 def duplicate_project(request: Request, caller: Manage, project: Id) -> wire.ProjectShown:
     """The same task, guidelines and items, without what was said."""
     projects = projects_of(request)
-    made = projects.duplicate(project, f"{projects.get(project).name} (copy)")
-    note(request, caller, "duplicate", f"project {made.id}", of=project)
+    with schema.writing(projects.store.engine):
+        made = projects.duplicate(project, f"{projects.get(project).name} (copy)")
+        note(request, caller, "duplicate", f"project {made.id}", of=project)
     return _shown(projects, made, caller)
 
 
@@ -88,8 +91,9 @@ def add_items(request: Request, caller: Manage, project: Id, body: wire.NewItems
         )
         for item in body.items
     ]  # fmt: skip
-    added = projects_of(request).add(project, entries)
-    note(request, caller, "add items", f"project {project}", added=added)
+    with schema.writing(projects_of(request).store.engine):
+        added = projects_of(request).add(project, entries)
+        note(request, caller, "add items", f"project {project}", added=added)
     return wire.Added(added=added)
 
 
@@ -103,6 +107,6 @@ def _shown(projects: Projects, project: Project, caller: Caller) -> wire.Project
 
 
 def note(request: Request, caller: Caller, action: str, target: str, **detail: object) -> None:
-    """A line of the audit log."""
+    """A line of the audit log, on disk with what it tells of where both stand in one transaction."""
     with schema.writing(projects_of(request).store.engine) as connection:
         audit.note(connection, caller.name, action, target, **detail)

@@ -56,7 +56,7 @@ def projects(request: Request, caller: Judge) -> Response:
 @router.get("/projects/{project}/judge")
 def judge(request: Request, caller: Judge, project: str) -> Response:
     """Where people judge."""
-    found = admitted(request, caller, project).get(project)
+    _, found = admitted(request, caller, project)
     return page(request, "judge.html.j2", caller, project=found)
 
 

@@ -27,7 +27,7 @@ def show_quality(request: Request, _: Review, project: Id) -> dict[str, Any]:
 @router.get("/projects/{project}/items/{item}")
 def show_item(request: Request, _: Review, project: Id, item: Id) -> wire.ItemShown:
     """An item and all that was ever said of it, what stands and what does not."""
-    with projects_of(request).store.engine.connect() as connection:
+    with schema.reading(projects_of(request).store.engine) as connection:
         of = connection.scalar(
             sa.select(schema.project_items.c.project).where(schema.project_items.c.item == item)
         )

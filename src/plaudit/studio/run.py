@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,6 +14,9 @@ from plaudit.access.accounts import Accounts
 from plaudit.feedback.store import Store
 from plaudit.studio.app import make_app
 from plaudit.types import UserError
+
+TURN_SECONDS = 0.0005
+"""For which a thread keeps others waiting: a query to the store is shorter than Python's 5 ms."""
 
 
 def run(store: str, host: str, port: int, runs: Path) -> None:
@@ -29,6 +33,7 @@ def run(store: str, host: str, port: int, runs: Path) -> None:
             "It can be reached from other machines, unencrypted: put a proxy with TLS before it.",
             style="yellow",
         )
+    sys.setswitchinterval(TURN_SECONDS)
     server = uvicorn.Server(
         uvicorn.Config(
             make_app(opened, runs),

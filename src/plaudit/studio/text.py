@@ -29,6 +29,7 @@ def markdown(text: str) -> Markup:
     return Markup(_parser().render(visible(text)))
 
 
+@functools.lru_cache(maxsize=4096)
 def visible(text: str) -> str:
     """Control characters and those that turn the direction of writing, made visible."""
     return "".join(map(_shown, text.replace("\r\n", "\n")))

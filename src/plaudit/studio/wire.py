@@ -374,13 +374,15 @@ class Forecast(BaseModel):
 
 
 class ValueShown(BaseModel):
-    """reason: why there is no curve. longer: what "the longer one" gets right."""
+    """reason: why there is no curve. longer: what "the longer one" gets right. slice: how right a reward is on the
+    random slice that learned from all else."""
 
     judgements: int
     reason: str | None
     curve: list[Point]
     forecast: Forecast | None
     longer: float | None
+    slice: Point | None
 
 
 class Ordered(BaseModel):

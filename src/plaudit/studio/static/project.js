@@ -70,6 +70,7 @@ function showAgreement(found) {
     element("h3", {}, t("raters")),
     table([t("rater"), t("judgements"), t("skips"), t("accuracy"), t("gold"), t("repeats"), t("first_side"), t("longer_one"), t("seconds")], people, t("raters")),
     element("p", { class: "help" }, t("raters_help")),
+    found.slice.alpha === null ? "" : element("p", {}, t("slice_alpha", { alpha: number(found.slice.alpha), items: found.slice.items })),
     ...(pairs.length ? [element("h3", {}, t("pairs_of_raters")), table([t("rater"), t("rater"), "κ", t("items")], pairs, t("pairs_of_raters"))] : []),
     found.longer.share === null ? "" : element("p", {}, t("longer_all", { share: percent(found.longer.share), n: found.longer.n })),
     Object.keys(found.flags).length ? element("p", {}, t("flags"), ": ", Object.entries(found.flags).map(([flag, n]) => `${t(`flag_${flag}`)} ${n}`).join(", ")) : "",
@@ -96,10 +97,11 @@ async function value() {
     const line = {
       name: t("accuracy"), points: found.curve.map((at) => [at.n, at.accuracy]), band: found.curve.map((at) => [at.n, at.low, at.high]),
     };
-    const shown = found.forecast;
+    const [shown, drawn] = [found.forecast, found.slice];
     place("curve").replaceChildren(
       chart({ lines: [line], x: t("judgements"), y: t("accuracy"), title: t("part_value") }), numbers(element, [line], t("judgements")),
       element("p", {}, t("longer_alone", { share: percent(found.longer) })),
+      drawn ? element("p", {}, t("slice_accuracy", { n: drawn.n, accuracy: percent(drawn.accuracy), low: percent(drawn.low), high: percent(drawn.high) })) : "",
       shown ? element("p", {}, t("forecast", { more: shown.more, gain: points(shown.gain), low: points(shown.low), high: points(shown.high) })) : "",
     );
   }
