@@ -1,8 +1,8 @@
 """What judgements are worth: a light Bradley-Terry head on stored vectors, how much righter it gets with more of them,
 and which items would teach it most.
 
-The head is small on purpose: it is fitted again within a second of a vote, on a machine without a model. It stands in
-for the reward model that is trained later.
+The head is small on purpose: it is fitted again after every vote, on a machine without a model. It stands in for the
+reward model that is trained later.
 """
 
 from __future__ import annotations
