@@ -402,7 +402,7 @@ FEEDBACK = (
            ("if (old.rater, old.item) != (event.rater, event.item):", "if old.item != event.item:",
             "one rater corrects another"),
            ("forgotten or same_content(event, known)", "True", "another event under a known id"),
-           ("queries.refuse_retracted(self.connection, event.rater)", "pass", "a retracted rater goes on"),
+           ("queries.admit(self.connection, event.rater)", "privacy.ensure(self.connection, event.rater)", "a retracted rater goes on"),
            ("        self.last += 1\n", "        self.last += 2\n", "a gap in the log"),
            ("            privacy.erase(connection, rater, seq)\n", "", "a rater forgotten in name alone")),
     *of_room("feedback/agreement", "feedback/test_feedback_agreement",
