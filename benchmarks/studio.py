@@ -33,7 +33,7 @@ import sqlalchemy as sa
 from plaudit import files
 from plaudit.access.accounts import Accounts
 from plaudit.access.keys import Keys
-from plaudit.feedback import schema
+from plaudit.feedback import overview, schema
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
@@ -129,17 +129,23 @@ def check(address: str, project: str, said: dict[str, Any]) -> dict[str, int]:
         with store.engine.connect() as connection:
             query = sa.select(table.c.item, table.c.part).where(table.c.project == project)
             parts = {row.item: row.part for row in connection.execute(query)}
+            slots = schema.assignments
+            count = sa.select(slots.c.item, sa.func.count().label("slots")).where(slots.c.project == project)
+            wanted = {row.item: row.slots for row in connection.execute(count.group_by(slots.c.item))}
         events = [event for event in store.log() if event.item in parts]
         held = {event.id: event.seq for event in events}
         given = Counter(event.item for event in events if event.assignment is not None)
         pairs = Counter((event.item, event.rater) for event in events)
-        to_come = Projects(store).counts(project)["to_come"]
+        to_come = overview.counts(Projects(store), project)["to_come"]
     lost = [event for event, seq in said["acknowledged"].items() if held.get(event) != seq]
     over = sum(
         count > OVERLAP for item, count in given.items() if parts[item] == "open"
     )  # gold goes to everybody
+    # Those that are given, or still to come.
+    under = sum(wanted.get(item, 0) < OVERLAP for item, part in parts.items() if part == "open")
     return {
-        "events": len(events), "over_assigned": over, "double": sum(n > 1 for n in pairs.values()), "lost": len(lost),
+        "events": len(events), "over_assigned": over, "under_assigned": under,
+        "double": sum(n > 1 for n in pairs.values()), "lost": len(lost),
         "unacknowledged": len(events) - len(said["acknowledged"]), "to_come": to_come,
     }  # fmt: skip
 

@@ -18,7 +18,7 @@ import uvicorn
 
 from plaudit import config as configs
 from plaudit.access.accounts import Accounts
-from plaudit.feedback import vectors
+from plaudit.feedback import answering, vectors
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
@@ -78,7 +78,7 @@ def judged(store: Store, projects: Projects) -> str:
     for rater, noise in (("Quiet otter", 0.5), ("Blue heron", 0.8), ("Early fox", 1.5), ("Old badger", 4.0)):
         Accounts(store.engine).create(rater, "rater", WORD)
         for number in range(75):
-            if not (turns := projects.next(made, rater, time.time())):
+            if not (turns := answering.upcoming(projects, made, rater, time.time())):
                 break
             turn = turns[0]
             gap = float(wants[turn.item.id][0] - wants[turn.item.id][1] + noise * random.normal())
@@ -87,8 +87,14 @@ def judged(store: Store, projects: Projects) -> str:
                 "strength": min(4, 1 + int(abs(gap))),
                 "seconds": 8.0 + number % 5,
             }
-            projects.judge(
-                made, rater, turn.item.id, said, event=f"{rater}-{number}", assignment=turn.assignment
+            answering.judge(
+                projects,
+                made,
+                rater,
+                turn.item.id,
+                said,
+                event=f"{rater}-{number}",
+                assignment=turn.assignment,
             )
     return made
 

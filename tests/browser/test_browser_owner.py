@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from browsing import until
 
+from plaudit.feedback import answering
 from plaudit.feedback.projects import Entry
 from plaudit.loop.worker import Worker
 
@@ -35,11 +36,17 @@ def part(page: Any, name: str) -> Any:
 def judge_all(site: Any, project: str, rater: str, first: int) -> None:
     """The robin of every pair, but of the first what is given."""
     number = 0
-    while turns := site.projects.next(project, rater, time.time()):
+    while turns := answering.upcoming(site.projects, project, rater, time.time()):
         turn = turns[0]
         payload = {"choice": first if number == 0 else 0, "strength": None}
-        site.projects.judge(
-            project, rater, turn.item.id, payload, event=f"{rater}-{number}", assignment=turn.assignment
+        answering.judge(
+            site.projects,
+            project,
+            rater,
+            turn.item.id,
+            payload,
+            event=f"{rater}-{number}",
+            assignment=turn.assignment,
         )
         number += 1
 

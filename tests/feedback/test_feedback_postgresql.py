@@ -7,13 +7,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from plaudit import config as configs
-from plaudit.feedback import quality, value, vectors
+from plaudit.feedback import answering, drafts, overview, quality, value, vectors
 from plaudit.feedback.events import Item, comparison_event, rating_event, skip_event
 from plaudit.feedback.jobs import Jobs
 from plaudit.feedback.projects import Entry, Projects
@@ -116,6 +117,27 @@ def test_a_server_that_goes_away_is_told_of_and_found_again(store: Store) -> Non
     assert store.last_seq() == 0
 
 
+def test_the_next_item_is_found_without_a_look_at_all_others(store: Store) -> None:
+    projects = Projects(store)
+    project = projects.create("Pairs", Task(kind="comparison", overlap=3)).id
+    projects.add(project, [Entry(f"p{i}", (f"a{i}", f"b{i}")) for i in range(1000)])
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE")
+    plans = list[str]()
+
+    @sa.event.listens_for(store.engine, "before_cursor_execute")
+    def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("UPDATE assignments") and "LIMIT" in statement:
+            cursor.execute("EXPLAIN " + statement, parameters)
+            plans.append("\n".join(row[0] for row in cursor.fetchall()))
+
+    assert answering.upcoming(projects, project, "ann", 0.0)
+    (plan,) = plans
+    assert "Index Scan using assignments_queue" in plan, plan
+    assert "Sort" not in plan, plan
+    assert "Seq Scan on items" not in plan, plan
+
+
 def test_a_project_s_whole_life(store: Store) -> None:
     projects = Projects(store)
     task = configs.parse(
@@ -130,11 +152,12 @@ def test_a_project_s_whole_life(store: Store) -> None:
 
     def work(rater: str) -> int:
         number = 0
-        while turns := projects.next(project, rater, 0.0, 2):
+        while turns := answering.upcoming(projects, project, rater, 0.0, 2):
             turn = turns[0]
-            projects.save_draft(rater, turn.item.id, {"comment": "half"}, 0.0)
+            drafts.save(projects.store, rater, turn.item.id, {"comment": "half"}, 0.0)
             said = {"choice": number % 2 if rater == "ann" else 0, "strength": None}
-            projects.judge(
+            answering.judge(
+                projects,
                 project,
                 rater,
                 turn.item.id,
@@ -143,7 +166,7 @@ def test_a_project_s_whole_life(store: Store) -> None:
                 assignment=turn.assignment,
                 guideline=1,
             )
-            assert projects.draft(rater, turn.item.id) == {}
+            assert drafts.of(projects.store, rater) == {}
             number += 1
         return number
 
@@ -157,16 +180,16 @@ def test_a_project_s_whole_life(store: Store) -> None:
     mine = [count for item, count in per_item.items() if store.items()[item].meta.get("project") == project]
     assert mine == [2] * 12, "exactly as many raters as asked"
     first = next(event for event in store.current() if event.rater == "bob")
-    projects.decide(project, "olga", str(first.item), {"choice": 1, "strength": 2}, event="d")
+    answering.decide(projects, project, "olga", str(first.item), {"choice": 1, "strength": 2}, event="d")
     projects.change(project, task=task.model_copy(update={"overlap": 3}))
-    assert projects.counts(project)["to_come"] == 12
+    assert overview.counts(projects, project)["to_come"] == 12
     assert quality.settle(projects, project) >= 0
     assert quality.of_project(projects, project)["judgements"] > 24
     engine = store.engine
     vectors.put(engine, "m", {place: [1.0, 2.0] for place, _, _ in vectors.missing(engine, project, "m")})
     projects.prioritise(project, worth := value.worth(projects, project))
     assert worth
-    assert projects.own(project, "bob", "2000")["done"] > 0
+    assert overview.own(projects, project, "bob", "2000")["done"] > 0
     jobs = Jobs(engine)
     job = jobs.put("sample", {"n": 1}, by="olga")
     claimed = jobs.claim("worker", 0.0, 10.0)
@@ -175,4 +198,4 @@ def test_a_project_s_whole_life(store: Store) -> None:
     assert jobs.finish(job.id, "worker", {"done": 1})
     store.forget_rater("ann")
     projects.reopen("ann")
-    assert projects.counts(project)["raters"] == 3, "bob, cem and olga"
+    assert overview.counts(projects, project)["raters"] == 3, "bob, cem and olga"

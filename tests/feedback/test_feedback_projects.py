@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.config import parse
+from plaudit.feedback import answering, drafts
+from plaudit.feedback.answering import Turn
 from plaudit.feedback.giving import SOON, order_of
 from plaudit.feedback.judgements import preferences
-from plaudit.feedback.projects import Entry, Project, Projects, Turn
+from plaudit.feedback.projects import Entry, Project, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Criterion, Task, agrees
 from plaudit.types import UserError
@@ -39,21 +41,21 @@ def made(projects: Projects, count: int = 3, **task: Any) -> Project:
 
 
 def answer(projects: Projects, project: Project, rater: str, turn: Turn, choice: Any = 0) -> int:
-    return projects.judge(
-        project.id, rater, turn.item.id, {"choice": choice, "strength": None}, assignment=turn.assignment,
+    return answering.judge(
+        projects, project.id, rater, turn.item.id, {"choice": choice, "strength": None}, assignment=turn.assignment,
         event=f"{rater} {turn.item.id}",
     )  # fmt: skip
 
 
 def taken(projects: Projects, project: Project, rater: str, now: float = 0.0) -> Turn:
-    (turn,) = projects.next(project.id, rater, now)
+    (turn,) = answering.upcoming(projects, project.id, rater, now)
     return turn
 
 
 def test_each_item_goes_to_as_many_raters_as_asked(projects: Projects) -> None:
     project, seen = made(projects, 4, overlap=2), list[tuple[str, str]]()
     for rater in ("ann", "bob", "cy"):
-        while turns := projects.next(project.id, rater, 0.0):
+        while turns := answering.upcoming(projects, project.id, rater, 0.0):
             (turn,) = turns
             seen.append((turn.item.id, rater))
             answer(projects, project, rater, turn)
@@ -79,7 +81,7 @@ def test_whatever_raters_do_no_item_has_more_answers_than_asked(
         for rater, move in moves:
             if move == "wait":
                 now += 61
-            if not (turns := projects.next(project.id, rater, now)):
+            if not (turns := answering.upcoming(projects, project.id, rater, now)):
                 continue
             (turn,) = turns
             if rater in held and now < held[rater][1]:
@@ -87,8 +89,7 @@ def test_whatever_raters_do_no_item_has_more_answers_than_asked(
             held[rater] = (turn, now + 60)
             if move in ("answer", "skip"):
                 payload = {"choice": 0, "strength": None} if move == "answer" else None
-                projects.judge(
-                    project.id, rater, turn.item.id, payload, assignment=turn.assignment,
+                answering.judge(projects, project.id, rater, turn.item.id, payload, assignment=turn.assignment,
                     event=f"{rater} {turn.item.id}",
                 )  # fmt: skip
                 del held[rater]
@@ -115,14 +116,17 @@ def test_what_comes_after_is_given_out_ahead_and_stays_next(projects: Projects) 
     project = made(projects, 5, overlap=1, gold_every=3)
     projects.add(project.id, [Entry("gold", ("g", "b"), part="gold", answer={"choice": 0})])
     seen, ahead = list[str](), None
-    while turns := projects.next(project.id, "ann", 0.0, 2):
+    while turns := answering.upcoming(projects, project.id, "ann", 0.0, 2):
         assert ahead in (None, turns[0].item.id)
         ahead = turns[1].item.id if len(turns) > 1 else None
         seen.append(str(turns[0].item.prompt))
         answer(projects, project, "ann", turns[0])
     assert len(set(seen)) == len(seen) == 6
     assert seen.index("gold") < 3, "once in three"
-    assert [turn.item.prompt for turn in projects.next(project.id, "bob", 0.0, 2)] in ([], ["gold"])
+    assert [turn.item.prompt for turn in answering.upcoming(projects, project.id, "bob", 0.0, 2)] in (
+        [],
+        ["gold"],
+    )
 
 
 def test_the_random_slice_is_as_large_and_comes_as_often_as_asked(projects: Projects) -> None:
@@ -147,7 +151,7 @@ def test_gold_items_come_as_often_as_asked_and_look_like_any(projects: Projects)
     gold = [Entry(f"gold {i}", ("good", "bad"), part="gold", answer={"choice": 0}) for i in range(3)]
     assert projects.add(project.id, gold) == 3
     kinds = list[bool]()
-    while turns := projects.next(project.id, "ann", 0.0):
+    while turns := answering.upcoming(projects, project.id, "ann", 0.0):
         (turn,) = turns
         kinds.append(str(turn.item.prompt).startswith("gold"))
         assert turn.part == "open"
@@ -180,22 +184,31 @@ def test_training_comes_first_is_explained_and_is_no_feedback(projects: Projects
     projects.add(project.id, [lesson])
     turn = taken(projects, project, "ann")
     assert (turn.part, turn.assignment, turn.item.prompt) == ("training", None, "lesson")
-    found = projects.practise(project.id, "ann", turn.item.id, {"choice": 1, "strength": 2})
+    found = answering.practise(projects, project.id, "ann", turn.item.id, {"choice": 1, "strength": 2})
     assert found == (False, {"choice": 0}, "The other is rude.")
-    assert projects.practise(project.id, "ann", turn.item.id, {"choice": 0})[0]
+    assert answering.practise(projects, project.id, "ann", turn.item.id, {"choice": 0})[0]
     assert taken(projects, project, "ann").part == "open"
     assert projects.store.log() == []
     with pytest.raises(UserError, match="is no training item"):
-        projects.practise(project.id, "ann", taken(projects, project, "ann").item.id, {"choice": 0})
+        answering.practise(
+            projects, project.id, "ann", taken(projects, project, "ann").item.id, {"choice": 0}
+        )
 
 
 def test_who_skips_passes_the_item_on(projects: Projects) -> None:
     project = made(projects, 1, overlap=1)
     turn = taken(projects, project, "ann")
-    projects.judge(
-        project.id, "ann", turn.item.id, None, assignment=turn.assignment, event="e", flags=["harmful"]
+    answering.judge(
+        projects,
+        project.id,
+        "ann",
+        turn.item.id,
+        None,
+        assignment=turn.assignment,
+        event="e",
+        flags=["harmful"],
     )
-    assert projects.next(project.id, "ann", 0.0) == []
+    assert answering.upcoming(projects, project.id, "ann", 0.0) == []
     assert taken(projects, project, "bob").item.id == turn.item.id
     event = projects.store.event("e")
     assert event is not None
@@ -207,7 +220,7 @@ def test_a_gold_item_that_is_skipped_goes_to_nobody_else(projects: Projects) -> 
     projects.add(project.id, [Entry("gold", ("good", "bad"), part="gold", answer={"choice": 0})])
     turn = taken(projects, project, "ann")
     assert turn.item.prompt == "gold"
-    projects.judge(project.id, "ann", turn.item.id, None, assignment=turn.assignment, event="e")
+    answering.judge(projects, project.id, "ann", turn.item.id, None, assignment=turn.assignment, event="e")
     with projects.store.engine.connect() as connection:
         open_ = connection.exec_driver_sql(
             "SELECT COUNT(*) FROM assignments WHERE event IS NULL AND queue = 2"
@@ -219,23 +232,23 @@ def test_more_overlap_opens_what_is_missing_in_the_same_queue(projects: Projects
     project = made(projects, 2, overlap=1)
     for rater in ("ann", "ann"):
         answer(projects, project, rater, taken(projects, project, rater))
-    assert projects.next(project.id, "bob", 0.0) == []
+    assert answering.upcoming(projects, project.id, "bob", 0.0) == []
     projects.change(project.id, task=Task(kind="comparison", **PLAIN, overlap=2))
     turn = taken(projects, project, "bob")
     answer(projects, project, "bob", turn)
     answer(projects, project, "bob", taken(projects, project, "bob"))
-    assert projects.next(project.id, "cy", 0.0) == []
+    assert answering.upcoming(projects, project.id, "cy", 0.0) == []
 
 
 def test_a_project_that_has_what_it_wants_or_is_archived_gives_nothing_out(projects: Projects) -> None:
     project = made(projects, 5, overlap=1, most_judgements=2)
     for _ in range(2):
         answer(projects, project, "ann", taken(projects, project, "ann"))
-    assert projects.next(project.id, "ann", 0.0) == []
+    assert answering.upcoming(projects, project.id, "ann", 0.0) == []
     projects.change(project.id, task=Task(kind="comparison", **PLAIN, overlap=1))
     assert taken(projects, project, "ann")
     assert projects.change(project.id, archived=True).archived
-    assert projects.next(project.id, "ann", 0.0) == []
+    assert answering.upcoming(projects, project.id, "ann", 0.0) == []
 
 
 def test_a_copy_has_all_but_what_was_said(projects: Projects) -> None:
@@ -247,7 +260,7 @@ def test_a_copy_has_all_but_what_was_said(projects: Projects) -> None:
     assert copy.task == project.task
     assert projects.guideline(copy.id) == (1, {"en": "Be fair.", "zh": "要公平。"})
     seen = set[str]()
-    while turns := projects.next(copy.id, "ann", 0.0):
+    while turns := answering.upcoming(projects, copy.id, "ann", 0.0):
         (turn,) = turns
         seen.add(str(turn.item.prompt))
         answer(projects, copy, "ann", turn)
@@ -263,8 +276,7 @@ def test_guidelines_have_versions_and_answers_name_theirs(projects: Projects) ->
     assert projects.guideline(project.id, 1) == (1, {"en": "One."})
     assert projects.get(project.id).guideline == 2
     turn = taken(projects, project, "ann")
-    projects.judge(
-        project.id, "ann", turn.item.id, {"choice": "tie", "strength": None}, event="e",
+    answering.judge(projects, project.id, "ann", turn.item.id, {"choice": "tie", "strength": None}, event="e",
         assignment=turn.assignment, guideline=2, comment="hard to tell",
     )  # fmt: skip
     event = projects.store.event("e")
@@ -289,20 +301,19 @@ def test_sides_are_drawn_for_each_rater_and_stay(projects: Projects) -> None:
 def test_a_draft_is_kept_for_its_rater_alone_until_it_is_sent(projects: Projects) -> None:
     project = made(projects)
     turn = taken(projects, project, "ann")
-    projects.save_draft("ann", turn.item.id, {"comment": "not sure y"})
-    projects.save_draft("ann", turn.item.id, {"comment": "not sure yet"})
-    assert projects.draft("ann", turn.item.id) == {"comment": "not sure yet"}
-    assert projects.draft("bob", turn.item.id) == {}
+    drafts.save(projects.store, "ann", turn.item.id, {"comment": "not sure y"})
+    drafts.save(projects.store, "ann", turn.item.id, {"comment": "not sure yet"})
+    assert drafts.of(projects.store, "ann") == {turn.item.id: {"comment": "not sure yet"}}
+    assert drafts.of(projects.store, "bob") == {}
     answer(projects, project, "ann", turn)
-    assert projects.draft("ann", turn.item.id) == {}
+    assert drafts.of(projects.store, "ann") == {}
 
 
 def test_undo_takes_the_place_of_what_was_said(projects: Projects) -> None:
     project = made(projects, 1, overlap=1)
     turn = taken(projects, project, "ann")
     answer(projects, project, "ann", turn, 0)
-    projects.judge(
-        project.id, "ann", turn.item.id, {"choice": 1, "strength": 3}, event="again",
+    answering.judge(projects, project.id, "ann", turn.item.id, {"choice": 1, "strength": 3}, event="again",
         assignment=turn.assignment, supersedes=f"ann {turn.item.id}",
     )  # fmt: skip
     assert [event.payload["choice"] for event in projects.store.current()] == [1]
@@ -341,10 +352,19 @@ def test_an_answer_that_does_not_say_what_is_asked_is_refused(
     projects.add(project.id, [Entry("text", ("said",))])
     turn = taken(projects, project, "ann")
     with pytest.raises(UserError, match=said):
-        projects.judge(project.id, "ann", turn.item.id, payload, event="e", assignment=turn.assignment)
+        answering.judge(
+            projects, project.id, "ann", turn.item.id, payload, event="e", assignment=turn.assignment
+        )
     with pytest.raises(UserError, match=r"flags are \['ugly'\], not some of harmful, private, broken"):
-        projects.judge(
-            project.id, "ann", turn.item.id, None, event="e", flags=["ugly"], assignment=turn.assignment
+        answering.judge(
+            projects,
+            project.id,
+            "ann",
+            turn.item.id,
+            None,
+            event="e",
+            flags=["ugly"],
+            assignment=turn.assignment,
         )
     assert projects.store.log() == []
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from tickets import ticket
 
-from plaudit.feedback import quality, schema
+from plaudit.feedback import answering, quality, schema
 from plaudit.feedback.assignments import RANDOM
 from plaudit.feedback.projects import Entry, Project, Projects
 from plaudit.feedback.store import Store
@@ -34,7 +34,7 @@ def say(
     projects: Projects, project: Project, rater: str, item: str, payload: dict[str, Any] | None, **more: Any
 ) -> None:
     held = {"assignment": ticket(projects, project.id, rater, item)} | more
-    projects.judge(project.id, rater, item, payload, event=f"{rater} {item}", **held)
+    answering.judge(projects, project.id, rater, item, payload, event=f"{rater} {item}", **held)
 
 
 def test_comparisons(projects: Projects) -> None:
@@ -130,7 +130,7 @@ def test_a_rater_s_consistency_is_read_from_what_comes_again(projects: Projects)
     task = Task(kind="comparison", random_share=0.0, gold_every=0, repeat_every=4, overlap=1)
     project, _ = asked(projects, task, [Entry(f"p{i}", ("a", "b")) for i in range(30)])
     again = 0
-    while turns := projects.next(project.id, "ann", 0.0):
+    while turns := answering.upcoming(projects, project.id, "ann", 0.0):
         (turn,) = turns
         again += (repeated := "repeats" in turn.item.meta)
         said = {"choice": 1 if repeated and again == 2 else 0, "strength": None}

@@ -55,6 +55,21 @@ def test_events_are_numbered_without_a_gap_in_the_order_of_writing(store: Store)
     assert ids(store.log(after=1, limit=1)) == ["b"]
 
 
+def test_a_transaction_within_another_is_a_part_of_it(store: Store) -> None:
+    def half_way() -> None:
+        with schema.writing(store.engine):
+            store.append(comparison_event("pair-0", "ann", 0, id="a"))
+            assert ids(store.log()) == ["a"], "what was just written is seen"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half_way()
+    assert store.log() == []
+    with schema.writing(store.engine):
+        store.append(comparison_event("pair-0", "ann", 0, id="b"))
+    assert store.append(comparison_event("pair-1", "ann", 0, id="c")) == 2, "and the next stands alone"
+
+
 def test_every_field_comes_back_as_it_was_given(store: Store) -> None:
     given = comparison_event(
         "pair-0",

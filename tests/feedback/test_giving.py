@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plaudit import config as configs
-from plaudit.feedback import giving, judgements, quality
+from plaudit.feedback import answering, giving, judgements, overview, quality
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
@@ -34,21 +34,23 @@ CHOICE = {"choice": 0, "strength": None}
 
 def say(projects: Projects, project: str, rater: str, payload: Any, event: str, **more: Any) -> Any:
     """An answer to what comes next; the turn."""
-    (turn,) = projects.next(project, rater, 0.0)
-    projects.judge(project, rater, turn.item.id, payload, event=event, assignment=turn.assignment, **more)
+    (turn,) = answering.upcoming(projects, project, rater, 0.0)
+    answering.judge(
+        projects, project, rater, turn.item.id, payload, event=event, assignment=turn.assignment, **more
+    )
     return turn
 
 
 def to_come(projects: Projects, project: str) -> int:
-    return projects.counts(project)["to_come"]
+    return overview.counts(projects, project)["to_come"]
 
 
 def test_a_skip_that_becomes_an_answer_asks_nobody_else(projects: Projects) -> None:
     project = made(projects, overlap=2)
     turn = say(projects, project, "ann", None, "1")
     assert to_come(projects, project) == 2, "somebody else is asked instead"
-    projects.judge(
-        project, "ann", turn.item.id, CHOICE, event="2", assignment=turn.assignment, supersedes="1"
+    answering.judge(
+        projects, project, "ann", turn.item.id, CHOICE, event="2", assignment=turn.assignment, supersedes="1"
     )
     assert to_come(projects, project) == 1
 
@@ -57,7 +59,9 @@ def test_an_answer_that_becomes_a_skip_asks_somebody_else(projects: Projects) ->
     project = made(projects, overlap=1)
     turn = say(projects, project, "ann", CHOICE, "1")
     assert to_come(projects, project) == 0
-    projects.judge(project, "ann", turn.item.id, None, event="2", assignment=turn.assignment, supersedes="1")
+    answering.judge(
+        projects, project, "ann", turn.item.id, None, event="2", assignment=turn.assignment, supersedes="1"
+    )
     assert to_come(projects, project) == 1
     say(projects, project, "bob", CHOICE, "3")
     assert to_come(projects, project) == 0
@@ -66,25 +70,25 @@ def test_an_answer_that_becomes_a_skip_asks_somebody_else(projects: Projects) ->
 def test_slots_follow_the_overlap_up_and_down(projects: Projects) -> None:
     project = made(projects, 3, overlap=2)
     say(projects, project, "ann", CHOICE, "1")
-    (held,) = projects.next(project, "bob", 0.0)
+    (held,) = answering.upcoming(projects, project, "bob", 0.0)
     task = projects.get(project).task
     projects.change(project, task=task.model_copy(update={"overlap": 4}))
     assert to_come(projects, project) == 11
     projects.change(project, task=task.model_copy(update={"overlap": 1}))
     # One is answered; of the others one each, and what bob holds stays his.
     assert to_come(projects, project) == 2 + (held.item.prompt == "p0")
-    assert projects.next(project, "bob", 0.0)[0].item == held.item
+    assert answering.upcoming(projects, project, "bob", 0.0)[0].item == held.item
 
 
 def test_what_raters_hold_stays_theirs_when_fewer_are_wanted(projects: Projects) -> None:
     project = made(projects, overlap=3)
-    held = [projects.next(project, rater, 0.0)[0].assignment for rater in ("ann", "bob")]
+    held = [answering.upcoming(projects, project, rater, 0.0)[0].assignment for rater in ("ann", "bob")]
     projects.change(project, task=projects.get(project).task.model_copy(update={"overlap": 1}))
     assert to_come(projects, project) == 2
-    item = projects.next(project, "bob", 0.0)[0].item.id
+    item = answering.upcoming(projects, project, "bob", 0.0)[0].item.id
     for rater, ticket in zip(("ann", "bob"), held, strict=True):
-        projects.judge(project, rater, item, CHOICE, event=rater, assignment=ticket)
-    assert projects.next(project, "cem", 0.0) == []
+        answering.judge(projects, project, rater, item, CHOICE, event=rater, assignment=ticket)
+    assert answering.upcoming(projects, project, "cem", 0.0) == []
 
 
 @pytest.mark.parametrize(("enough", "closed"), [(0.5, 10), (0.95, 0)])
@@ -95,13 +99,19 @@ def test_where_raters_agree_enough_nobody_else_is_asked(
     project = made(projects, 12, overlap=3, enough_alpha=enough)
     for rater in ("ann", "bob"):
         number = 0
-        while turns := projects.next(project, rater, 0.0):
+        while turns := answering.upcoming(projects, project, rater, 0.0):
             (turn,) = turns
             place = int(str(turn.item.prompt)[1:])
             choice = place % 2 if rater == "ann" or place > 1 else 1 - place % 2
             said = {"choice": choice, "strength": None}
-            projects.judge(
-                project, rater, turn.item.id, said, event=f"{rater}{number}", assignment=turn.assignment
+            answering.judge(
+                projects,
+                project,
+                rater,
+                turn.item.id,
+                said,
+                event=f"{rater}{number}",
+                assignment=turn.assignment,
             )
             number += 1
     assert to_come(projects, project) == 12
@@ -113,7 +123,7 @@ def test_records_of_another_kind_are_not_taken_in(projects: Projects) -> None:
     project = made(projects, 0)
     with pytest.raises(UserError, match="record 2: is a rating, where the project asks for a comparison"):
         projects.take_in(project, [Preference("p", ("a", "b"), 0), Rating("p", "a", {"overall": 1.0})])
-    assert projects.counts(project)["judgements"] == 0
+    assert overview.counts(projects, project)["judgements"] == 0
 
 
 def test_demonstrations_are_labels_where_categories_are_asked(projects: Projects) -> None:
@@ -138,7 +148,7 @@ def test_what_comes_in_counts_and_more_overlap_asks_for_the_rest(projects: Proje
     task = projects.get(project).task
     projects.change(project, task=task.model_copy(update={"overlap": 5}))
     assert to_come(projects, project) == 2
-    assert [turn.item.prompt for turn in projects.next(project, "ann", 0.0)] == ["p"]
+    assert [turn.item.prompt for turn in answering.upcoming(projects, project, "ann", 0.0)] == ["p"]
 
 
 def test_what_is_retracted_is_asked_again(projects: Projects) -> None:
@@ -155,11 +165,12 @@ def test_what_is_retracted_is_asked_again(projects: Projects) -> None:
 def test_a_reviewer_s_word_is_nobody_s_slot_and_stands_once(projects: Projects) -> None:
     project = made(projects, overlap=2)
     item = say(projects, project, "ann", CHOICE, "1").item.id
-    projects.decide(project, "olga", item, {"choice": 1, "strength": None}, event="d1")
-    projects.decide(project, "olga", item, {"choice": "tie", "strength": None}, event="d2")
-    assert projects.decide(project, "olga", item, {"choice": "tie", "strength": None}, event="d2") == 3, (
-        "sent again"
-    )
+    answering.decide(projects, project, "olga", item, {"choice": 1, "strength": None}, event="d1")
+    answering.decide(projects, project, "olga", item, {"choice": "tie", "strength": None}, event="d2")
+    assert (
+        answering.decide(projects, project, "olga", item, {"choice": "tie", "strength": None}, event="d2")
+        == 3
+    ), "sent again"
     task = projects.get(project).task
     projects.change(project, task=task.model_copy(update={"overlap": 3}))
     assert to_come(projects, project) == 2
@@ -169,16 +180,28 @@ def test_a_reviewer_s_word_is_nobody_s_slot_and_stands_once(projects: Projects) 
 
 def test_only_who_was_given_an_item_answers_it_and_once(projects: Projects) -> None:
     project = made(projects, overlap=2)
-    (turn,) = projects.next(project, "ann", 0.0)
-    for ticket in (None, "nonsense", "gAAAAA", projects.next(project, "bob", 0.0)[0].assignment):
+    (turn,) = answering.upcoming(projects, project, "ann", 0.0)
+    for ticket in (
+        None,
+        "nonsense",
+        "gAAAAA",
+        answering.upcoming(projects, project, "bob", 0.0)[0].assignment,
+    ):
         with pytest.raises(UserError, match="was not given to this rater"):
-            projects.judge(project, "ann", turn.item.id, CHOICE, event="1", assignment=ticket)
-    projects.judge(project, "ann", turn.item.id, CHOICE, event="1", assignment=turn.assignment)
+            answering.judge(projects, project, "ann", turn.item.id, CHOICE, event="1", assignment=ticket)
+    answering.judge(projects, project, "ann", turn.item.id, CHOICE, event="1", assignment=turn.assignment)
     with pytest.raises(UserError, match="already answered"):
-        projects.judge(project, "ann", turn.item.id, CHOICE, event="2", assignment=turn.assignment)
+        answering.judge(projects, project, "ann", turn.item.id, CHOICE, event="2", assignment=turn.assignment)
     given = {"flags": 5, "adjudicates": True}
-    projects.judge(
-        project, "ann", turn.item.id, CHOICE | given, event="3", assignment=turn.assignment, supersedes="1"
+    answering.judge(
+        projects,
+        project,
+        "ann",
+        turn.item.id,
+        CHOICE | given,
+        event="3",
+        assignment=turn.assignment,
+        supersedes="1",
     )
     (event,) = projects.store.current()
     assert not given.keys() & event.payload.keys(), "what is not a rater's to say"

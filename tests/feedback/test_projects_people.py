@@ -15,7 +15,7 @@ import pytest
 
 from plaudit import config as configs
 from plaudit.data.formats import read_records
-from plaudit.feedback import quality
+from plaudit.feedback import overview, quality
 from plaudit.feedback.projects import Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
@@ -49,7 +49,7 @@ def test_pandalm_s_three_raters(projects: Projects, real_data: Path) -> None:
     taken = projects.take_in(project, records)
     assert (taken["events"], taken["left_out"]) == (2997, 0)
     assert projects.take_in(project, records)["events"] == 0
-    counts = projects.counts(project)
+    counts = overview.counts(projects, project)
     assert (counts["judgements"], counts["raters"]) == (2997, 3)
     assert (counts["open"], counts["to_come"]) == (900, 0)
     found = quality.of_project(projects, project)

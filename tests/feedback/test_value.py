@@ -100,12 +100,12 @@ def test_what_is_said_of_the_random_slice_is_not_learned_from(turned: bool, accu
     features = random.normal(size=(200, 1))
     first, second = np.arange(0, 200, 2), np.arange(1, 200, 2)
     better = (features[first] > features[second])[:, 0].astype(float)
-    better[:30] = np.abs(better[:30] - turned)
-    better[30:34] = 0.5  # of the slice, and not decided
+    better[:60] = np.abs(better[:60] - turned)  # of the slice, and more than all others
+    better[60:64] = 0.5  # of the slice, and not decided
     pairs = value.Pairs(first, second, better, np.arange(100), np.arange(1, 101))
     places = [(f"i{number // 2}", number % 2) for number in range(200)]
-    found = value.Read(pairs, features, places, {}, frozenset(f"i{number}" for number in range(34)))
-    assert value.on_slice(found) == {"n": 30, "accuracy": accuracy, "low": accuracy, "high": accuracy}
+    found = value.Read(pairs, features, places, {}, frozenset(f"i{number}" for number in range(64)))
+    assert value.on_slice(found) == {"n": 60, "accuracy": accuracy, "low": accuracy, "high": accuracy}
     few = value.Read(pairs, features, places, {}, frozenset(f"i{number}" for number in range(23)))
     assert value.on_slice(few) is None
 

@@ -10,7 +10,10 @@ from clients import WORD, client
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
+from plaudit.access import audit
 from plaudit.access.roles import ALLOWED, ROLES, Permission
+from plaudit.feedback.jobs import Jobs
+from plaudit.feedback.projects import Projects
 from plaudit.studio import (
     computing,
     exchanging,
@@ -23,6 +26,7 @@ from plaudit.studio import (
     watching,
 )
 from plaudit.studio.guard import FORGERY
+from plaudit.types import UserError
 
 pytest_plugins = ["studio_fixtures"]
 PAIRS = [{"prompt": f"prompt {i}", "completions": [f"one {i}", f"other {i}"]} for i in range(6)]
@@ -252,6 +256,35 @@ def test_a_closed_account_is_gone_and_what_it_judged_stays(app: Any) -> None:
     assert "is the last owner" in last.json()["what"]
     admin = client(app, "admin", "Ada")
     assert admin.delete("/api/v1/accounts/Olga").status_code == 403, "of those below oneself alone"
+
+
+def test_what_cannot_be_logged_is_not_done(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, ann = client(app, "owner"), client(app, "rater", "Ann")
+    project = new_project(owner)
+    projects: Projects = app.state.projects
+
+    def full(*_: Any, **__: Any) -> None:
+        raise UserError("the log is full", where="audit")
+
+    monkeypatch.setattr(audit, "note", full)
+    line = '{"prompt": "p", "chosen": "a", "rejected": "b"}'
+    asked = [
+        owner.post("/api/v1/projects", json={"name": "Another", "task": {"kind": "edit"}}),
+        owner.patch(f"/api/v1/projects/{project}", json={"name": "Renamed", "guideline": {"en": "Be fair."}}),
+        owner.post(f"/api/v1/projects/{project}/copies"),
+        owner.post(f"/api/v1/projects/{project}/items", json={"items": PAIRS}),
+        owner.post(f"/api/v1/projects/{project}/records?format=trl", content=line),
+        owner.post(f"/api/v1/projects/{project}/vectors", json={"model": "smollm2"}),
+        owner.put("/api/v1/raters/Ann/retracted"),
+        owner.delete("/api/v1/raters/Ann"),
+        owner.delete("/api/v1/accounts/Ann"),
+    ]
+    assert [(answer.status_code, answer.json()["what"]) for answer in asked] == [(400, "the log is full")] * 9
+    assert [(one.name, one.guideline) for one in projects.all()] == [("Pairs", 0)]
+    assert projects.store.items() == {}
+    assert Jobs(projects.store.engine).newest() == []
+    assert projects.store.raters()["Ann"] == "active"
+    assert ann.get("/api/v1/me").status_code == 200
 
 
 def test_an_edited_log_shows(app: Any) -> None:

@@ -75,6 +75,9 @@ def test_what_may_be_refused_is_said_in_chinese() -> None:
     assert not {text for text in said if translated(text, "zh") == text} - {"webhook", "webhook x"}
     assert translated("item 7", "zh") == "条目 7"
     assert translated("is gold and has no answer", "zh") == "属于 gold，却没有答案"
+    assert translated("item 7 was forgotten", "zh") == "条目 7 已被遗忘", "not item {}"
+    long = "is " * 400
+    assert translated(f"label is {long}, not one of a", "zh").startswith("label"), "and not for minutes"
     assert translated("score of item 7", "zh") == "条目 7 的 score"
     assert translated("nobody has ever said this", "zh") == "nobody has ever said this"
     assert translated("try again", "en") == "try again"

@@ -134,13 +134,7 @@ class Accounts:
 
     def sign_in(self, name: str, password: str, now: float) -> str:
         """A token for the browser's cookie. UserError, the same for all reasons, where it is refused."""
-        with schema.reading(self.engine) as connection:
-            row = connection.execute(
-                sa.select(schema.accounts).where(schema.accounts.c.name == name.strip())
-            ).first()
-        known = secrets.fits(password, None if row is None else row.password)
-        if row is None or not known or row.disabled:
-            raise UserError("name or password is wrong", where="log-in")
+        row = self.proved(name, password)
         fresh = secrets.hash_password(password) if secrets.is_outdated(row.password) else None
         token = secrets.new_token()
         with schema.writing(self.engine) as connection:
@@ -149,6 +143,17 @@ class Accounts:
             _forget_ended(connection, now)
             _begin(connection, row.name, token, now)
         return token
+
+    def proved(self, name: str, password: str) -> sa.Row[*tuple[Any, ...]]:
+        """The account's row. UserError, the same for all reasons, where it may not come in with this password."""
+        with schema.reading(self.engine) as connection:
+            row = connection.execute(
+                sa.select(schema.accounts).where(schema.accounts.c.name == name.strip())
+            ).first()
+        known = secrets.fits(password, None if row is None else row.password)
+        if row is None or not known or row.disabled:
+            raise UserError("name or password is wrong", where="log-in")
+        return row
 
     def signed_in(self, token: str, now: float) -> Account | None:
         """Whose log-in the token is; None where it has ended."""

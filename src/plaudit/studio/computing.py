@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
-from plaudit.feedback import schema, value
+from plaudit.feedback import answering, overview, schema, value
 from plaudit.feedback.events import prompt_from_json
 from plaudit.feedback.jobs import Job, Jobs
 from plaudit.feedback.projects import Entry, Projects
@@ -38,7 +38,7 @@ def ask_for_samples(request: Request, caller: Manage, project: Id, body: wire.Sa
     projects.get(project)
     prompts: list[Any] = [
         one if isinstance(one, str) else [turn.model_dump() for turn in one] for one in body.prompts
-    ] or [prompt_to_json(prompt) for prompt in projects.prompts(project)]
+    ] or [prompt_to_json(prompt) for prompt in overview.prompts(projects, project)]
     if not prompts:
         raise UserError("gives no prompts, and the project has none", where="prompts", fix="give some")
     told = body.model_dump(exclude={"prompts"}, exclude_none=True) | {"project": project, "prompts": prompts}
@@ -123,7 +123,7 @@ def prioritise(request: Request, caller: Manage, project: Id) -> wire.Ordered:
 def show_side_by_side(request: Request, _: Review, project: Id) -> list[wire.SideBySide]:
     """Of each prompt what each model said, of prompts that two models or more have answered; at most 200."""
     found = []
-    for item, answers in projects_of(request).by_prompt(project).values():
+    for item, answers in overview.by_prompt(projects_of(request), project).values():
         if len({version for version, _, _ in answers}) > 1:
             sides = [wire.Side(model=v, item=id, html=text.markdown(said)) for v, id, said in answers]
             found.append(wire.SideBySide(prompt=prompt_shown(item), answers=sides))
@@ -161,7 +161,7 @@ def vote(request: Request, caller: Answer, job: JobId, body: wire.Vote) -> wire.
     entry = Entry(prompt, tuple(replies), " / ".join(models), {"job": job, "models": models})
     said = {"choice": body.choice, "strength": None}
     item = projects.enter(project, entry, caller.name)
-    projects.decide(project, caller.name, item, said, event=f"playground-{job}", adjudicates=False)
+    answering.decide(projects, project, caller.name, item, said, event=f"playground-{job}", adjudicates=False)
     return _chat(found, revealed=True)
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from fastapi.responses import Response
 
 from plaudit.data.formats import read_records, write_records
-from plaudit.feedback import privacy, schema
+from plaudit.feedback import drafts, privacy, schema
 from plaudit.feedback.events import Event
 from plaudit.feedback.judgements import everything
 from plaudit.studio import wire
@@ -80,21 +80,17 @@ def show_rater(request: Request, caller: Own, name: Name) -> wire.RaterShown:
         raise UserError("there is no such rater", where=f"rater {name}")
     with schema.reading(store.engine) as connection:
         identity = privacy.identity(connection, name)
-        drafts = connection.scalars(
-            sa.select(schema.drafts.c.item).where(schema.drafts.c.rater == name)
-        ).all()
         practised = connection.execute(
             sa.select(schema.practice.c.item, schema.practice.c.payload).where(
                 schema.practice.c.rater == name
             )
         )
         practice = [{"item": row.item, "payload": row.payload} for row in practised]
-    unsent = {item: projects_of(request).draft(name, item) for item in drafts}
     events = [_told(event) for event in store.log() if event.rater == name]
     note(request, caller, "show rater", f"rater {name}", events=len(events))
     return wire.RaterShown(
         rater=name, state=state, identity=identity, models=store.models_trained_on(name), events=events,
-        drafts=unsent, practice=practice,
+        drafts=drafts.of(store, name), practice=practice,
     )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 
-from plaudit.feedback import quality
+from plaudit.feedback import answering, drafts, overview, quality
+from plaudit.feedback.answering import Turn
 from plaudit.feedback.events import Item
-from plaudit.feedback.projects import Project, Projects, Turn
+from plaudit.feedback.projects import Project, Projects
 from plaudit.studio import text, wire
 from plaudit.studio.guard import Caller, needs
 from plaudit.types import UserError, prompt_to_json
@@ -45,11 +46,11 @@ def next_turns(
     """What this rater judges next, and what after that, which a page loads ahead. have: items that the page has
     already, with commas between; they are not sent again."""
     projects, found = admitted(request, caller, project)
-    turns = projects.next(project, caller.name, time.time(), count)
+    turns = answering.upcoming(projects, project, caller.name, time.time(), count)
     version, texts = projects.guideline(project)
     new = [turn for turn in turns if turn.item.id not in have.split(",")]
-    drafts = projects.drafts(caller.name, [turn.item.id for turn in new])
-    shown = [_shown(turn, drafts.get(turn.item.id, {})) for turn in new]
+    begun = drafts.of(projects.store, caller.name, [turn.item.id for turn in new])
+    shown = [_shown(turn, begun.get(turn.item.id, {})) for turn in new]
     return _json(wire.Next(turns=shown, task=found.task.asked(), guideline=version, guidelines=texts))
 
 
@@ -59,8 +60,8 @@ def answer(
 ) -> Response:
     """Writes an answer; when this returns, it is on disk. The same again is harmless."""
     projects, _ = admitted(request, caller, project)
-    seq = projects.judge(
-        project, caller.name, body.item, body.payload, event=body.event, assignment=body.assignment,
+    seq = answering.judge(
+        projects, project, caller.name, body.item, body.payload, event=body.event, assignment=body.assignment,
         guideline=body.guideline, comment=body.comment, flags=body.flags, supersedes=body.supersedes,
     )  # fmt: skip
     if seq % SETTLE_EVERY == 0:
@@ -76,21 +77,21 @@ def show_own(
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     began = since or midnight.isoformat(timespec="milliseconds")
     projects, _ = admitted(request, caller, project)
-    return wire.Own(**projects.own(project, caller.name, began))
+    return wire.Own(**overview.own(projects, project, caller.name, began))
 
 
 @router.post("/projects/{project}/practice")
 def practise(request: Request, caller: Judge, project: Id, body: wire.Practice) -> wire.Lesson:
     """Answers a training item, and says what is right and why."""
     projects, _ = admitted(request, caller, project)
-    right, answer, why = projects.practise(project, caller.name, body.item, body.payload)
+    right, answer, why = answering.practise(projects, project, caller.name, body.item, body.payload)
     return wire.Lesson(right=right, answer=dict(answer), why=why)
 
 
 @router.put("/drafts/{item}")
 def keep_draft(request: Request, caller: Judge, item: Id, body: wire.Draft) -> wire.Said:
     """Keeps what is not sent yet, for this rater alone."""
-    projects_of(request).save_draft(caller.name, item, body.draft, time.time())
+    drafts.save(projects_of(request).store, caller.name, item, body.draft, time.time())
     return wire.Said()
 
 

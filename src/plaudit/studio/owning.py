@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 
 from plaudit.access import audit
-from plaudit.feedback import schema
+from plaudit.feedback import overview, schema
 from plaudit.feedback.events import prompt_from_json
 from plaudit.feedback.projects import Entry, Project, Projects
 from plaudit.studio import wire
@@ -54,7 +54,7 @@ def show_project(request: Request, caller: Judge, project: Id) -> wire.ProjectSh
 @router.get("/projects/{project}/counts")
 def show_counts(request: Request, _: Review, project: Id) -> wire.Counts:
     """How much there is, and how much is still to come."""
-    return wire.Counts(**projects_of(request).counts(project))
+    return wire.Counts(**overview.counts(projects_of(request), project))
 
 
 @router.patch("/projects/{project}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
@@ -35,17 +37,18 @@ def keys_of(request: Request) -> Keys:
     return guard_of(request).keys
 
 
-def _signed_in(request: Request, name: str, password: str, *keys: str) -> str:
-    """The token of a new log-in. HTTPException (429) after too many failures of one of the keys or of the name."""
-    failures, counted = guard_of(request).failures, (*keys, f"name {name.strip()}")
-    if wait := max(failures.wait(key, time.monotonic()) for key in counted):
+@contextlib.contextmanager
+def _failures_counted(request: Request, *keys: str) -> Iterator[None]:
+    """Around what a wrong password makes fail. HTTPException (429) after too many failures of one of the keys."""
+    failures = guard_of(request).failures
+    if wait := max(failures.wait(key, time.monotonic()) for key in keys):
         raise HTTPException(
             429, "too many failed log-ins; wait a little", {"Retry-After": str(round(wait + 1))}
         )
     try:
-        return accounts_of(request).sign_in(name, password, time.time())
+        yield
     except UserError:
-        if any(failures.take(key, time.monotonic()) > 0 for key in counted):
+        if any(failures.take(key, time.monotonic()) > 0 for key in keys):
             raise HTTPException(
                 429, "too many failed log-ins; wait a little", {"Retry-After": "30"}
             ) from None
@@ -56,7 +59,8 @@ def _signed_in(request: Request, name: str, password: str, *keys: str) -> str:
 def log_in(request: Request, response: Response, body: wire.LogIn) -> wire.Begun:
     """Sets the cookie. Slow, and after some failures slower."""
     address = request.client.host if request.client else "?"
-    token = _signed_in(request, body.name, body.password, f"address {address}")
+    with _failures_counted(request, f"address {address}", f"name {body.name.strip()}"):
+        token = accounts_of(request).sign_in(body.name, body.password, time.time())
     account = accounts_of(request).signed_in(token, time.time())
     assert account is not None
     _set_cookie(request, response, token)
@@ -79,7 +83,8 @@ def change_password(
     """One's own. All log-ins end, and one is begun anew. A key does not do."""
     if caller.token is None:
         raise HTTPException(403, "this needs a log-in, not an API key")
-    _signed_in(request, caller.name, body.old)
+    with _failures_counted(request, f"name {caller.name}"):
+        accounts_of(request).proved(caller.name, body.old)
     accounts_of(request).set_password(caller.name, body.new, by=caller.name)
     token = accounts_of(request).sign_in(caller.name, body.new, time.time())
     _set_cookie(request, response, token)

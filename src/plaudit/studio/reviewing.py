@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Path, Request
 
-from plaudit.feedback import quality, queries, schema
+from plaudit.feedback import answering, quality, queries, schema
 from plaudit.studio import wire
 from plaudit.studio.guard import Caller, needs
 from plaudit.studio.judging import completion_shown, projects_of, prompt_shown
@@ -66,8 +66,8 @@ def show_item(request: Request, _: Review, project: Id, item: Id) -> wire.ItemSh
 def adjudicate(request: Request, caller: Review, project: Id, body: wire.Decision) -> wire.Written:
     """A reviewer's word on an item about which raters disagree: a judgement of their own that says so. Their earlier
     one is replaced."""
-    seq = projects_of(request).decide(
-        project, caller.name, body.item, body.payload, event=body.event, guideline=body.guideline,
+    seq = answering.decide(
+        projects_of(request), project, caller.name, body.item, body.payload, event=body.event, guideline=body.guideline,
         comment=body.comment, flags=body.flags,
     )  # fmt: skip
     return wire.Written(seq=seq)

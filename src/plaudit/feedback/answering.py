@@ -1,0 +1,220 @@
+"""What a rater is given next, and what they say of it.
+
+The order on a rater's screen is drawn from ids alone, so that a page that is loaded again shows the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+from cryptography.fernet import Fernet, InvalidToken
+from sqlalchemy.engine import Connection
+
+from plaudit.feedback import drafts, giving, privacy, queries, schema
+from plaudit.feedback.events import Event, Item, check
+from plaudit.feedback.judgements import ADJUDICATES
+from plaudit.feedback.projects import NAMED, Projects, given, project_of, read
+from plaudit.feedback.tasks import Flag, agrees, kind_of
+from plaudit.types import UserError
+
+SAYS = frozenset({"flags", ADJUDICATES})
+"""Names of a payload that are not the rater's to give."""
+_DONE = sa.select(sa.func.count(schema.assignments.c.id)).where(
+    schema.assignments.c.project == sa.bindparam("of"),
+    schema.assignments.c.rater == sa.bindparam("by"),
+    schema.assignments.c.event.is_not(None),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a rater is given. order: of the completions on their screen. assignment: a ticket that is handed in with the
+    answer, sealed for this rater (its number would tell gold items apart); None of a training item. part: training, or
+    open: gold and repeated items look like any."""
+
+    item: Item
+    order: tuple[int, ...]
+    part: Literal["open", "training"]
+    assignment: str | None
+
+
+def upcoming(projects: Projects, id: str, rater: str, now: float, count: int = 1) -> list[Turn]:
+    """What this rater judges next, and what after that, `count` in all; fewer where no more is left for them, or
+    the project has what it wants.
+
+    Training items come first. Then what they hold already, now and then a gold item or one they have judged
+    before, and else what teaches most, or, as often as the task says, what comes next of the random slice.
+    """
+    with schema.writing(projects.store.engine, at_once=False) as connection:
+        project = read(connection, id)
+        key = queries.admit(connection, rater)
+        if project.archived:
+            return []
+        if lessons := giving.training(connection, id, rater, count):
+            return _turns(connection, rater, "training", lessons, None)
+        most = project.task.most_judgements
+        if most is not None and given(connection, id) >= most:
+            return []
+        done = _done(connection, id, rater)
+        doubt = giving.doubt(connection, id, project.task, rater)
+        schema.alone(connection)
+        if key is None:
+            key = privacy.key_of(connection, rater)
+        held = giving.held(connection, id, project.task, rater, now)[:count]
+        while len(held) < count:
+            more = giving.claim(connection, id, project.task, rater, done + len(held), doubt, now)
+            if more is None:
+                break
+            held.append(more)
+    with schema.reading(projects.store.engine) as connection:
+        tickets = {slot.item: Fernet(key).encrypt(str(slot.id).encode()).decode() for slot in held}
+        return _turns(connection, rater, "open", list(tickets), tickets)
+
+
+def practise(
+    projects: Projects, id: str, rater: str, item: str, payload: Mapping[str, Any]
+) -> tuple[bool, Mapping[str, Any], str]:
+    """A training item's answer: whether it is right, the right one, and why. The first answer is kept."""
+    with schema.writing(projects.store.engine) as connection:
+        project = read(connection, id)
+        table = schema.project_items
+        row = connection.execute(
+            sa.select(table).where(table.c.project == id, table.c.item == item, table.c.part == "training")
+        ).first()
+        if row is None:
+            raise UserError("is no training item", where=f"item {item}")
+        known = queries.items(connection, [item])[item]
+        assert known is not None
+        project.task.check_answer(payload, len(known.completions), f"item {item}")
+        check(Event("x", kind_of(project.task), rater, item, dict(payload)), len(known.completions))
+        privacy.ensure(connection, rater)
+        mine = (schema.practice.c.rater == rater, schema.practice.c.item == item)
+        if connection.execute(sa.select(schema.practice).where(*mine)).first() is None:
+            connection.execute(
+                schema.practice.insert(), {"rater": rater, "item": item, "payload": dict(payload)}
+            )
+        right = row.answer["payload"]
+        return agrees(project.task, payload, right), right, row.answer["why"]
+
+
+def judge(
+    projects: Projects, id: str, rater: str, item: str, payload: Mapping[str, Any] | None, *, event: str,
+    assignment: str | None = None, guideline: int = 0, comment: str | None = None, flags: Sequence[str] = (),
+    supersedes: str | None = None,
+) -> int:  # fmt: skip
+    """Writes an answer, or, of None, that the rater passes the item over; the event's seq. The draft goes with it.
+
+    event: an id that the client has made; the same again is harmless. assignment: the turn's. flags: what is wrong
+    with the item. supersedes: the rater's answer that this one takes the place of.
+    UserError for an answer of another kind than the project asks for, or one that leaves something out; and for an
+    item that was not given to this rater.
+    """
+    if assignment is None:
+        raise _not_given(item)
+    return _say(
+        projects, id, rater, item, payload, event, guideline, comment, flags, supersedes, ticket=assignment
+    )
+
+
+def decide(
+    projects: Projects, id: str, reviewer: str, item: str, payload: Mapping[str, Any], *, event: str,
+    guideline: int = 0, comment: str | None = None, flags: Sequence[str] = (), adjudicates: bool = True,
+) -> int:  # fmt: skip
+    """A judgement of an item that nobody was given: of a reviewer who decides where raters disagree (their earlier
+    one is replaced), or of who has just made the item. The completions stood in their own order."""
+    events = schema.events
+    with schema.reading(projects.store.engine) as connection:
+        mine = queries.standing(None, events.c.id).where(events.c.rater == reviewer, events.c.item == item)
+        earlier = connection.scalar(mine.limit(1))
+    if (known := projects.store.event(event)) is not None:  # sent again
+        earlier = known.supersedes
+    return _say(
+        projects, id, reviewer, item, payload, event, guideline, comment, flags, earlier,
+        adjudicates=adjudicates, in_order=True,
+    )  # fmt: skip
+
+
+def _say(
+    projects: Projects, id: str, rater: str, item: str, payload: Mapping[str, Any] | None, event: str, guideline: int,
+    comment: str | None, flags: Sequence[str], supersedes: str | None, *, ticket: str | None = None,
+    adjudicates: bool = False, in_order: bool = False,
+) -> int:  # fmt: skip
+    where = f"item {item}"
+    with schema.writing(projects.store.engine, at_once=False) as connection:
+        slot = None if ticket is None else _slot_of(connection, rater, ticket, item)
+        row = connection.execute(_asked(), {"of": id, "item": item, "by": rater}).first()
+        project = read(connection, id) if row is None else project_of(row)
+        found = queries.items(connection, [item]).get(item)
+        if row is None or found is None:
+            raise UserError("is none of the project's", where=where)
+        if unknown := [flag for flag in flags if flag not in get_args(Flag)]:
+            raise UserError(f"flags are {unknown}, not some of {', '.join(get_args(Flag))}", where=where)
+        if payload is not None:
+            project.task.check_answer(payload, len(found.completions), where)
+        said = {name: value for name, value in (payload or {}).items() if name not in SAYS}
+        said |= {"flags": sorted(set(flags))} if flags else {}
+        said |= {ADJUDICATES: True} if adjudicates else {}
+        order = tuple(range(len(found.completions))) if in_order else giving.order_of(found, rater)
+        seq = projects.store.append(
+            Event(
+                event,
+                "skip" if payload is None else kind_of(project.task),
+                rater,
+                item,
+                said,
+                presented=order if found.completions else None,
+                policy_version=found.policy_version,
+                guideline_version=f"{id}/{guideline}" if guideline else None,
+                supersedes=supersedes,
+                assignment=slot,
+                comment=comment or None,
+            )
+        )
+        if row.drafted:
+            drafts.drop(connection, rater, item)
+        if supersedes is not None:  # an answer became a skip, or a skip an answer
+            giving.reconcile(connection, id, project.task, [item])
+        return seq
+
+
+def _turns(
+    connection: Connection,
+    rater: str,
+    part: Literal["open", "training"],
+    items: Sequence[str],
+    tickets: Mapping[str, str] | None,
+) -> list[Turn]:
+    found, turns = queries.items(connection, items), list[Turn]()
+    for id in items:
+        if (item := found[id]) is not None:  # None: forgotten just now
+            turns.append(Turn(item, giving.order_of(item, rater), part, tickets[id] if tickets else None))
+    return turns
+
+
+def _slot_of(connection: Connection, rater: str, ticket: str, item: str) -> int:
+    """The slot that a ticket stands for. UserError for one that was not this rater's."""
+    try:
+        return int(privacy.unseal(privacy.known_key(connection, rater), ticket.encode()) or "")
+    except (ValueError, InvalidToken):
+        raise _not_given(item) from None
+
+
+def _not_given(item: str) -> UserError:
+    return UserError("was not given to this rater", where=f"item {item}", fix="ask for what comes next")
+
+
+@functools.cache
+def _asked() -> sa.Select[Any]:
+    """The project (of), where the item is one of its, and whether the rater (by) has a draft of it."""
+    table, drafts = schema.project_items, schema.drafts
+    mine = sa.exists().where(drafts.c.rater == sa.bindparam("by"), drafts.c.item == table.c.item)
+    query = NAMED.add_columns(mine.label("drafted")).join(table, table.c.project == schema.projects.c.id)
+    return query.where(table.c.item == sa.bindparam("item"))
+
+
+def _done(connection: Connection, id: str, rater: str) -> int:
+    return int(connection.scalar(_DONE, {"of": id, "by": rater}) or 0)
