@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
@@ -96,20 +97,23 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page_of(browser: Any, site: Site) -> Iterator[Callable[..., Any]]:
     """page_of(name): a page of somebody who has logged in; page_of(None): of nobody. More settings are a context's. A
-    page that logs an error or opens a dialog fails the test."""
+    page that logs an error or opens a dialog fails the test; with sure, it may ask whether one is, and one is."""
     contexts, faults = list[Any](), list[str]()
 
-    def refuse(dialog: Any) -> None:
-        faults.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
+    def answer(dialog: Any, *, sure: bool) -> None:
+        if sure and dialog.type == "confirm":
+            dialog.accept()
+        else:
+            faults.append(f"dialog: {dialog.message}")
+            dialog.dismiss()
 
-    def made(name: str | None = None, **settings: Any) -> Any:
+    def made(name: str | None = None, *, sure: bool = False, **settings: Any) -> Any:
         context = browser.new_context(base_url=site.url, locale="en-GB", **settings)
         context.set_default_timeout(15_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", refuse)
+        page.on("dialog", functools.partial(answer, sure=sure))
         if name is not None:
             page.goto("/log-in")
             page.fill("#name", name)

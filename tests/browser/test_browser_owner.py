@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from browsing import until
 
+from plaudit.access.accounts import Accounts
 from plaudit.feedback import answering
 from plaudit.feedback.projects import Entry
 from plaudit.loop.worker import Worker
@@ -180,6 +181,28 @@ def test_keys_are_made_and_revoked(site: Any, page_of: PageOf) -> None:
     assert "plaudit_" in page.inner_text("#new-key .done")
     page.get_by_role("button", name="Revoke").click()
     page.wait_for_selector("text=You have no key.")
+
+
+def test_a_password_is_changed_and_an_account_closed(site: Any, page_of: PageOf) -> None:
+    site.account("Ann")
+    page = page_of(site.account("Olga", "owner"), sure=True)
+    page.goto("/account")
+    page.fill("#old", "not it at all")
+    page.fill("#new", "battery staple")
+    page.locator("#password button").click()
+    page.wait_for_selector("text=name or password is wrong")
+    page.fill("#old", "correct horse")
+    page.locator("#password button").click()
+    page.wait_for_selector("#password .done:not([hidden])")
+    page.fill("#label", "script")
+    page.locator("#new-key button").click()
+    page.wait_for_selector("#new-key .done:not([hidden])")
+    page.goto("/people")
+    page.wait_for_selector("text=Every line is as it was written.")
+    page.locator("#people tr", has_text="Ann").get_by_role("button", name="Close").click()
+    page.wait_for_selector("#people tr:has-text('Ann')", state="detached")
+    assert Accounts(site.store.engine).get("Ann") is None
+    assert "Ann" in site.store.raters()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from plaudit.feedback.tasks import Task
 from plaudit.feedback.transfer import stats
 from plaudit.types import UserError
 
-SERVER = os.environ.get("PLAUDIT_TEST_POSTGRES")
+SERVER = os.environ.get("PLAUDIT_TEST_POSTGRES") or None
 pytestmark = pytest.mark.skipif(SERVER is None, reason="PLAUDIT_TEST_POSTGRES names no PostgreSQL server")
 IDS = [f"i{n}" for n in range(10)]
 

@@ -13,8 +13,9 @@ async function people() {
     element("td", {}, account.name), element("td", {}, t(`role_${account.role}`)),
     element("td", {}, new Date(account.created_at).toLocaleDateString(document.documentElement.lang)),
     element("td", {}, t(account.disabled ? "disabled" : "active")),
-    element("td", {},
+    element("td", { class: "acts" },
       element("button", { type: "button", class: "quiet", on: { click: () => shut(account) } }, t(account.disabled ? "let_in" : "keep_out")),
+      element("button", { type: "button", class: "quiet", on: { click: () => close(account) } }, t("close_account")),
       own ? element("button", { type: "button", class: "quiet", on: { click: () => forget(account) } }, t("forget")) : "",
     ),
   )));
@@ -22,6 +23,12 @@ async function people() {
 
 async function shut(account) {
   await said(() => call("PUT", `/accounts/${encodeURIComponent(account.name)}/disabled?disabled=${!account.disabled}`));
+  await people();
+}
+
+async function close(account) {
+  if (!confirm(t("close_sure", { name: account.name }))) return;
+  await said(() => call("DELETE", `/accounts/${encodeURIComponent(account.name)}`));
   await people();
 }
 
