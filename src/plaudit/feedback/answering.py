@@ -127,15 +127,15 @@ def decide(
     """A judgement of an item that nobody was given: of a reviewer who decides where raters disagree (their earlier
     one is replaced), or of who has just made the item. The completions stood in their own order."""
     events = schema.events
-    with schema.reading(projects.store.engine) as connection:
+    with schema.writing(projects.store.engine) as connection:
         mine = queries.standing(None, events.c.id).where(events.c.rater == reviewer, events.c.item == item)
         earlier = connection.scalar(mine.limit(1))
-    if (known := projects.store.event(event)) is not None:  # sent again
-        earlier = known.supersedes
-    return _say(
-        projects, id, reviewer, item, payload, event, guideline, comment, flags, earlier,
-        adjudicates=adjudicates, in_order=True,
-    )  # fmt: skip
+        if (known := projects.store.event(event)) is not None:  # sent again
+            earlier = known.supersedes
+        return _say(
+            projects, id, reviewer, item, payload, event, guideline, comment, flags, earlier,
+            adjudicates=adjudicates, in_order=True,
+        )  # fmt: skip
 
 
 def _say(
