@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, help="rounds of a row; 5, with --quick 2")
     made.add_argument("--peer", help="only rows against this peer: transformers, vllm, trl, trl-ppo")
     made.add_argument("--row", help="only rows with this in their name")
+    made.add_argument("--seed", type=int, nargs="+", help="of time_to_reward; 0 1 2")
     made.add_argument("--threads", type=int, default=0, help="of each side; 0: one a core")
     made.add_argument("--out", type=Path, help="where results go; benchmarks/results")
     return made
@@ -87,7 +88,7 @@ def main() -> None:
         elif given.name == "time_to_reward":
             from speed import time_to_reward
 
-            time_to_reward.run(given.quick, given.out, given.threads)
+            time_to_reward.run(given.quick, given.out, given.threads, given.seed or time_to_reward.SEEDS)
         else:
             names = CASES if given.name == "all" else [given.name]
             if failed := [line for name in names for line in run(name, given)]:

@@ -9,10 +9,11 @@ KL from the start in nats a token. A side has arrived when its reward is at the 
 from __future__ import annotations
 
 import datetime
+import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ def plan_of(source: Path, batch: Batch, threads: int, seed: int, every: int) -> 
     }  # fmt: skip
 
 
-def run(quick: bool, out: Path | None, threads: int = 0) -> None:
-    """Measure, and write time_to_reward.json (with quick: one seed, two looks, time_to_reward.quick.json)."""
+def run(quick: bool, out: Path | None, threads: int = 0, seeds: Sequence[int] = SEEDS) -> None:
+    """Measure, and write each seed into time_to_reward.json as soon as it is there (with quick: the first one alone,
+    two looks, time_to_reward.quick.json)."""
     threads = threads or machine.available_cores()
     calibrated = calibrate(threads)
     source = unending(find_model("smollm2"))
@@ -103,8 +105,8 @@ def run(quick: bool, out: Path | None, threads: int = 0) -> None:
     judge = judge_of(source, [row["prompt"] for row in both.ids[TRAINING:]])
     began, _ = judge(source)
     every, most = (1, 2) if quick else (EVERY, MOST)
-    python, rows = python_of("trl"), list[dict[str, Any]]()
-    for seed in SEEDS[:1] if quick else SEEDS:
+    python, path = python_of("trl"), (out or results.PLACE) / f"time_to_reward{'.quick' * quick}.json"
+    for seed in seeds[:1] if quick else seeds:
         plan = plan_of(source, batch, threads, seed, every)
         row: dict[str, Any] = {"seed": seed}
         for side, who, module, precision in (
@@ -116,30 +118,35 @@ def run(quick: bool, out: Path | None, threads: int = 0) -> None:
                 row[side] = climb(start, judge, began + RISE, LIMIT, most)
         times = [row[side]["minutes"] for side in ("ours", "peer")]
         row["ratio"] = round(times[1] / times[0], 3) if None not in times else None
-        rows.append(row)
-    write((out or results.PLACE) / f"time_to_reward{'.quick' * quick}.json", rows, began, calibrated)
+        write(path, row, began, calibrated)
 
 
-def write(path: Path, rows: list[dict[str, Any]], began: float, calibrated: dict[str, Any]) -> None:
-    """Medians over the seeds, where every seed has arrived."""
+def write(path: Path, row: dict[str, Any], began: float, calibrated: dict[str, Any]) -> None:
+    """A seed takes the place of the same one measured earlier; medians are over the seeds, where every one has
+    arrived."""
+    goal = round(began + RISE, 4)
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = earlier["rows"] if earlier.get("goal") == goal else []
+    rows = sorted([*(r for r in kept if r["seed"] != row["seed"]), row], key=lambda r: r["seed"])
 
     def median(values: list[float | None]) -> float | None:
         return None if None in values else statistics.median(v for v in values if v is not None)
 
-    minutes = {side: median([row[side]["minutes"] for row in rows]) for side in ("ours", "peer")}
-    peaks = {side: max(row[side]["peak_rss_gb"] for row in rows) for side in ("ours", "peer")}
-    told = {"began": round(began, 4), "goal": round(began + RISE, 4), "limit": LIMIT, "least": LEAST}
+    minutes = {side: median([r[side]["minutes"] for r in rows]) for side in ("ours", "peer")}
     files.write_json(
         path,
         {
             "name": "time_to_reward",
             **minutes,
-            "ratio": median([row["ratio"] for row in rows]),
-            "peak_rss_gb": peaks,
-            **told,
+            "ratio": median([r["ratio"] for r in rows]),
+            "peak_rss_gb": {side: max(r[side]["peak_rss_gb"] for r in rows) for side in ("ours", "peer")},
+            "began": round(began, 4),
+            "goal": goal,
+            "limit": LIMIT,
+            "least": LEAST,
             **calibrated,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "command": "python -m benchmarks time_to_reward",
             "rows": rows,
         },
     )

@@ -174,14 +174,20 @@ def test_minutes_are_told_by_seed(tmp_path: Path) -> None:
         for s, r in ((0, 4), (1, 5))
     ]
     path = tmp_path / "time_to_reward.json"
-    time_to_reward.write(path, rows, 0.1, CEILINGS)
+    for row in reversed(rows):
+        time_to_reward.write(path, row, 0.1, CEILINGS)
     _, others = page.read(tmp_path)
     text = page.text({}, others, [])
     assert "| 1 | 3.0 (6) | 15.0 (6) | 5.00 | 0.100 / 0.100 |" in text
     assert "Median ratio: 4.50" in text
-    rows[0]["peer"], rows[0]["ratio"] = side | {"minutes": None}, None
-    time_to_reward.write(path, rows, 0.1, CEILINGS)
+    never = {"seed": 0, "ours": side, "peer": side | {"minutes": None}, "ratio": None}
+    time_to_reward.write(path, never, 0.1, CEILINGS)
+    assert [row["seed"] for row in page.read(tmp_path)[1]["time_to_reward"]["rows"]] == [0, 1]
     assert "not within 6 steps" in page.reward_text(page.read(tmp_path)[1]["time_to_reward"])
+    time_to_reward.write(
+        path, never, 0.2, CEILINGS
+    )  # another goal: what was measured towards the last one is no peer
+    assert len(page.read(tmp_path)[1]["time_to_reward"]["rows"]) == 1
 
 
 def test_growth_is_told_with_its_fits(tmp_path: Path) -> None:

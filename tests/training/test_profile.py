@@ -31,8 +31,8 @@ PPO: dict[str, Any] = {
 }  # fmt: skip
 PHASES = [
     "sampling", "sampling: prompts", "sampling: output", "sampling: draw", "sampling: tokens", "scoring", "look",
-    "look: trunk", "look: reference", "look: policy", "look: value", "learning", "learning: policy", "learning: value",
-    "learning: backward", "optimiser", "log", "elsewhere",
+    "look: trunk", "look: reference", "look: policy", "look: value", "learning", "learning: policy",
+    "learning: backward", "learning: value", "optimiser", "log", "elsewhere",
 ]  # fmt: skip
 SAID = [
     {"prompt": f"{ask} {more}", "completions": [" I love it", " I hate it"], "choice": 0}

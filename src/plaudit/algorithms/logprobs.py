@@ -136,8 +136,8 @@ class _SelectedLogprobs(torch.autograd.Function):
                 entropy_slope[rows] = (logits.to(dtype) @ narrow).to(hidden.dtype).div_(-temperature)
             if slope is not None:
                 # The target's own share in full precision: near 1 nothing would be left of it in bfloat16.
-                others = torch.empty_like(probs, dtype=dtype) if kept is None else kept[rows]
-                others.copy_(probs.scatter_(1, own, 0))
+                probs.scatter_(1, own, 0)
+                others = probs.to(dtype) if kept is None else kept[rows].copy_(probs)
                 miss = -torch.expm1(logprobs[rows]).unsqueeze(1)
                 slope[rows] = (miss * narrow[own[:, 0]].to(wide) - (others @ narrow).to(wide)) / temperature
         saved = {

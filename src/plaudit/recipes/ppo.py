@@ -228,6 +228,14 @@ def update(
                     sampled_logprobs=part.cut(experience.sampled_logprobs),
                     importance_cap=config.importance_cap,
                 )
+                loss = actor.loss
+                if config.entropy_coef > 0:
+                    loss = loss - config.entropy_coef * masked_mean(now.entropies, part.mask, total=total)
+                if config.kl.place == "loss" and coef > 0:
+                    kl = kl_of(logprobs, part.cut(experience.ref_logprobs), config.kl)
+                    loss = loss + coef * masked_mean(kl, part.mask, total=total)
+                # Each is sent back by itself, so that the policy's activations are gone when the value's arise.
+                torch.autograd.backward(loss)
                 critic = clipped_value_loss(
                     part.values(value),
                     part.cut(experience.values),
@@ -236,13 +244,7 @@ def update(
                     total=total,
                     clip=config.value_clip,
                 )
-                loss = actor.loss + config.value_coef * critic.loss
-                if config.entropy_coef > 0:
-                    loss = loss - config.entropy_coef * masked_mean(now.entropies, part.mask, total=total)
-                if config.kl.place == "loss" and coef > 0:
-                    kl = kl_of(logprobs, part.cut(experience.ref_logprobs), config.kl)
-                    loss = loss + coef * masked_mean(kl, part.mask, total=total)
-                torch.autograd.backward(loss)
+                torch.autograd.backward(config.value_coef * critic.loss)
                 meter.add(policy_loss=actor.loss, **actor.metrics, value_loss=critic.loss)
                 meter.add(**{f"value_{k.removeprefix('value_')}": x for k, x in critic.metrics.items()})
             norm = learner.update(rate)

@@ -74,7 +74,7 @@ class Config(Base):
     criteria: dict[str, Score] = Field(default={})
     raters: Literal["crowd", "aware"] = "crowd"
     max_grad_norm: float = Field(default=1.0, gt=0)
-    micro_batch_tokens: int = Field(default=4096, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
     profile: bool = False

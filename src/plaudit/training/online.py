@@ -105,7 +105,7 @@ class OnlineConfig(Base):
     stop: StopConfig = StopConfig()
     lag: int = Field(default=0, ge=0, le=16)
     engine: EngineName = "local"
-    micro_batch_tokens: int = Field(default=4096, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     precision: machine.Precision = "auto"
     threads: int = Field(default=0, ge=0)
     profile: bool = False

@@ -310,7 +310,7 @@ LOGPROBS = of_algorithms(
     ("        logits += bias.to(wide)", "        pass", "the bias forgotten"),
     ("miss * narrow[own[:, 0]].to(wide) - (others @ narrow).to(wide)",
      "(others @ narrow).to(wide) - miss * narrow[own[:, 0]].to(wide)", "the slope's sign"),
-    ("others.copy_(probs.scatter_(1, own, 0))", "others.copy_(probs)", "the target counted among the others"),
+    ("probs.scatter_(1, own, 0)\n", "\n", "the target counted among the others"),
     ("-share.unsqueeze(1) * hidden", "share.unsqueeze(1) * hidden", "the sign of what the kept probabilities ask"),
     ("for_weight.index_add_(0, targets, own.to(wide))", "pass", "the target forgotten beside what is kept"),
     ("share = grad / ctx.temperature", "share = grad", "temperature forgotten beside what is kept"),
