@@ -3,9 +3,9 @@ does an answer take?
 
 python benchmarks/studio.py --store sqlite|URL [--raters 200] [--seconds 120] [--thinking 3.0]
 
-Each rater has a key of their own, thinks for a time that is exponentially distributed, sends, and asks for what comes
-next (which the page does ahead). The server is `plaudit studio`, a process of its own; this one is the raters. Figures
-go to benchmarks/results/studio.json, one row a database.
+Each rater has a key of their own, thinks for a time that is exponentially distributed, and sends; what comes after what
+they have is in the acknowledgement, as the page has it. The server is `plaudit studio`, a process of its
+own; this one is the raters. Figures go to benchmarks/results/studio.json, one row a database.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from plaudit.training import machine
 sys.path.insert(0, str(Path(__file__).parent))
 PLACE = Path(__file__).parent / "results" / "studio.json"
 PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
-OVERLAP = 3
+OVERLAP, AHEAD = 3, 3
 LEAST_MS = 150.0
 """Aimed at: the 95th percentile of an answer on PostgreSQL."""
 
@@ -84,28 +84,28 @@ async def one(
     random = rng(number, "load")
     headers = {"Authorization": f"Bearer {key}"}
     await asyncio.sleep(float(random.uniform(0, thinking)))
-    ahead: list[dict[str, Any]] = []  # what the page has loaded, and is not sent again
+    began = time.monotonic()
+    answer = await http.get(f"projects/{project}/next?count={AHEAD}", headers=headers)
+    said["next"].append(time.monotonic() - began)
+    turns: list[dict[str, Any]] = answer.raise_for_status().json()["turns"]
     while time.monotonic() < until:
-        began = time.monotonic()
-        have = ",".join(turn["item"] for turn in ahead)
-        answer = await http.get(f"projects/{project}/next?count=2&have={have}", headers=headers)
-        said["next"].append(time.monotonic() - began)
-        answer.raise_for_status()
-        ahead += answer.json()["turns"]
-        if not ahead:
+        if not turns:
             said["empty"] += 1
             return
         await asyncio.sleep(float(random.exponential(thinking)))
-        turn = ahead.pop(0)
+        turn = turns.pop(0)
         body = {
-            "event": str(uuid.uuid4()), "item": turn["item"], "assignment": turn["assignment"],
+            "event": str(uuid.uuid4()), "item": turn["item"], "assignment": turn["assignment"], "ahead": AHEAD,
+            "have": [one["item"] for one in turns],
             "payload": {"choice": turn["completions"][0]["index"], "strength": 2, "seconds": 1.0},
         }  # fmt: skip
         began = time.monotonic()
         answer = await http.post(f"projects/{project}/answers", json=body, headers=headers)
         said["answer"].append(time.monotonic() - began)
         if answer.status_code == 200:
-            said["acknowledged"][body["event"]] = answer.json()["seq"]
+            written = answer.json()
+            said["acknowledged"][body["event"]] = written["seq"]
+            turns += written["next"]["turns"]
         else:
             said["refused"].append(answer.text[:200])
 

@@ -78,7 +78,7 @@ def judged(store: Store, projects: Projects) -> str:
     for rater, noise in (("Quiet otter", 0.5), ("Blue heron", 0.8), ("Early fox", 1.5), ("Old badger", 4.0)):
         Accounts(store.engine).create(rater, "rater", WORD)
         for number in range(75):
-            if not (turns := answering.upcoming(projects, made, rater, time.time())):
+            if not (turns := answering.upcoming(projects, projects.get(made), rater, time.time())):
                 break
             turn = turns[0]
             gap = float(wants[turn.item.id][0] - wants[turn.item.id][1] + noise * random.normal())

@@ -39,7 +39,7 @@ STEP, GROUP, NEW = 4, 8, 32
 """Prompts a step, completions a prompt, tokens a completion."""
 RISE, LIMIT = 0.25, 0.15
 """The goal: so much above the start's held-out reward (positivity is -1 to 1). The limit: nats a token."""
-RATE, COEF = 1e-4, 0.04
+RATE, COEF = 3e-4, 0.04
 EVERY, MOST = 5, 120
 """Steps between two looks, and at most."""
 SEEDS = (0, 1, 2)

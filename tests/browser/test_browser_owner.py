@@ -37,7 +37,7 @@ def part(page: Any, name: str) -> Any:
 def judge_all(site: Any, project: str, rater: str, first: int) -> None:
     """The robin of every pair, but of the first what is given."""
     number = 0
-    while turns := answering.upcoming(site.projects, project, rater, time.time()):
+    while turns := answering.upcoming(site.projects, site.projects.get(project), rater, time.time()):
         turn = turns[0]
         payload = {"choice": first if number == 0 else 0, "strength": None}
         answering.judge(

@@ -131,7 +131,7 @@ def test_the_next_item_is_found_without_a_look_at_all_others(store: Store) -> No
             cursor.execute("EXPLAIN " + statement, parameters)
             plans.append("\n".join(row[0] for row in cursor.fetchall()))
 
-    assert answering.upcoming(projects, project, "ann", 0.0)
+    assert answering.upcoming(projects, projects.get(project), "ann", 0.0)
     (plan,) = plans
     assert "Index Scan using assignments_queue" in plan, plan
     assert "Sort" not in plan, plan
@@ -152,7 +152,7 @@ def test_a_project_s_whole_life(store: Store) -> None:
 
     def work(rater: str) -> int:
         number = 0
-        while turns := answering.upcoming(projects, project, rater, 0.0, 2):
+        while turns := answering.upcoming(projects, projects.get(project), rater, 0.0, 2):
             turn = turns[0]
             drafts.save(projects.store, rater, turn.item.id, {"comment": "half"}, 0.0)
             said = {"choice": number % 2 if rater == "ann" else 0, "strength": None}

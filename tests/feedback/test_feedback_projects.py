@@ -48,14 +48,14 @@ def answer(projects: Projects, project: Project, rater: str, turn: Turn, choice:
 
 
 def taken(projects: Projects, project: Project, rater: str, now: float = 0.0) -> Turn:
-    (turn,) = answering.upcoming(projects, project.id, rater, now)
+    (turn,) = answering.upcoming(projects, projects.get(project.id), rater, now)
     return turn
 
 
 def test_each_item_goes_to_as_many_raters_as_asked(projects: Projects) -> None:
     project, seen = made(projects, 4, overlap=2), list[tuple[str, str]]()
     for rater in ("ann", "bob", "cy"):
-        while turns := answering.upcoming(projects, project.id, rater, 0.0):
+        while turns := answering.upcoming(projects, project, rater, 0.0):
             (turn,) = turns
             seen.append((turn.item.id, rater))
             answer(projects, project, rater, turn)
@@ -81,7 +81,7 @@ def test_whatever_raters_do_no_item_has_more_answers_than_asked(
         for rater, move in moves:
             if move == "wait":
                 now += 61
-            if not (turns := answering.upcoming(projects, project.id, rater, now)):
+            if not (turns := answering.upcoming(projects, project, rater, now)):
                 continue
             (turn,) = turns
             if rater in held and now < held[rater][1]:
@@ -116,14 +116,14 @@ def test_what_comes_after_is_given_out_ahead_and_stays_next(projects: Projects) 
     project = made(projects, 5, overlap=1, gold_every=3)
     projects.add(project.id, [Entry("gold", ("g", "b"), part="gold", answer={"choice": 0})])
     seen, ahead = list[str](), None
-    while turns := answering.upcoming(projects, project.id, "ann", 0.0, 2):
+    while turns := answering.upcoming(projects, project, "ann", 0.0, 2):
         assert ahead in (None, turns[0].item.id)
         ahead = turns[1].item.id if len(turns) > 1 else None
         seen.append(str(turns[0].item.prompt))
         answer(projects, project, "ann", turns[0])
     assert len(set(seen)) == len(seen) == 6
     assert seen.index("gold") < 3, "once in three"
-    assert [turn.item.prompt for turn in answering.upcoming(projects, project.id, "bob", 0.0, 2)] in (
+    assert [turn.item.prompt for turn in answering.upcoming(projects, project, "bob", 0.0, 2)] in (
         [],
         ["gold"],
     )
@@ -151,7 +151,7 @@ def test_gold_items_come_as_often_as_asked_and_look_like_any(projects: Projects)
     gold = [Entry(f"gold {i}", ("good", "bad"), part="gold", answer={"choice": 0}) for i in range(3)]
     assert projects.add(project.id, gold) == 3
     kinds = list[bool]()
-    while turns := answering.upcoming(projects, project.id, "ann", 0.0):
+    while turns := answering.upcoming(projects, project, "ann", 0.0):
         (turn,) = turns
         kinds.append(str(turn.item.prompt).startswith("gold"))
         assert turn.part == "open"
@@ -208,7 +208,7 @@ def test_who_skips_passes_the_item_on(projects: Projects) -> None:
         event="e",
         flags=["harmful"],
     )
-    assert answering.upcoming(projects, project.id, "ann", 0.0) == []
+    assert answering.upcoming(projects, project, "ann", 0.0) == []
     assert taken(projects, project, "bob").item.id == turn.item.id
     event = projects.store.event("e")
     assert event is not None
@@ -232,23 +232,48 @@ def test_more_overlap_opens_what_is_missing_in_the_same_queue(projects: Projects
     project = made(projects, 2, overlap=1)
     for rater in ("ann", "ann"):
         answer(projects, project, rater, taken(projects, project, rater))
-    assert answering.upcoming(projects, project.id, "bob", 0.0) == []
+    assert answering.upcoming(projects, projects.get(project.id), "bob", 0.0) == []
     projects.change(project.id, task=Task(kind="comparison", **PLAIN, overlap=2))
     turn = taken(projects, project, "bob")
     answer(projects, project, "bob", turn)
     answer(projects, project, "bob", taken(projects, project, "bob"))
-    assert answering.upcoming(projects, project.id, "cy", 0.0) == []
+    assert answering.upcoming(projects, projects.get(project.id), "cy", 0.0) == []
 
 
 def test_a_project_that_has_what_it_wants_or_is_archived_gives_nothing_out(projects: Projects) -> None:
     project = made(projects, 5, overlap=1, most_judgements=2)
     for _ in range(2):
         answer(projects, project, "ann", taken(projects, project, "ann"))
-    assert answering.upcoming(projects, project.id, "ann", 0.0) == []
+    assert answering.upcoming(projects, projects.get(project.id), "ann", 0.0) == []
     projects.change(project.id, task=Task(kind="comparison", **PLAIN, overlap=1))
     assert taken(projects, project, "ann")
     assert projects.change(project.id, archived=True).archived
-    assert answering.upcoming(projects, project.id, "ann", 0.0) == []
+    assert answering.upcoming(projects, projects.get(project.id), "ann", 0.0) == []
+
+
+def test_an_answer_and_what_comes_after_it_are_one_transaction(
+    projects: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = made(projects, 3, overlap=1, most_judgements=2)
+    turn, said = taken(projects, project, "ann"), {"choice": 0, "strength": None}
+
+    def on(
+        turn: Turn, event: str, payload: dict[str, Any] | None = said, **more: Any
+    ) -> tuple[int, list[Turn]]:
+        return answering.judge_on(
+            projects, projects.get(project.id), "ann", turn.item.id, payload, now=0.0, count=1, event=event,
+            assignment=turn.assignment, **more,
+        )  # fmt: skip
+
+    with monkeypatch.context() as broken:
+        broken.setattr("plaudit.feedback.giving.claim", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            on(turn, "e1")
+    assert projects.store.last_seq() == 0
+    seq, (second,) = on(turn, "e1")
+    assert (seq, second.item.id != turn.item.id) == (1, True)
+    assert on(turn, "e2", supersedes="e1")[1][0].item == second.item, "a correction is no further judgement"
+    assert on(second, "e3") == (3, []), "two judgements were wanted"
 
 
 def test_a_copy_has_all_but_what_was_said(projects: Projects) -> None:
@@ -260,7 +285,7 @@ def test_a_copy_has_all_but_what_was_said(projects: Projects) -> None:
     assert copy.task == project.task
     assert projects.guideline(copy.id) == (1, {"en": "Be fair.", "zh": "要公平。"})
     seen = set[str]()
-    while turns := answering.upcoming(projects, copy.id, "ann", 0.0):
+    while turns := answering.upcoming(projects, copy, "ann", 0.0):
         (turn,) = turns
         seen.add(str(turn.item.prompt))
         answer(projects, copy, "ann", turn)

@@ -130,7 +130,7 @@ def test_a_rater_s_consistency_is_read_from_what_comes_again(projects: Projects)
     task = Task(kind="comparison", random_share=0.0, gold_every=0, repeat_every=4, overlap=1)
     project, _ = asked(projects, task, [Entry(f"p{i}", ("a", "b")) for i in range(30)])
     again = 0
-    while turns := answering.upcoming(projects, project.id, "ann", 0.0):
+    while turns := answering.upcoming(projects, project, "ann", 0.0):
         (turn,) = turns
         again += (repeated := "repeats" in turn.item.meta)
         said = {"choice": 1 if repeated and again == 2 else 0, "strength": None}

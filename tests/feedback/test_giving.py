@@ -34,7 +34,7 @@ CHOICE = {"choice": 0, "strength": None}
 
 def say(projects: Projects, project: str, rater: str, payload: Any, event: str, **more: Any) -> Any:
     """An answer to what comes next; the turn."""
-    (turn,) = answering.upcoming(projects, project, rater, 0.0)
+    (turn,) = answering.upcoming(projects, projects.get(project), rater, 0.0)
     answering.judge(
         projects, project, rater, turn.item.id, payload, event=event, assignment=turn.assignment, **more
     )
@@ -70,25 +70,28 @@ def test_an_answer_that_becomes_a_skip_asks_somebody_else(projects: Projects) ->
 def test_slots_follow_the_overlap_up_and_down(projects: Projects) -> None:
     project = made(projects, 3, overlap=2)
     say(projects, project, "ann", CHOICE, "1")
-    (held,) = answering.upcoming(projects, project, "bob", 0.0)
+    (held,) = answering.upcoming(projects, projects.get(project), "bob", 0.0)
     task = projects.get(project).task
     projects.change(project, task=task.model_copy(update={"overlap": 4}))
     assert to_come(projects, project) == 11
     projects.change(project, task=task.model_copy(update={"overlap": 1}))
     # One is answered; of the others one each, and what bob holds stays his.
     assert to_come(projects, project) == 2 + (held.item.prompt == "p0")
-    assert answering.upcoming(projects, project, "bob", 0.0)[0].item == held.item
+    assert answering.upcoming(projects, projects.get(project), "bob", 0.0)[0].item == held.item
 
 
 def test_what_raters_hold_stays_theirs_when_fewer_are_wanted(projects: Projects) -> None:
     project = made(projects, overlap=3)
-    held = [answering.upcoming(projects, project, rater, 0.0)[0].assignment for rater in ("ann", "bob")]
+    held = [
+        answering.upcoming(projects, projects.get(project), rater, 0.0)[0].assignment
+        for rater in ("ann", "bob")
+    ]
     projects.change(project, task=projects.get(project).task.model_copy(update={"overlap": 1}))
     assert to_come(projects, project) == 2
-    item = answering.upcoming(projects, project, "bob", 0.0)[0].item.id
+    item = answering.upcoming(projects, projects.get(project), "bob", 0.0)[0].item.id
     for rater, ticket in zip(("ann", "bob"), held, strict=True):
         answering.judge(projects, project, rater, item, CHOICE, event=rater, assignment=ticket)
-    assert answering.upcoming(projects, project, "cem", 0.0) == []
+    assert answering.upcoming(projects, projects.get(project), "cem", 0.0) == []
 
 
 @pytest.mark.parametrize(("enough", "closed"), [(0.5, 10), (0.95, 0)])
@@ -99,7 +102,7 @@ def test_where_raters_agree_enough_nobody_else_is_asked(
     project = made(projects, 12, overlap=3, enough_alpha=enough)
     for rater in ("ann", "bob"):
         number = 0
-        while turns := answering.upcoming(projects, project, rater, 0.0):
+        while turns := answering.upcoming(projects, projects.get(project), rater, 0.0):
             (turn,) = turns
             place = int(str(turn.item.prompt)[1:])
             choice = place % 2 if rater == "ann" or place > 1 else 1 - place % 2
@@ -148,7 +151,9 @@ def test_what_comes_in_counts_and_more_overlap_asks_for_the_rest(projects: Proje
     task = projects.get(project).task
     projects.change(project, task=task.model_copy(update={"overlap": 5}))
     assert to_come(projects, project) == 2
-    assert [turn.item.prompt for turn in answering.upcoming(projects, project, "ann", 0.0)] == ["p"]
+    assert [turn.item.prompt for turn in answering.upcoming(projects, projects.get(project), "ann", 0.0)] == [
+        "p"
+    ]
 
 
 def test_what_is_retracted_is_asked_again(projects: Projects) -> None:
@@ -180,12 +185,12 @@ def test_a_reviewer_s_word_is_nobody_s_slot_and_stands_once(projects: Projects) 
 
 def test_only_who_was_given_an_item_answers_it_and_once(projects: Projects) -> None:
     project = made(projects, overlap=2)
-    (turn,) = answering.upcoming(projects, project, "ann", 0.0)
+    (turn,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
     for ticket in (
         None,
         "nonsense",
         "gAAAAA",
-        answering.upcoming(projects, project, "bob", 0.0)[0].assignment,
+        answering.upcoming(projects, projects.get(project), "bob", 0.0)[0].assignment,
     ):
         with pytest.raises(UserError, match="was not given to this rater"):
             answering.judge(projects, project, "ann", turn.item.id, CHOICE, event="1", assignment=ticket)

@@ -62,7 +62,7 @@ def test_a_rater_s_way_from_the_link_to_the_last_item(app: Any) -> None:
         }  # fmt: skip
         for _ in range(2):
             written = rater.post(f"/api/v1/projects/{project}/answers", json=said)
-            assert written.json() == {"seq": len(seen)}, "sent twice, counted once"
+            assert written.json() == {"seq": len(seen), "next": None}, "sent twice, counted once"
     assert len(set(seen)) == 6
     events = app.state.projects.store.current()
     assert [event.rater for event in events] == ["Quiet otter"] * 6
@@ -138,6 +138,34 @@ OPEN = {
     ("POST", "/api/v1/log-in"), ("POST", "/api/v1/invitations/{token}"), ("GET", "/"), ("GET", "/log-in"),
     ("GET", "/welcome/{token}"), ("GET", "/language/{language}"),
 }  # fmt: skip
+
+
+def test_an_answer_brings_what_comes_next(app: Any) -> None:
+    owner, ann = client(app, "owner", "Olga"), client(app, "rater", "Ann")
+    project = new_project(owner)
+    owner.post(f"/api/v1/projects/{project}/items", json={"items": PAIRS})
+    owner.put(f"/api/v1/projects/{project}/guidelines", json={"texts": {"en": "Be fair."}})
+    first = ann.get(f"/api/v1/projects/{project}/next?count=2").json()
+    turns, seen = first["turns"], list[str]()
+    while turns:
+        turn = turns.pop(0)
+        seen.append(turn["item"])
+        said = {
+            "event": f"e{len(seen)}", "item": turn["item"], "assignment": turn["assignment"], "ahead": 2,
+            "payload": {"choice": 0, "strength": 1}, "have": [one["item"] for one in turns],
+        }  # fmt: skip
+        for _ in range(2):  # sent twice: the same answer, and the same turns
+            written = ann.post(f"/api/v1/projects/{project}/answers", json=said).json()
+            assert written["seq"] == len(seen)
+        coming = written["next"]
+        assert {name: coming[name] for name in ("task", "guideline", "guidelines")} == {
+            name: first[name] for name in ("task", "guideline", "guidelines")
+        }
+        assert len(turns) + len(coming["turns"]) == min(2, 6 - len(seen))
+        turns += coming["turns"]
+    assert len(set(seen)) == 6
+    refused = ann.post(f"/api/v1/projects/{project}/answers", json=said | {"event": "new"})
+    assert refused.status_code == 400, "answered already: neither written nor anything given out"
 
 
 def test_every_route_is_in_the_table() -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from plaudit.feedback import drafts, giving, privacy, queries, schema
 from plaudit.feedback.events import Event, Item, check
 from plaudit.feedback.judgements import ADJUDICATES
-from plaudit.feedback.projects import NAMED, Projects, given, project_of, read
+from plaudit.feedback.projects import NAMED, Project, Projects, given, project_of, read
 from plaudit.feedback.tasks import Flag, agrees, kind_of
 from plaudit.types import UserError
 
@@ -42,7 +42,20 @@ class Turn:
     assignment: str | None
 
 
-def upcoming(projects: Projects, id: str, rater: str, now: float, count: int = 1) -> list[Turn]:
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """What decides what a rater is given, read before anything is written. most: turns at once; none where the project
+    has what it wants. doubt: how often they are given what is worth least."""
+
+    project: Project
+    rater: str
+    key: bytes | None
+    lessons: Sequence[str]
+    most: int
+    doubt: float
+
+
+def upcoming(projects: Projects, project: Project, rater: str, now: float, count: int = 1) -> list[Turn]:
     """What this rater judges next, and what after that, `count` in all; fewer where no more is left for them, or
     the project has what it wants.
 
@@ -50,29 +63,58 @@ def upcoming(projects: Projects, id: str, rater: str, now: float, count: int = 1
     before, and else what teaches most, or, as often as the task says, what comes next of the random slice.
     """
     with schema.writing(projects.store.engine, at_once=False) as connection:
-        project = read(connection, id)
-        key = queries.admit(connection, rater)
-        if project.archived:
-            return []
-        if lessons := giving.training(connection, id, rater, count):
-            return _turns(connection, rater, "training", lessons, None)
-        most = project.task.most_judgements
-        if most is not None and given(connection, id) >= most:
-            return []
-        done = _done(connection, id, rater)
-        doubt = giving.doubt(connection, id, project.task, rater)
-        schema.alone(connection)
-        if key is None:
-            key = privacy.key_of(connection, rater)
-        held = giving.held(connection, id, project.task, rater, now)[:count]
-        while len(held) < count:
-            more = giving.claim(connection, id, project.task, rater, done + len(held), doubt, now)
-            if more is None:
-                break
-            held.append(more)
+        seat = _seat(connection, project, rater, count)
+        tickets = _hold(connection, seat, now)
+    return _turns(projects, seat, tickets)
+
+
+def judge_on(
+    projects: Projects, project: Project, rater: str, item: str, payload: Mapping[str, Any] | None, *, now: float,
+    count: int, **said: Any,
+) -> tuple[int, list[Turn]]:  # fmt: skip
+    """As `judge`, and then as `upcoming`: the answer, and what is held after it, in one transaction."""
+    more = payload is not None and said.get("supersedes") is None
+    with schema.writing(projects.store.engine, at_once=False) as connection:
+        seat = _seat(connection, project, rater, count, coming=int(more))
+        seq = judge(projects, project.id, rater, item, payload, **said)
+        tickets = _hold(connection, seat, now)
+    return seq, _turns(projects, seat, tickets)
+
+
+def _seat(connection: Connection, project: Project, rater: str, count: int, coming: int = 0) -> _Seat:
+    """coming: judgements that will have been given when the seat is used."""
+    key, most = queries.admit(connection, rater), project.task.most_judgements
+    lessons = () if project.archived else giving.training(connection, project.id, rater, count)
+    if project.archived or lessons or (most is not None and given(connection, project.id) + coming >= most):
+        return _Seat(project, rater, key, lessons, 0, 0.0)
+    return _Seat(project, rater, key, (), count, giving.doubt(connection, project.id, project.task, rater))
+
+
+def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
+    """What the rater holds from now on: items in their order, each with its ticket."""
+    if seat.most == 0:
+        return {}
+    schema.alone(connection)
+    project, rater = seat.project, seat.rater
+    key = seat.key or privacy.key_of(connection, rater)
+    held = giving.held(connection, project.id, project.task, rater, now)[: seat.most]
+    done = _done(connection, project.id, rater) if len(held) < seat.most else 0
+    while len(held) < seat.most:
+        more = giving.claim(connection, project.id, project.task, rater, done + len(held), seat.doubt, now)
+        if more is None:
+            break
+        held.append(more)
+    return {slot.item: Fernet(key).encrypt(str(slot.id).encode()).decode() for slot in held}
+
+
+def _turns(projects: Projects, seat: _Seat, tickets: Mapping[str, str]) -> list[Turn]:
+    """Lessons, or what is held; read when the others may write again."""
+    ids: Sequence[str] = seat.lessons or list(tickets)
+    part: Literal["open", "training"] = "training" if seat.lessons else "open"
     with schema.reading(projects.store.engine) as connection:
-        tickets = {slot.item: Fernet(key).encrypt(str(slot.id).encode()).decode() for slot in held}
-        return _turns(connection, rater, "open", list(tickets), tickets)
+        found = queries.items(connection, ids)
+    there = [item for id in ids if (item := found[id]) is not None]  # None: forgotten just now
+    return [Turn(item, giving.order_of(item, seat.rater), part, tickets.get(item.id)) for item in there]
 
 
 def practise(
@@ -145,12 +187,12 @@ def _say(
 ) -> int:  # fmt: skip
     where = f"item {item}"
     with schema.writing(projects.store.engine, at_once=False) as connection:
-        slot = None if ticket is None else _slot_of(connection, rater, ticket, item)
         row = connection.execute(_asked(), {"of": id, "item": item, "by": rater}).first()
         project = read(connection, id) if row is None else project_of(row)
         found = queries.items(connection, [item]).get(item)
         if row is None or found is None:
             raise UserError("is none of the project's", where=where)
+        slot = None if ticket is None else _slot_of(row.key, ticket, item)
         if unknown := [flag for flag in flags if flag not in get_args(Flag)]:
             raise UserError(f"flags are {unknown}, not some of {', '.join(get_args(Flag))}", where=where)
         if payload is not None:
@@ -181,24 +223,10 @@ def _say(
         return seq
 
 
-def _turns(
-    connection: Connection,
-    rater: str,
-    part: Literal["open", "training"],
-    items: Sequence[str],
-    tickets: Mapping[str, str] | None,
-) -> list[Turn]:
-    found, turns = queries.items(connection, items), list[Turn]()
-    for id in items:
-        if (item := found[id]) is not None:  # None: forgotten just now
-            turns.append(Turn(item, giving.order_of(item, rater), part, tickets[id] if tickets else None))
-    return turns
-
-
-def _slot_of(connection: Connection, rater: str, ticket: str, item: str) -> int:
-    """The slot that a ticket stands for. UserError for one that was not this rater's."""
+def _slot_of(key: bytes | None, ticket: str, item: str) -> int:
+    """The slot that a ticket stands for. UserError for one that was not of this rater, whose key it is."""
     try:
-        return int(privacy.unseal(privacy.known_key(connection, rater), ticket.encode()) or "")
+        return int(privacy.unseal(key, ticket.encode()) or "")
     except (ValueError, InvalidToken):
         raise _not_given(item) from None
 
@@ -209,10 +237,13 @@ def _not_given(item: str) -> UserError:
 
 @functools.cache
 def _asked() -> sa.Select[Any]:
-    """The project (of), where the item is one of its, and whether the rater (by) has a draft of it."""
-    table, drafts = schema.project_items, schema.drafts
+    """The project (of), where the item is one of its, the rater's (by) key, and whether they have a draft of it."""
+    table, drafts, raters = schema.project_items, schema.drafts, schema.raters
     mine = sa.exists().where(drafts.c.rater == sa.bindparam("by"), drafts.c.item == table.c.item)
-    query = NAMED.add_columns(mine.label("drafted")).join(table, table.c.project == schema.projects.c.id)
+    key = sa.select(raters.c.key).where(raters.c.id == sa.bindparam("by")).scalar_subquery()
+    query = NAMED.add_columns(mine.label("drafted"), key.label("key")).join(
+        table, table.c.project == schema.projects.c.id
+    )
     return query.where(table.c.item == sa.bindparam("item"))
 
 

@@ -284,8 +284,7 @@ class Store:
         if last is not None and last.kind == kind:
             return int(last.seq)
         number = queries.last_seq(connection) + 1
-        _insert(connection, number, Event(event_id(kind, rater, number), kind, rater))
-        return number
+        return _insert(connection, Event(event_id(kind, rater, number), kind, rater))
 
 
 class _Log:
@@ -296,7 +295,6 @@ class _Log:
         self.known = queries.events(connection, [event.id for event in events])
         self.items = queries.items(connection, [event.item for event in events if event.item is not None])
         self.raters: set[str] = set()
-        self.last = queries.last_seq(connection)
 
     def append(self, event: Event) -> int:
         event = replace(event, payload=as_stored(event.payload))
@@ -312,12 +310,11 @@ class _Log:
             self._check_superseded(event)
         if event.assignment is not None:
             assignments.check_answer(self.connection, event)
-        self.last += 1
-        _insert(self.connection, self.last, event)
+        seq = _insert(self.connection, event)
         if event.assignment is not None:
             assignments.complete(self.connection, event)
-        self.known[event.id] = replace(event, seq=self.last)
-        return self.last
+        self.known[event.id] = replace(event, seq=seq)
+        return seq
 
     def _replay(self, event: Event) -> int:
         known = self.known[event.id]
@@ -373,15 +370,16 @@ def put_items(connection: Connection, items: Sequence[Item]) -> int:
     return len(stored) - before
 
 
-_EVENT = schema.events.insert()
+_NUMBER = sa.select(sa.func.coalesce(sa.func.max(schema.events.c.seq), 0) + 1).scalar_subquery()
+_EVENT = schema.events.insert().values(seq=_NUMBER).returning(schema.events.c.seq)
 
 
-def _insert(connection: Connection, seq: int, event: Event) -> None:
+def _insert(connection: Connection, event: Event) -> int:
+    """Writes it as the last one; its number."""
     sealed = None if event.comment is None else privacy.seal(connection, event.rater, event.comment)
-    connection.execute(
+    seq = connection.scalar(
         _EVENT,
         {
-            "seq": seq,
             "id": event.id,
             "kind": event.kind,
             "item": event.item,
@@ -396,6 +394,7 @@ def _insert(connection: Connection, seq: int, event: Event) -> None:
             "created_at": _now(),
         },
     )
+    return int(seq or 0)
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from plaudit.types import UserError, prompt_to_json
 router = APIRouter(prefix="/api/v1", tags=["judging"])
 Judge = Annotated[Caller, Depends(needs("judge"))]
 Id = Annotated[str, Path(max_length=100)]
+SAID = {"event", "assignment", "guideline", "comment", "flags", "supersedes"}
 SETTLE_EVERY = 25
 """Events of a store between two looks at whether raters agree enough."""
 
@@ -46,27 +48,28 @@ def next_turns(
     """What this rater judges next, and what after that, which a page loads ahead. have: items that the page has
     already, with commas between; they are not sent again."""
     projects, found = admitted(request, caller, project)
-    turns = answering.upcoming(projects, project, caller.name, time.time(), count)
-    version, texts = projects.guideline(project)
-    new = [turn for turn in turns if turn.item.id not in have.split(",")]
-    begun = drafts.of(projects.store, caller.name, [turn.item.id for turn in new])
-    shown = [_shown(turn, begun.get(turn.item.id, {})) for turn in new]
-    return _json(wire.Next(turns=shown, task=found.task.asked(), guideline=version, guidelines=texts))
+    turns = answering.upcoming(projects, found, caller.name, time.time(), count)
+    return _json(_next(projects, found, caller.name, turns, have.split(",")))
 
 
 @router.post("/projects/{project}/answers", response_model=wire.Written)
 def answer(
     request: Request, caller: Judge, project: Id, body: wire.Answer, after: BackgroundTasks
 ) -> Response:
-    """Writes an answer; when this returns, it is on disk. The same again is harmless."""
-    projects, _ = admitted(request, caller, project)
-    seq = answering.judge(
-        projects, project, caller.name, body.item, body.payload, event=body.event, assignment=body.assignment,
-        guideline=body.guideline, comment=body.comment, flags=body.flags, supersedes=body.supersedes,
-    )  # fmt: skip
+    """Writes an answer; when this returns, it is on disk. The same again is harmless. With ahead, what comes next is in
+    the acknowledgement: a page that asks so has one request an item."""
+    projects, found = admitted(request, caller, project)
+    said = body.model_dump(include=SAID)
+    if body.ahead:
+        seq, turns = answering.judge_on(
+            projects, found, caller.name, body.item, body.payload, now=time.time(), count=body.ahead, **said
+        )
+        coming = _next(projects, found, caller.name, turns, body.have)
+    else:
+        seq, coming = answering.judge(projects, project, caller.name, body.item, body.payload, **said), None
     if seq % SETTLE_EVERY == 0:
         after.add_task(quality.settle, projects, project)  # when the answer is acknowledged
-    return _json(wire.Written(seq=seq))
+    return _json(wire.Written(seq=seq, next=coming))
 
 
 @router.get("/projects/{project}/own")
@@ -98,6 +101,17 @@ def keep_draft(request: Request, caller: Judge, item: Id, body: wire.Draft) -> w
 def _json(model: BaseModel) -> Response:
     """As FastAPI would send it, without the thread that it serialises in: for what is asked with every item."""
     return Response(model.model_dump_json(), media_type="application/json")
+
+
+def _next(
+    projects: Projects, project: Project, rater: str, turns: Sequence[Turn], have: Sequence[str]
+) -> wire.Next:
+    """What a page is sent of the turns that it does not have."""
+    version, texts = projects.guideline(project.id) if project.guideline else (0, {})
+    new = [turn for turn in turns if turn.item.id not in have]
+    begun = drafts.of(projects.store, rater, [turn.item.id for turn in new]) if new else {}
+    shown = [_shown(turn, begun.get(turn.item.id, {})) for turn in new]
+    return wire.Next(turns=shown, task=project.task.asked(), guideline=version, guidelines=texts)
 
 
 def _shown(turn: Turn, draft: dict[str, Any]) -> wire.TurnShown:

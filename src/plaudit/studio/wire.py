@@ -79,11 +79,14 @@ class ProjectChange(Body):
 
 
 class Answer(Body):
-    """event: made by the client, so that sending it again is harmless. payload: None passes the item over."""
+    """event: made by the client, so that sending it again is harmless. payload: None passes the item over. ahead: how
+    many turns to send back with the acknowledgement, those in have left out, as `next` does."""
 
     event: Id
     item: Id
     payload: dict[str, Any] | None
+    ahead: Annotated[int, Field(ge=0, le=3)] = 0
+    have: Annotated[list[Id], Field(max_length=10)] = []
     assignment: Annotated[str, Field(max_length=500)] | None = None
     guideline: Annotated[int, Field(ge=0, lt=2**31)] = 0
     comment: Annotated[str, Field(max_length=10_000)] | None = None
@@ -218,7 +221,10 @@ class Next(BaseModel):
 
 
 class Written(BaseModel):
+    """next: where the answer asked for turns ahead."""
+
     seq: int
+    next: Next | None = None
 
 
 class Lesson(BaseModel):

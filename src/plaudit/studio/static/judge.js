@@ -8,7 +8,7 @@ const root = document.getElementById("judge");
 const { project, language, rater } = root.dataset;
 const board = document.getElementById("item"), notice = document.getElementById("notice");
 const FLAGS = ["harmful", "private", "broken"];
-const AHEAD = 3;
+const AHEAD = 3, ANSWERS = `/projects/${project}/answers`;
 
 let task = null, guideline = 0, turns = [], current = null, last = null, coming = null, failed = null, today = 0;
 let move = 0; // raised by whatever changes what is shown: who comes back from waiting looks whether it is still meant
@@ -16,12 +16,17 @@ const answered = new Set(); // items of this page that are answered or on their 
 const began = Date.now();
 let reminded = began;
 
-const outbox = new Outbox(rater, ({ waiting, refused, forged }) => {
-  if (refused) giveBack(refused);
-  else if (forged) say(t("load_again"), { kind: "waiting", loud: true });
-  else if (waiting) say(t("not_sent_yet", { count: waiting }), { kind: "waiting" });
-  else if (notice.dataset.kind === "waiting") notice.hidden = true;
-  if (!waiting && current === null && board.dataset.state === "waiting") next();
+const outbox = new Outbox(rater, {
+  told({ waiting, refused, forged }) {
+    if (refused) giveBack(refused);
+    else if (forged) say(t("load_again"), { kind: "waiting", loud: true });
+    else if (waiting) say(t("not_sent_yet", { count: waiting }), { kind: "waiting" });
+    else if (notice.dataset.kind === "waiting") notice.hidden = true;
+    if (!waiting && current === null && board.dataset.state === "waiting") next();
+  },
+  // An answer of this project brings what comes next; others may have been left from elsewhere.
+  asks: (path) => (path === ANSWERS ? { ahead: AHEAD, have: held() } : {}),
+  heard: (path, { next: found }) => found && take(found),
 });
 
 function say(text, { kind = "", loud = false } = {}) {
@@ -46,15 +51,22 @@ function giveBack({ body, message }) {
 
 // -- what comes next -------------------------------------------------------------------------------------------
 
+// Items that this page has.
+function held() {
+  return [current?.turn, ...turns].filter(Boolean).map((turn) => turn.item);
+}
+
 async function load() {
-  const loaded = [current?.turn, ...turns].filter(Boolean).map((turn) => turn.item).join(",");
-  const found = await call("GET", `/projects/${project}/next?count=${AHEAD}&have=${loaded}`);
+  take(await call("GET", `/projects/${project}/next?count=${AHEAD}&have=${held().join(",")}`));
+}
+
+function take(found) {
   task = found.task;
   guideline = found.guideline;
   showGuideline(found);
   for (const { body } of outbox.read()) answered.add(body.item);
-  const held = new Set([current?.turn.item, ...turns.map((turn) => turn.item)]);
-  turns.push(...found.turns.filter((turn) => !held.has(turn.item) && !answered.has(turn.item)));
+  const here = held();
+  turns.push(...found.turns.filter((turn) => !here.includes(turn.item) && !answered.has(turn.item)));
 }
 
 function ahead() {
@@ -73,7 +85,7 @@ async function next() {
   if (!turns.length) {
     board.setAttribute("aria-busy", "true");
     await outbox.flush();
-    await ahead();
+    if (!turns.length) await ahead();
     if (mine === move && !turns.length && !failed) await ahead(); // what was loaded before the last answer had it still
     if (mine !== move) return;
   }
@@ -160,7 +172,7 @@ function show(turn, draft = stored(turn)) {
   board.focus({ preventScroll: true });
   scrollTo({ top: 0 });
   performance.mark("shown");
-  if (turns.length < AHEAD - 1) ahead();
+  if (turns.length < AHEAD - 1 && !outbox.running) ahead(); // else they come with the acknowledgement
 
   function ready() {
     send.disabled = !part.ready();
@@ -230,7 +242,7 @@ function give(said) {
   clearTimeout(saving);
   localStorage.removeItem(placeOf(turn.item));
   answered.add(turn.item);
-  outbox.put(`/projects/${project}/answers`, {
+  outbox.put(ANSWERS, {
     event, item: turn.item, payload, assignment: turn.assignment, guideline,
     comment: comment.value || null, flags: [...flags], supersedes,
   });

@@ -7,10 +7,13 @@ const FIRST = 1000, LONGEST = 30_000;
 
 export class Outbox {
   // told({waiting, refused, forged}): how many wait; what was refused ({body, message}), if something was; and whether the
-  // page is out of date, so that it must be loaded again.
-  constructor(rater, told) {
+  // page is out of date, so that it must be loaded again. asks(path): what is sent beside an answer, as things are when
+  // it goes; heard(path, written): what the server says when it has it.
+  constructor(rater, { told = () => {}, asks = () => ({}), heard = () => {} } = {}) {
     this.place = `plaudit-outbox-${rater}`;
     this.told = told;
+    this.asks = asks;
+    this.heard = heard;
     this.pause = FIRST;
     this.running = null;
     addEventListener("online", () => this.flush());
@@ -43,7 +46,7 @@ export class Outbox {
       const { path, body } = this.read()[0];
       let refused = null;
       try {
-        await call("POST", path, body);
+        this.heard(path, await call("POST", path, { ...body, ...this.asks(path) }));
         this.pause = FIRST;
       } catch (error) {
         const said = error instanceof Refused;

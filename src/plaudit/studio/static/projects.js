@@ -30,5 +30,5 @@ form("new-project", async (fields) => {
   location.assign(`/projects/${made.id}`);
 });
 
-new Outbox(list.dataset.rater, () => {}).flush(); // what was not sent yet when one left
+new Outbox(list.dataset.rater).flush(); // what was not sent yet when one left
 show();
