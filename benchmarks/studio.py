@@ -43,7 +43,7 @@ from plaudit.training import machine
 sys.path.insert(0, str(Path(__file__).parent))
 PLACE = Path(__file__).parent / "results" / "studio.json"
 PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
-OVERLAP, AHEAD = 3, 3
+OVERLAP, AHEAD, ARRIVAL = 3, 3, 15.0
 LEAST_MS = 150.0
 """Aimed at: the 95th percentile of an answer on PostgreSQL."""
 
@@ -83,7 +83,7 @@ async def one(
     """One rater's work."""
     random = rng(number, "load")
     headers = {"Authorization": f"Bearer {key}"}
-    await asyncio.sleep(float(random.uniform(0, thinking)))
+    await asyncio.sleep(float(random.uniform(0, ARRIVAL)))
     began = time.monotonic()
     answer = await http.get(f"projects/{project}/next?count={AHEAD}", headers=headers)
     said["next"].append(time.monotonic() - began)

@@ -305,11 +305,14 @@ def studio(
     host: Annotated[str, typer.Option(help="Who may reach it: by default this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8321,
     runs: Annotated[Path, typer.Option(help="Where runs are, whose curves owners see.")] = Path("runs"),
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Processes; 0: one on SQLite, else one a core.")
+    ] = 0,
 ) -> None:
     """Serve the web app in which people judge and owners look."""
     from plaudit.studio.run import run
 
-    run(store, host, port, runs)
+    run(store, host, port, runs, workers)
 
 
 @app.command()

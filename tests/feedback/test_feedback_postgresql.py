@@ -117,9 +117,10 @@ def test_a_server_that_goes_away_is_told_of_and_found_again(store: Store) -> Non
     assert store.last_seq() == 0
 
 
-def test_the_next_item_is_found_without_a_look_at_all_others(store: Store) -> None:
+@pytest.mark.parametrize("random_share", [0.0, 1.0])
+def test_the_next_item_is_found_without_a_look_at_all_others(store: Store, random_share: float) -> None:
     projects = Projects(store)
-    project = projects.create("Pairs", Task(kind="comparison", overlap=3)).id
+    project = projects.create("Pairs", Task(kind="comparison", overlap=3, random_share=random_share)).id
     projects.add(project, [Entry(f"p{i}", (f"a{i}", f"b{i}")) for i in range(1000)])
     with store.engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE")

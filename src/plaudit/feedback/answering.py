@@ -6,7 +6,7 @@ The order on a rater's screen is drawn from ids alone, so that a page that is lo
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -45,7 +45,7 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class _Seat:
     """What decides what a rater is given, read before anything is written. most: turns at once; none where the project
-    has what it wants. doubt: how often they are given what is worth least."""
+    has what it wants. doubt: how often they are given what is worth least. have: items whose turns they have."""
 
     project: Project
     rater: str
@@ -53,41 +53,47 @@ class _Seat:
     lessons: Sequence[str]
     most: int
     doubt: float
+    have: Collection[str]
 
 
-def upcoming(projects: Projects, project: Project, rater: str, now: float, count: int = 1) -> list[Turn]:
+def upcoming(
+    projects: Projects, project: Project, rater: str, now: float, count: int = 1, have: Collection[str] = ()
+) -> list[Turn]:
     """What this rater judges next, and what after that, `count` in all; fewer where no more is left for them, or
-    the project has what it wants.
+    the project has what it wants. have: items whose turns they have already, which count and are not given again.
 
     Training items come first. Then what they hold already, now and then a gold item or one they have judged
     before, and else what teaches most, or, as often as the task says, what comes next of the random slice.
     """
     with schema.writing(projects.store.engine, at_once=False) as connection:
-        seat = _seat(connection, project, rater, count)
+        seat = _seat(connection, project, rater, count, have)
         tickets = _hold(connection, seat, now)
     return _turns(projects, seat, tickets)
 
 
 def judge_on(
     projects: Projects, project: Project, rater: str, item: str, payload: Mapping[str, Any] | None, *, now: float,
-    count: int, **said: Any,
+    count: int, have: Collection[str] = (), **said: Any,
 ) -> tuple[int, list[Turn]]:  # fmt: skip
     """As `judge`, and then as `upcoming`: the answer, and what is held after it, in one transaction."""
     more = payload is not None and said.get("supersedes") is None
     with schema.writing(projects.store.engine, at_once=False) as connection:
-        seat = _seat(connection, project, rater, count, coming=int(more))
+        seat = _seat(connection, project, rater, count, have, coming=int(more))
         seq = judge(projects, project.id, rater, item, payload, **said)
         tickets = _hold(connection, seat, now)
     return seq, _turns(projects, seat, tickets)
 
 
-def _seat(connection: Connection, project: Project, rater: str, count: int, coming: int = 0) -> _Seat:
+def _seat(
+    connection: Connection, project: Project, rater: str, count: int, have: Collection[str], coming: int = 0
+) -> _Seat:
     """coming: judgements that will have been given when the seat is used."""
     key, most = queries.admit(connection, rater), project.task.most_judgements
     lessons = () if project.archived else giving.training(connection, project.id, rater, count)
     if project.archived or lessons or (most is not None and given(connection, project.id) + coming >= most):
-        return _Seat(project, rater, key, lessons, 0, 0.0)
-    return _Seat(project, rater, key, (), count, giving.doubt(connection, project.id, project.task, rater))
+        return _Seat(project, rater, key, lessons, 0, 0.0, have)
+    doubt = giving.doubt(connection, project.id, project.task, rater)
+    return _Seat(project, rater, key, (), count, doubt, have)
 
 
 def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
@@ -104,12 +110,13 @@ def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
         if more is None:
             break
         held.append(more)
-    return {slot.item: Fernet(key).encrypt(str(slot.id).encode()).decode() for slot in held}
+    new = [slot for slot in held if slot.item not in seat.have]
+    return {slot.item: Fernet(key).encrypt(str(slot.id).encode()).decode() for slot in new}
 
 
 def _turns(projects: Projects, seat: _Seat, tickets: Mapping[str, str]) -> list[Turn]:
     """Lessons, or what is held; read when the others may write again."""
-    ids: Sequence[str] = seat.lessons or list(tickets)
+    ids = [id for id in seat.lessons if id not in seat.have] or list(tickets)
     part: Literal["open", "training"] = "training" if seat.lessons else "open"
     with schema.reading(projects.store.engine) as connection:
         found = queries.items(connection, ids)

@@ -14,6 +14,13 @@ from plaudit.feedback.projects import read
 from plaudit.feedback.store import Store
 from plaudit.types import UserError
 
+_ALL = (
+    sa.select(schema.drafts.c.item, schema.drafts.c.sealed, schema.raters.c.key)
+    .join_from(schema.drafts, schema.raters, schema.raters.c.id == schema.drafts.c.rater)
+    .where(schema.drafts.c.rater == sa.bindparam("by"))
+)
+_SOME = _ALL.where(schema.drafts.c.item.in_(sa.bindparam("items", expanding=True)))
+
 
 def save(store: Store, rater: str, item: str, draft: Mapping[str, Any], now: float | None = None) -> None:
     """Keeps what is not sent yet, sealed under the rater's key. An empty one takes it away. now: what the rater
@@ -35,16 +42,9 @@ def save(store: Store, rater: str, item: str, draft: Mapping[str, Any], now: flo
 
 def of(store: Store, rater: str, items: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
     """What the rater has begun, by item: of these items, or of all."""
-    table = schema.drafts
-    query = (
-        sa.select(table.c.item, table.c.sealed, schema.raters.c.key)
-        .join_from(table, schema.raters, schema.raters.c.id == table.c.rater)
-        .where(table.c.rater == rater)
-    )
-    if items is not None:
-        query = query.where(table.c.item.in_(items))
+    query, told = (_ALL, {}) if items is None else (_SOME, {"items": list(items)})
     with schema.reading(store.engine) as connection:
-        rows = connection.execute(query).all()
+        rows = connection.execute(query, {"by": rater, **told}).all()
     texts = {row.item: privacy.unseal(row.key, row.sealed) for row in rows}
     return {item: dict(json.loads(text)) for item, text in texts.items() if text is not None}
 

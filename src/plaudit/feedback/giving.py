@@ -112,12 +112,13 @@ def _claiming(queue: int, worst_first: bool) -> sa.Executable:
     by: sa.BindParameter[str] = sa.bindparam("by", type_=sa.Text)
     moment: sa.BindParameter[float] = sa.bindparam("moment", type_=sa.Double)
     given = sa.select(own.c.item).where(own.c.rater == by)
-    worth = slots.c.priority.asc() if worst_first else slots.c.priority.desc()
+    # All of the random slice are worth the same; named in the order all the same, it is the index's.
+    worth = slots.c.priority.asc() if worst_first and queue == BY_PRIORITY else slots.c.priority.desc()
     free = (
         sa.select(slots.c.id)
         .where(slots.c.project == sa.bindparam("of"), slots.c.event.is_(None), slots.c.queue == queue)
         .where(assignments.fit_for(by, moment), slots.c.item.not_in(given))
-        .order_by(*((worth,) if queue == BY_PRIORITY else ()), slots.c.slot, slots.c.id)
+        .order_by(worth, slots.c.slot, slots.c.id)
         .limit(1)
     )
     return (

@@ -19,6 +19,7 @@ _FEW = 500
 _LAST_SEQ = sa.select(sa.func.max(schema.events.c.seq))
 _ITEMS = sa.select(schema.items)
 _SOME_ITEMS = _ITEMS.where(schema.items.c.id.in_(sa.bindparam("ids", expanding=True)))
+_ONE_ITEM = _ITEMS.where(schema.items.c.id == sa.bindparam("ids"))
 _LAST_RULE = (
     sa.select(schema.events)
     .where(schema.events.c.rater == sa.bindparam("rater"))
@@ -118,7 +119,13 @@ def items(connection: Connection, ids: Sequence[str] | None) -> dict[str, Item |
     """Items by id, None for a forgotten one."""
     found: dict[str, Item | None] = {}
     for some in [None] if ids is None else chunks(ids):
-        for row in connection.execute(*((_ITEMS,) if some is None else (_SOME_ITEMS, {"ids": some}))):
+        if some is None:
+            rows = connection.execute(_ITEMS)
+        elif len(some) == 1:  # in a statement that is not made out for each number of ids
+            rows = connection.execute(_ONE_ITEM, {"ids": some[0]})
+        else:
+            rows = connection.execute(_SOME_ITEMS, {"ids": some})
+        for row in rows:
             values = dict(row._mapping)
             if values["prompt"] is None:
                 found[row.id] = None

@@ -336,8 +336,10 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 def alone(connection: Connection) -> None:
     """Lets nobody else write until this transaction ends. SQLite has seen to that when it began."""
-    if connection.dialect.name == "postgresql":
+    transaction = connection.get_transaction()
+    if connection.dialect.name == "postgresql" and connection.info.get("alone") is not transaction:
         connection.execute(_ALONE)
+        connection.info["alone"] = transaction
 
 
 def _open(engine: Engine) -> Connection | None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -44,21 +45,28 @@ MISSING = "there is no such"
 THREADS = 8
 """Requests worked on at once. Python's threads take turns, and each turn costs: with 40, a thread that holds the store
 waits for all others after every query."""
+JUDGING = 2
+"""Of them, those that write answers: they write one after the other anyway, and whoever stands in line for the store
+with a connection in hand slows whoever writes."""
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Fault} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
 
 
-def make_app(store: Store, runs: Path = Path("runs")) -> FastAPI:
-    """The studio over an open store, which it closes at its end. runs: the directory whose runs owners see."""
-    courier = Courier(store.engine)
+def make_app(store: Store, runs: Path = Path("runs"), *, workers: int = 1) -> FastAPI:
+    """The studio over an open store, which it closes at its end. runs: the directory whose runs owners see. workers:
+    how many processes serve it; where they are more than this one, whoever started them delivers what hooks are told.
+    """
+    courier = Courier(store.engine) if workers == 1 else None
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        courier.start()
+        if courier is not None:
+            courier.start()
         current_default_thread_limiter().total_tokens = THREADS
         yield
-        courier.stop()
+        if courier is not None:
+            courier.stop()
         store.close()
 
     app = FastAPI(
@@ -72,7 +80,8 @@ def make_app(store: Store, runs: Path = Path("runs")) -> FastAPI:
     )
     app.state.projects = Projects(store)
     app.state.runs = runs
-    app.state.guard = Guard(Accounts(store.engine), Keys(store.engine))
+    app.state.guard = Guard(Accounts(store.engine), Keys(store.engine), workers)
+    app.state.judging = CapacityLimiter(JUDGING)
     for room in (judging, owning, reviewing, computing, exchanging, watching, people, hooking, pages):
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")

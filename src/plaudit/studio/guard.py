@@ -38,12 +38,13 @@ class Caller:
 
 
 class Guard:
-    """Of one app. Limits are a caller's (requests) or an address's (log-ins that fail)."""
+    """Of one app. Limits are a caller's (requests) or an address's (log-ins that fail, of which each of so many workers
+    lets its share pass)."""
 
-    def __init__(self, accounts: Accounts, keys: Keys) -> None:
+    def __init__(self, accounts: Accounts, keys: Keys, workers: int = 1) -> None:
         self.accounts, self.keys = accounts, keys
         self.requests = Limit(rate=20.0, burst=120.0)
-        self.failures = Limit(rate=1 / 30, burst=10.0)
+        self.failures = Limit(rate=1 / 30 / workers, burst=max(1.0, 10.0 / workers))
 
     def caller(self, request: Request) -> Caller | None:
         """None where nobody is logged in. HTTPException 403 for a request that another site may have made."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 
@@ -40,31 +41,47 @@ def admitted(request: Request, caller: Caller, project: str) -> tuple[Projects, 
     return projects, found
 
 
+async def _in_line(request: Request, work: Callable[[], Response]) -> Response:
+    """In a thread, when its turn has come."""
+    return await run_sync(work, limiter=request.app.state.judging)
+
+
 @router.get("/projects/{project}/next", response_model=wire.Next)
-def next_turns(
+async def next_turns(
     request: Request, caller: Judge, project: Id, count: Annotated[int, Query(ge=1, le=3)] = 2,
     have: Annotated[str, Query(max_length=500)] = "",
 ) -> Response:  # fmt: skip
     """What this rater judges next, and what after that, which a page loads ahead. have: items that the page has
     already, with commas between; they are not sent again."""
+    return await _in_line(request, lambda: _next_turns(request, caller, project, count, have.split(",")))
+
+
+def _next_turns(request: Request, caller: Caller, project: str, count: int, have: Sequence[str]) -> Response:
     projects, found = admitted(request, caller, project)
-    turns = answering.upcoming(projects, found, caller.name, time.time(), count)
-    return _json(_next(projects, found, caller.name, turns, have.split(",")))
+    turns = answering.upcoming(projects, found, caller.name, time.time(), count, have)
+    return _json(_next(projects, found, caller.name, turns))
 
 
 @router.post("/projects/{project}/answers", response_model=wire.Written)
-def answer(
+async def answer(
     request: Request, caller: Judge, project: Id, body: wire.Answer, after: BackgroundTasks
 ) -> Response:
     """Writes an answer; when this returns, it is on disk. The same again is harmless. With ahead, what comes next is in
     the acknowledgement: a page that asks so has one request an item."""
+    return await _in_line(request, lambda: _answer(request, caller, project, body, after))
+
+
+def _answer(
+    request: Request, caller: Caller, project: str, body: wire.Answer, after: BackgroundTasks
+) -> Response:
     projects, found = admitted(request, caller, project)
     said = body.model_dump(include=SAID)
     if body.ahead:
         seq, turns = answering.judge_on(
-            projects, found, caller.name, body.item, body.payload, now=time.time(), count=body.ahead, **said
-        )
-        coming = _next(projects, found, caller.name, turns, body.have)
+            projects, found, caller.name, body.item, body.payload, now=time.time(), count=body.ahead,
+            have=body.have, **said,
+        )  # fmt: skip
+        coming = _next(projects, found, caller.name, turns)
     else:
         seq, coming = answering.judge(projects, project, caller.name, body.item, body.payload, **said), None
     if seq % SETTLE_EVERY == 0:
@@ -103,14 +120,10 @@ def _json(model: BaseModel) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-def _next(
-    projects: Projects, project: Project, rater: str, turns: Sequence[Turn], have: Sequence[str]
-) -> wire.Next:
-    """What a page is sent of the turns that it does not have."""
+def _next(projects: Projects, project: Project, rater: str, turns: Sequence[Turn]) -> wire.Next:
     version, texts = projects.guideline(project.id) if project.guideline else (0, {})
-    new = [turn for turn in turns if turn.item.id not in have]
-    begun = drafts.of(projects.store, rater, [turn.item.id for turn in new]) if new else {}
-    shown = [_shown(turn, begun.get(turn.item.id, {})) for turn in new]
+    begun = drafts.of(projects.store, rater, [turn.item.id for turn in turns]) if turns else {}
+    shown = [_shown(turn, begun.get(turn.item.id, {})) for turn in turns]
     return wire.Next(turns=shown, task=project.task.asked(), guideline=version, guidelines=texts)
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 import time
 from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
+from uvicorn.supervisors import Multiprocess
 
 from plaudit.access.accounts import Accounts
+from plaudit.access.hooks import Courier
 from plaudit.feedback.store import Store
 from plaudit.studio.app import make_app
 from plaudit.types import UserError
 
+MOST_WORKERS = 4
+"""Where nobody says how many: more wait for the database."""
 TURN_SECONDS = 0.0005
 """For which a thread keeps others waiting: a query to the store is shorter than Python's 5 ms."""
 
 
-def run(store: str, host: str, port: int, runs: Path) -> None:
-    """Serves until it is interrupted. UserError where the port is taken, or the host is nobody's."""
+def run(store: str, host: str, port: int, runs: Path, workers: int = 0) -> None:
+    """Serves until it is interrupted. workers: processes; 0: one on SQLite, where one writes at a time, else one a
+    core. UserError where the port is taken, or the host is nobody's."""
     opened = Store.open(store)
     console, place = Console(stderr=True), f"http://{_shown(host)}:{port}"
     if not Accounts(opened.engine).all():
@@ -33,23 +41,44 @@ def run(store: str, host: str, port: int, runs: Path) -> None:
             "It can be reached from other machines, unencrypted: put a proxy with TLS before it.",
             style="yellow",
         )
-    sys.setswitchinterval(TURN_SECONDS)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(opened, runs),
-            host=host,
-            port=port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-            timeout_keep_alive=75,  # longer than most people think about an answer
-        )
+    if workers == 0:
+        workers = 1 if opened.engine.dialect.name == "sqlite" else min(MOST_WORKERS, os.cpu_count() or 1)
+    config = uvicorn.Config(
+        functools.partial(_worker, store, runs, workers),
+        factory=True,
+        workers=workers,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # longer than most people think about an answer
     )
     try:
-        server.run()
+        if workers == 1:
+            opened.close()
+            uvicorn.Server(config).run()
+        else:
+            _supervise(config, opened)
     except SystemExit:  # what uvicorn says of a port that it cannot have
         raise UserError("cannot be listened on", where=f"{host}:{port}", fix="take another --port") from None
+
+
+def _worker(store: str, runs: Path, workers: int) -> FastAPI:
+    """The app of one process."""
+    sys.setswitchinterval(TURN_SECONDS)
+    return make_app(Store.open(store), runs, workers=workers)
+
+
+def _supervise(config: uvicorn.Config, store: Store) -> None:
+    """Several processes behind one socket; a worker that dies is started again. What hooks are told goes out here."""
+    courier = Courier(store.engine)
+    with config.bind_socket() as socket:
+        courier.start()
+        Multiprocess(config, sockets=[socket]).run()
+    courier.stop()
+    store.close()
 
 
 def is_local(host: str) -> bool:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 INVISIBLE = frozenset("\u200c\u200d")
 """Format characters that scripts and emoji need."""
+_LINES = {ord(space): None for space in "\n\t"}
 
 
 @functools.cache
@@ -32,7 +33,10 @@ def markdown(text: str) -> Markup:
 @functools.lru_cache(maxsize=4096)
 def visible(text: str) -> str:
     """Control characters and those that turn the direction of writing, made visible."""
-    return "".join(map(_shown, text.replace("\r\n", "\n")))
+    text = text.replace("\r\n", "\n")
+    if text.translate(_LINES).isprintable():  # most texts, without a look at each character
+        return text
+    return "".join(map(_shown, text))
 
 
 def _shown(character: str) -> str:

@@ -44,7 +44,7 @@ ACCESS = (
 )  # fmt: skip
 GIVING = (
     *of_room("feedback/giving", "feedback/test_feedback_projects studio/test_studio_owner feedback/test_giving",
-             ("worth = slots.c.priority.asc() if worst_first else slots.c.priority.desc()", "worth = slots.c.id",
+             ("worth = slots.c.priority.asc() if worst_first and queue == BY_PRIORITY else slots.c.priority.desc()", "worth = slots.c.id",
               "worth is not looked at"),
              ("wanted = task.overlap - len(judged[item]) - len(to_come[item])",
               "wanted = task.overlap - len(to_come[item])",
