@@ -4,8 +4,8 @@ does an answer take?
 python benchmarks/studio.py --store sqlite|URL [--raters 200] [--seconds 120] [--thinking 3.0]
 
 Each rater has a key of their own, thinks for a time that is exponentially distributed, and sends; what comes after what
-they have is in the acknowledgement, as the page has it. The server is `plaudit studio`, a process of its
-own; this one is the raters. Figures go to benchmarks/results/studio.json, one row a database.
+they have is in the acknowledgement, as the page has it. The server is `plaudit studio` as it starts by itself, in
+processes of its own; this one is the raters. Figures go to benchmarks/results/studio.json, one row a database.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ from plaudit.training import machine
 sys.path.insert(0, str(Path(__file__).parent))
 PLACE = Path(__file__).parent / "results" / "studio.json"
 PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
-OVERLAP, AHEAD, ARRIVAL = 3, 3, 15.0
+OVERLAP, AHEAD = 3, 3
+ARRIVAL = 15.0
+"""Seconds within which all raters have come: two hundred do not open a page in one moment."""
 LEAST_MS = 150.0
 """Aimed at: the 95th percentile of an answer on PostgreSQL."""
 

@@ -122,11 +122,11 @@ def run(quick: bool, out: Path | None, threads: int = 0, seeds: Sequence[int] = 
 
 
 def write(path: Path, row: dict[str, Any], began: float, calibrated: dict[str, Any]) -> None:
-    """A seed takes the place of the same one measured earlier; medians are over the seeds, where every one has
-    arrived."""
-    goal = round(began + RISE, 4)
+    """A seed takes the place of the same one measured earlier towards the same goal; medians are over the
+    seeds, where every one has arrived."""
+    told = {"began": round(began, 4), "goal": round(began + RISE, 4), "limit": LIMIT, "learning_rate": RATE}
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = earlier["rows"] if earlier.get("goal") == goal else []
+    kept = earlier["rows"] if earlier.items() >= told.items() else []
     rows = sorted([*(r for r in kept if r["seed"] != row["seed"]), row], key=lambda r: r["seed"])
 
     def median(values: list[float | None]) -> float | None:
@@ -140,9 +140,7 @@ def write(path: Path, row: dict[str, Any], began: float, calibrated: dict[str, A
             **minutes,
             "ratio": median([r["ratio"] for r in rows]),
             "peak_rss_gb": {side: max(r[side]["peak_rss_gb"] for r in rows) for side in ("ours", "peer")},
-            "began": round(began, 4),
-            "goal": goal,
-            "limit": LIMIT,
+            **told,
             "least": LEAST,
             **calibrated,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -184,9 +184,7 @@ def test_minutes_are_told_by_seed(tmp_path: Path) -> None:
     time_to_reward.write(path, never, 0.1, CEILINGS)
     assert [row["seed"] for row in page.read(tmp_path)[1]["time_to_reward"]["rows"]] == [0, 1]
     assert "not within 6 steps" in page.reward_text(page.read(tmp_path)[1]["time_to_reward"])
-    time_to_reward.write(
-        path, never, 0.2, CEILINGS
-    )  # another goal: what was measured towards the last one is no peer
+    time_to_reward.write(path, never, 0.2, CEILINGS)  # towards another goal
     assert len(page.read(tmp_path)[1]["time_to_reward"]["rows"]) == 1
 
 

@@ -377,7 +377,7 @@ _EVENT = schema.events.insert().values(seq=_NUMBER).returning(schema.events.c.se
 def _insert(connection: Connection, event: Event) -> int:
     """Writes it as the last one; its number."""
     sealed = None if event.comment is None else privacy.seal(connection, event.rater, event.comment)
-    seq = connection.scalar(
+    seq = connection.execute(
         _EVENT,
         {
             "id": event.id,
@@ -393,8 +393,8 @@ def _insert(connection: Connection, event: Event) -> int:
             "assignment": event.assignment,
             "created_at": _now(),
         },
-    )
-    return int(seq or 0)
+    ).scalar_one()
+    return int(seq)
 
 
 def _now() -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
+import threading
 import time
 from ipaddress import ip_address
+from multiprocessing import parent_process
 from pathlib import Path
 
 import uvicorn
@@ -68,7 +71,17 @@ def run(store: str, host: str, port: int, runs: Path, workers: int = 0) -> None:
 def _worker(store: str, runs: Path, workers: int) -> FastAPI:
     """The app of one process."""
     sys.setswitchinterval(TURN_SECONDS)
+    if workers > 1:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     return make_app(Store.open(store), runs, workers=workers)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would go on by itself, and hold the port."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _supervise(config: uvicorn.Config, store: Store) -> None:

@@ -44,9 +44,9 @@ export class Outbox {
   async send() {
     while (this.read().length) {
       const { path, body } = this.read()[0];
-      let refused = null;
+      let refused = null, written = null;
       try {
-        this.heard(path, await call("POST", path, { ...body, ...this.asks(path) }));
+        written = await call("POST", path, { ...body, ...this.asks(path) });
         this.pause = FIRST;
       } catch (error) {
         const said = error instanceof Refused;
@@ -61,6 +61,7 @@ export class Outbox {
         refused = { body, message: error.message };
       }
       this.write(this.read().filter((one) => one.body.event !== body.event));
+      if (written) this.heard(path, written);
       this.told({ waiting: this.read().length, refused, forged: false });
     }
   }
