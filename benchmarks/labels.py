@@ -10,7 +10,7 @@ time, the queue those of which the head could learn most (mutual information), r
 its accuracy on the held-out prompts is the goal; how many judgements the queue needs for it. Accuracy is smoothed
 over three looks, since a single one swings. Coverage: at several sizes the head's curve and forecast are worked out
 from that many judgements alone; then a hundred more are taken, and the gain on prompts that neither saw is compared
-with the interval.
+with the interval, widened by the error with which so many prompts measure it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import math
 import statistics
 import sys
 import tempfile
@@ -124,7 +125,7 @@ def saved(name: str, seed: int) -> dict[str, Any]:
 
     def look(taken: NDArray[Any]) -> float:
         head = value.fit(differences[taken], pairs.better[taken])
-        return value.accuracy(head, differences[test], pairs.better[test])
+        return float(value.right(head, differences[test], pairs.better[test]).mean())
 
     curves: dict[str, list[tuple[int, float]]] = {"random": [], "queue": []}
     for order, curve in curves.items():
@@ -164,18 +165,21 @@ def coverage(name: str, seed: int) -> list[dict[str, Any]]:
     for size in SIZES:
         if size + value.NEXT > len(pool):
             continue
-        sizes, table = value.learning_curve(pairs.of(pool[:size]), features, seed)
-        said = value.forecast(sizes, table, size) if len(sizes) else None
+        said = value.forecast(value.learning_curve(pairs.of(pool[:size]), features, seed), size)
         if said is None:
             continue
-        accuracies = []
-        for taken in (pool[:size], pool[: size + value.NEXT]):
-            head = value.fit(differences[taken], pairs.better[taken])
-            accuracies.append(value.accuracy(head, differences[test], pairs.better[test]))
-        gain = accuracies[1] - accuracies[0]
-        found.append(
-            {"size": size, "came": gain, "said": said["gain"], "holds": said["low"] <= gain <= said["high"]}
+        before, after = (
+            value.right(
+                value.fit(differences[taken], pairs.better[taken]), differences[test], pairs.better[test]
+            )
+            for taken in (pool[:size], pool[: size + value.NEXT])
         )
+        came = float((after - before).mean())
+        # The interval is of all prompts to come; what came is measured by the held-out ones.
+        half = (said["high"] - said["low"]) / 2
+        measured = value.NORMAL * value.error(after - before, pairs.prompt[test]) ** 0.5
+        row = {"size": size, "came": came, "said": said["gain"], "half": half, "measured": measured}
+        found.append(row | {"holds": abs(came - said["gain"]) <= math.hypot(half, measured)})
     return found
 
 
@@ -205,7 +209,9 @@ def main() -> None:
             every = [one for seed in range(SEEDS) for one in coverage(name, seed)]
             holds = round(statistics.fmean(one["holds"] for one in every), 3)
             row = {"replays": SEEDS, "forecasts": len(every), "holds": holds}
-            row |= {name: spread([one[name] for one in every]) for name in ("came", "said")}
+            row |= {
+                name: spread([one[name] for one in every]) for name in ("came", "said", "half", "measured")
+            }
         _note(words.what, name, row)
         print(name, {key: x for key, x in row.items() if key != "rows"})
 

@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -115,12 +116,14 @@ async def one(
 async def load(url: str, project: str, keys: list[str], seconds: float, thinking: float) -> dict[str, Any]:
     """All raters at once."""
     said: dict[str, Any] = {"next": [], "answer": [], "acknowledged": {}, "refused": [], "empty": 0}
-    limits = httpx2.Limits(max_connections=len(keys), max_keepalive_connections=len(keys))
-    async with httpx2.AsyncClient(base_url=f"{url}/api/v1/", limits=limits, timeout=60) as http:
-        until = time.monotonic() + seconds
-        await asyncio.gather(
-            *(one(http, key, project, n, until, thinking, said) for n, key in enumerate(keys))
-        )
+    until, tls = time.monotonic() + seconds, ssl.create_default_context()
+
+    async def rater(number: int, key: str) -> None:
+        # A client each, as each has a browser: one for all looks at every connection with every request.
+        async with httpx2.AsyncClient(base_url=f"{url}/api/v1/", verify=tls, timeout=60) as http:
+            await one(http, key, project, number, until, thinking, said)
+
+    await asyncio.gather(*(rater(number, key) for number, key in enumerate(keys)))
     return said
 
 

@@ -306,7 +306,7 @@ def studio(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8321,
     runs: Annotated[Path, typer.Option(help="Where runs are, whose curves owners see.")] = Path("runs"),
     workers: Annotated[
-        int, typer.Option(min=0, max=64, help="Processes; 0: one on SQLite, else one a core.")
+        int, typer.Option(min=0, max=64, help="Processes; 0: one on SQLite, else two a core.")
     ] = 0,
 ) -> None:
     """Serve the web app in which people judge and owners look."""

@@ -27,6 +27,13 @@ class Unavailable(UserError):
     """What is needed cannot be had now (a busy store, a full disk, a server that is down): the same may work later."""
 
 
+class Missing(UserError):
+    """There is nothing of this kind by that name: Missing("project", "a1b2")."""
+
+    def __init__(self, kind: str, name: object, *, fix: str = "") -> None:
+        super().__init__(f"there is no such {kind}", where=f"{kind} {name}", fix=fix)
+
+
 LARGEST_SCORE = 1e9
 """Nobody means a score or a reward beyond it, either way: in float32 the losses' squares of it drown all else."""
 

@@ -205,6 +205,25 @@ def test_a_password_is_changed_and_an_account_closed(site: Any, page_of: PageOf)
     assert "Ann" in site.store.raters()
 
 
+def test_a_role_is_given_and_a_rater_is_exported(site: Any, page_of: PageOf) -> None:
+    site.account("Ann")
+    page = page_of(site.account("Olga", "owner"))
+    page.goto("/people")
+    page.get_by_label("Role of Ann").select_option("reviewer")
+    page.wait_for_selector("#notice:has-text('Saved.')")
+    assert Accounts(site.store.engine).get("Ann").role == "reviewer"
+    row = page.locator("#people tr", has_text="Ann")
+    with page.expect_download() as waited:
+        row.get_by_role("button", name="Export").click()
+    assert waited.value.suggested_filename == "Ann.json"
+    assert json.loads(Path(waited.value.path()).read_text())["rater"] == "Ann"
+    admin = page_of(site.account("Adam", "admin"))
+    admin.goto("/people")
+    mine = admin.locator("#people tr", has_text="Adam")
+    mine.wait_for()
+    assert mine.locator("select, button").count() == 0  # an admin is changed by an owner alone
+
+
 @pytest.fixture(scope="module")
 def axe() -> Any:
     found = pytest.importorskip(

@@ -94,6 +94,34 @@ def test_what_raters_hold_stays_theirs_when_fewer_are_wanted(projects: Projects)
     assert answering.upcoming(projects, projects.get(project), "cem", 0.0) == []
 
 
+def test_what_is_asked_again_is_worth_what_it_was(projects: Projects) -> None:
+    project = made(projects, 3, overlap=1)
+    worth = {item.id: float(item.prompt == "p1") for item in projects.store.items().values()}
+    projects.prioritise(project, worth)
+    turn = say(projects, project, "ann", CHOICE, "1")
+    assert turn.item.prompt == "p1"
+    task = projects.get(project).task
+    projects.change(project, task=task.model_copy(update={"overlap": 2}))
+    assert say(projects, project, "bob", CHOICE, "2").item.prompt == "p1"
+
+
+def test_an_answer_sent_again_is_known_though_its_rater_was_retracted(projects: Projects) -> None:
+    project = made(projects, 2, overlap=1)
+    (turn,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    sent = {"event": "1", "assignment": turn.assignment, "now": 0.0, "count": 1}
+
+    def send(event: str = "1") -> tuple[int, list[answering.Turn]]:
+        return answering.judge_on(
+            projects, projects.get(project), "ann", turn.item.id, CHOICE, **(sent | {"event": event})
+        )
+
+    seq, _ = send()
+    projects.store.retract_rater("ann")
+    assert send() == (seq, [])
+    with pytest.raises(UserError, match="retracted"):
+        send("2")
+
+
 @pytest.mark.parametrize(("enough", "closed"), [(0.5, 10), (0.95, 0)])
 def test_where_raters_agree_enough_nobody_else_is_asked(
     projects: Projects, enough: float, closed: int
@@ -219,6 +247,24 @@ def test_nobody_can_count_when_gold_comes() -> None:
         assert len({place % 10 for place in mine}) > 4
     assert places[0] != places[1]
     assert not any(giving.due(0, "gold", "x", "ann", place) for place in range(20))
+
+
+def test_gold_comes_at_the_places_that_were_drawn(projects: Projects) -> None:
+    """Each answer's acknowledgement brings the next item: the k-th is gold where `due` says so, and nowhere else."""
+    project = made(projects, 9, overlap=1, gold_every=3)
+    answer = CHOICE | {"strength": None}
+    projects.add(project, [Entry(f"g{i}", ("a", "b"), part="gold", answer=answer) for i in range(9)])
+    (turn,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    came = [turn.item.prompt]
+    for number in range(8):
+        _, (turn,) = answering.judge_on(
+            projects, projects.get(project), "ann", turn.item.id, CHOICE, now=0.0, count=1, event=str(number),
+            assignment=turn.assignment,
+        )  # fmt: skip
+        came.append(turn.item.prompt)
+    wanted = [giving.due(3, "gold", project, "ann", place) for place in range(9)]
+    assert [str(prompt).startswith("g") for prompt in came] == wanted
+    assert wanted.count(True) == 3
 
 
 def test_gold_that_nobody_can_get_right_is_refused(projects: Projects) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,16 +70,32 @@ def test_a_power_law_is_found_again() -> None:
 def test_a_forecast_is_the_power_law_s_step_with_an_interval() -> None:
     sizes = np.array([8, 16, 32, 64, 128, 256])
     mean = 0.9 - 0.8 * sizes**-0.5
-    table = mean + 0.02 * rng(3, "forecast").normal(size=(40, 6))
-    said = value.forecast(sizes, table, 300)
+    noise = rng(3, "forecast").normal(size=(4000, 6))
+
+    def curve(table: Any, error: float = 0.0) -> value.Curve:
+        return value.Curve(sizes[: table.shape[1]], table, np.full((len(table), table.shape[1] - 1), error))
+
+    said = value.forecast(curve(mean + 0.02 * noise), 300)
     assert said is not None
     gain = 0.8 * (300**-0.5 - 400**-0.5)
-    assert said["gain"] == pytest.approx(gain, abs=0.004)
-    assert said["low"] < 0 < said["high"], "noise of this size hides it"
-    assert value.forecast(sizes[:3], table[:, :3], 300) is None
-    steady = value.forecast(sizes, np.repeat(mean[None], 40, 0), 300)
+    assert said["gain"] == pytest.approx(gain, abs=0.002)
+    # by hand: steps have the variance 2 * 0.02^2, each is half of what was known after it, the next hundred a quarter
+    half = 1.645 * (2 * 0.02**2 / (1 / 2) * (1 / 4)) ** 0.5
+    assert (said["high"] - said["low"]) / 2 == pytest.approx(half, rel=0.05)
+    # as much is due to the prompts that it was measured by: none of it is the next judgements'
+    known = value.forecast(curve(mean + 0.02 * noise, 2 * 0.02**2), 300)
+    assert known is not None
+    assert known["high"] - known["low"] < half / 3
+    assert value.forecast(curve(mean[None, :3]), 300) is None
+    steady = value.forecast(curve(np.repeat(mean[None], 40, 0)), 300)
     assert steady is not None
     assert steady["high"] - steady["low"] < 1e-9
+
+
+def test_the_error_of_a_mean_counts_prompts_not_judgements() -> None:
+    values = np.array([1.0, 1.0, 0.0, 0.0])
+    assert value.error(values, np.arange(4)) == pytest.approx(0.25 / 4)
+    assert value.error(values, np.array([0, 0, 1, 1])) == pytest.approx(0.25 / 2)
 
 
 def test_held_out_prompts_are_not_learned_from() -> None:
@@ -89,8 +106,7 @@ def test_held_out_prompts_are_not_learned_from() -> None:
         np.arange(0, 400, 2), np.arange(1, 400, 2), (random.random(200) < 0.5).astype(float), np.arange(200),
         np.arange(1, 201),
     )  # fmt: skip
-    _, table = value.learning_curve(pairs, features)
-    assert abs(table[:, -1].mean() - 0.5) < 0.06
+    assert abs(value.learning_curve(pairs, features).accuracy[:, -1].mean() - 0.5) < 0.06
 
 
 @pytest.mark.parametrize(("turned", "accuracy"), [(False, 1.0), (True, 0.0)])
@@ -112,5 +128,4 @@ def test_what_is_said_of_the_random_slice_is_not_learned_from(turned: bool, accu
 
 def test_too_few_judgements_give_no_curve() -> None:
     pairs = value.Pairs(*(np.zeros(10, dtype=np.int64),) * 2, np.ones(10), np.arange(10), np.arange(10))
-    sizes, _ = value.learning_curve(pairs, np.zeros((1, 2)))
-    assert len(sizes) == 0
+    assert len(value.learning_curve(pairs, np.zeros((1, 2))).sizes) == 0

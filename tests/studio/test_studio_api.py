@@ -393,8 +393,8 @@ def test_faults_say_what_where_and_how_to_mend_it(app: Any) -> None:
     assert wrong.json()["where"] == "item 2"
     invalid = owner.post("/api/v1/projects", json={"name": "x", "task": {"kind": "poem"}})
     assert invalid.status_code == 422
-    assert invalid.json()["where"] == "body.task"
-    assert invalid.json()["what"].startswith("kind: Input should be")
+    assert invalid.json()["where"] == "body.task.kind"
+    assert invalid.json()["what"].startswith("Input should be")
     assert owner.get("/api/v1/nothing").json()["what"] == "Not Found"
 
 

@@ -6,11 +6,14 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 import plaudit.studio
+from plaudit.studio import wire
 from plaudit.studio.faults import translated
 from plaudit.studio.text import markdown, visible
 
@@ -55,6 +58,7 @@ ROOMS = [*HERE.glob("*.py"), *(HERE.parent / "access").glob("*.py")] + [
     HERE.parent / "feedback" / f"{name}.py"
     for name in (
         "assignments",
+        "drafts",
         "events",
         "giving",
         "jobs",
@@ -83,6 +87,25 @@ def test_what_may_be_refused_is_said_in_chinese() -> None:
     assert translated("try again", "en") == "try again"
 
 
+def test_what_a_body_is_refused_for_is_said_in_chinese() -> None:
+    """Whatever pydantic says of what our bodies hold."""
+    bad = (None, "", "x" * 300_000, "\x00", -1, 0.5, 1e300, True, [], [""] * 20_000, {}, {"x": 1})
+    models = [
+        found
+        for found in vars(wire).values()
+        if isinstance(found, type) and issubclass(found, BaseModel) and found is not BaseModel
+    ]
+    said = set()
+    for model in models:
+        for name, value in product(["nothing", *model.model_fields], bad):
+            try:
+                model.model_validate({name: value})
+            except ValidationError as refused:
+                said |= {str(error["msg"]) for error in refused.errors()}
+    assert {"Field required", "Input should be greater than 0"} <= said
+    assert not {text for text in said if translated(text, "zh") == text}
+
+
 def refusals(path: Path) -> Iterator[str]:
     """What, where and fix of the faults that a module raises, with an x in each gap."""
     for call in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -92,6 +115,11 @@ def refusals(path: Path) -> Iterator[str]:
             texts = call.args[:1] + [word.value for word in call.keywords]
         elif call.func.id == "HTTPException":
             texts = call.args[1:2]
+        elif call.func.id == "Missing":
+            kind = call.args[0]
+            assert isinstance(kind, ast.Constant)
+            yield from (f"there is no such {kind.value}", f"{kind.value} x")
+            texts = [word.value for word in call.keywords]
         else:
             continue
         for text in texts:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from plaudit.access import audit, secrets
 from plaudit.access.roles import ALLOWED, ROLES, Permission, Role, may_give
 from plaudit.feedback import privacy, schema
-from plaudit.types import UserError
+from plaudit.types import Missing, UserError
 
 IDLE_SECONDS, LONGEST_SECONDS = 12 * 3600.0, 14 * 86400.0
 """A log-in ends when it was not used for so long, and at the latest after so long."""
@@ -242,7 +242,7 @@ def _get(connection: Connection, name: str) -> Account | None:
 
 def _must(connection: Connection, name: str) -> Account:
     if (found := _get(connection, name)) is None:
-        raise UserError("there is no such account", where=f"account {name}")
+        raise Missing("account", name)
     return found
 
 

@@ -28,7 +28,7 @@ from sqlalchemy.engine import Connection, Engine
 from plaudit.access import audit
 from plaudit.feedback import schema
 from plaudit.feedback.judgements import PROJECT
-from plaudit.types import UserError
+from plaudit.types import Missing, UserError
 
 SIGNATURE = "X-Plaudit-Signature"
 """t=SECONDS,v1=HEX: HMAC-SHA256 under the hook's secret of "SECONDS.BODY"."""
@@ -86,7 +86,7 @@ class Hooks:
         with schema.writing(self.engine) as connection:
             gone = connection.execute(schema.hooks.delete().where(schema.hooks.c.id == id)).rowcount
             if not gone:
-                raise UserError("there is no such webhook", where=f"webhook {id}")
+                raise Missing("webhook", id)
             audit.note(connection, by, "remove webhook", f"webhook {id}")
 
     def deliver(self, now: float, send: Callable[[str, Mapping[str, str], bytes], None] | None = None) -> int:

@@ -14,7 +14,7 @@ from plaudit.access import audit, secrets
 from plaudit.access.accounts import Account, Accounts, account_of
 from plaudit.access.roles import ALLOWED, PERMISSIONS, Permission
 from plaudit.feedback import schema
-from plaudit.types import UserError
+from plaudit.types import Missing, UserError
 
 PREFIX = "plaudit"
 _HOLDER = (
@@ -50,7 +50,7 @@ class Keys:
         does not have."""
         holder = self.accounts.get(account)
         if holder is None or holder.disabled:
-            raise UserError("there is no such account", where=f"account {account}")
+            raise Missing("account", account)
         unknown = [scope for scope in scopes if scope not in PERMISSIONS]
         if unknown or not scopes:
             raise UserError(
@@ -95,7 +95,7 @@ class Keys:
         with schema.writing(self.engine) as connection:
             gone = connection.execute(schema.api_keys.delete().where(schema.api_keys.c.id == id)).rowcount
             if not gone:
-                raise UserError("there is no such key", where=f"key {id}")
+                raise Missing("key", id)
             audit.note(connection, by, "revoke", f"key {id}")
 
 

@@ -66,12 +66,10 @@ def share_of(part: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -
     95 % interval of the percentile bootstrap over units, keyed by the seed. share is None where there is a reason."""
     if not len(part):
         return {"pairs": 0, "share": None, "interval": None, "reason": "no item was judged by two raters"}
-    draw = rng(seed, "agreement", "bootstrap")
-    shares = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        chosen = draw.integers(0, len(part), len(part))
-        shares[i] = part[chosen].sum() / whole[chosen].sum()
-    interval = [float(bound) for bound in np.quantile(shares, (0.025, 0.975))]
+    # Units that count the same are drawn together: how often each kind comes is multinomial.
+    kinds, times = np.unique(np.stack([part, whole]), axis=1, return_counts=True)
+    drawn = rng(seed, "agreement", "bootstrap").multinomial(len(part), times / len(part), RESAMPLES) @ kinds.T
+    interval = [float(bound) for bound in np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))]
     return {
         "pairs": int(whole.sum()),
         "share": float(part.sum() / whole.sum()),
@@ -94,8 +92,8 @@ def report(store: Store, up_to: int | None = None, seed: int = 0) -> dict[str, A
     """All figures of agreement as of event `up_to`, ready for JSON.
 
     {"up_to", "items", "comparisons": {"judgements", "overlapping_items", "alpha": {level: figure}, "agreement",
-    "pairs": [{"raters", "agreement"}]}, "categories": {..., "labels": {label: n}}, "ratings": {criterion: {...,
-    "alpha", "difference", "step"}},
+    "pairs": [{"raters", "agreement" (its interval is Wilson's)}]}, "categories": {..., "labels": {label: n}},
+    "ratings": {criterion: {..., "alpha", "difference", "step"}},
     "raters": {rater: {...}}}. A figure of alpha is {"value", "reason"}: value is None where there is a reason.
     Comparisons count as three ordered values for the ordinal and interval levels (0 better, neither, 1 better)
     and as four names for the nominal (a tie is not "both bad"). Scores are taken to the nearest "step".
@@ -118,15 +116,14 @@ def of_events(events: Sequence[Event], seed: int = 0) -> dict[str, Any]:
 
 
 def _categories(events: Sequence[Event], seed: int) -> dict[str, Any]:
-    names = sorted({event.payload["label"] for event in events})
+    labels = dict(sorted(Counter(event.payload["label"] for event in events).items()))
+    codes = {name: float(number) for number, name in enumerate(labels)}
     table = _table((event.item, event.rater, event.payload["label"]) for event in events)
-    coded = {
-        unit: {rater: float(names.index(x)) for rater, x in said.items()} for unit, said in table.items()
-    }
+    coded = {unit: {rater: codes[x] for rater, x in said.items()} for unit, said in table.items()}
     return {
         "judgements": len(events),
         "overlapping_items": len({item for item, _ in _overlapping(table)}),
-        "labels": {name: sum(event.payload["label"] == name for event in events) for name in names},
+        "labels": labels,
         "alpha": {"nominal": _figure(coded, "nominal")},
         "agreement": pairwise(table, seed),
     }
@@ -141,18 +138,27 @@ def _comparisons(events: Sequence[Event], seed: int) -> dict[str, Any]:
         codes = names if level == "nominal" else order
         coded = {unit: {rater: codes[c] for rater, c in said.items()} for unit, said in table.items()}
         alphas[level] = _figure(coded, level)
-    raters = sorted({event.rater for event in events})
-    pairs = []
-    for pair in combinations(raters, 2):
-        both = {unit: {r: said[r] for r in pair} for unit, said in table.items() if set(pair) <= said.keys()}
-        if both:
-            pairs.append({"raters": list(pair), "agreement": pairwise(both, seed)})
+    equal: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for said in table.values():
+        for one, other in combinations(sorted(said), 2):
+            equal[one, other].append(said[one] == said[other])
+    pairs = [{"raters": [*pair], "agreement": _of_two(same)} for pair, same in sorted(equal.items())]
     return {
         "judgements": len(events),
         "overlapping_items": len({item for item, _ in _overlapping(table)}),
         "alpha": alphas,
         "agreement": pairwise(table, seed),
         "pairs": pairs,
+    }
+
+
+def _of_two(same: Sequence[bool]) -> dict[str, Any]:
+    """As `share_of`, of two raters, where a unit is one pair: Wilson's interval."""
+    return {
+        "pairs": len(same),
+        "share": fmean(same),
+        "interval": _pair(wilson(sum(same), len(same))),
+        "reason": None,
     }
 
 
@@ -192,20 +198,21 @@ def _raters(events: Sequence[Event]) -> dict[str, Any]:
     by_rater: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         by_rater[event.rater].append(event)
-    return {rater: _rater(rater, own, choices) for rater, own in sorted(by_rater.items())}
+    agreed: dict[str, list[bool]] = defaultdict(list)
+    for said in choices.values():
+        for rater, choice in said.items():
+            if (majority := _majority([v for r, v in said.items() if r != rater])) is not None:
+                agreed[rater].append(choice == majority)
+    return {rater: _rater(own, agreed[rater]) for rater, own in sorted(by_rater.items())}
 
 
-def _rater(rater: str, events: Sequence[Event], choices: Table[Any]) -> dict[str, Any]:
+def _rater(events: Sequence[Event], agreed: Sequence[bool]) -> dict[str, Any]:
+    """agreed: whether they said what most of the others did, of each comparison where most did."""
     skips = sum(event.kind == "skip" for event in events)
     decided = [
         event.payload["choice"] == event.presented[0]
         for event in events
         if event.kind == "comparison" and event.presented is not None and event.payload["choice"] in (0, 1)
-    ]
-    agreed = [
-        said[rater] == majority
-        for said in choices.values()
-        if rater in said and (majority := _majority([v for r, v in said.items() if r != rater])) is not None
     ]
     scores: dict[str, list[float]] = defaultdict(list)
     for event in events:

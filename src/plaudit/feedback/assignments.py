@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from plaudit.feedback import schema
 from plaudit.feedback.events import JUDGEMENTS, Event
-from plaudit.types import UserError
+from plaudit.types import Missing, UserError
 
 BY_PRIORITY, RANDOM, FOR_ONE = 0, 1, 2
 """Queues: what is worth most first; what is given out in no order of worth; what one rater alone is given."""
@@ -42,7 +42,7 @@ def assign(connection: Connection, items: Iterable[str], overlap: int, judged: M
     opened = 0
     for item in dict.fromkeys(items):
         if connection.scalar(sa.select(schema.items.c.id).where(schema.items.c.id == item)) is None:
-            raise UserError("there is no such item", where=f"item {item}", fix="add it first")
+            raise Missing("item", item, fix="add it first")
         to_come = connection.scalar(
             sa.select(sa.func.count()).where(slots.c.item == item, slots.c.event.is_(None))
         )
@@ -119,13 +119,18 @@ def check_answer(connection: Connection, event: Event) -> None:
     row = connection.execute(
         _answered(superseding), told | ({"old": event.supersedes} if superseding else {})
     ).first()
+    check_slot(event, *((None, None) if row is None else (row.item, row.answer)))
+
+
+def check_slot(event: Event, item: str | None, answer: str | None) -> None:
+    """As `check_answer`, of a slot whose item (None: there is no such slot) and rater's answer are known."""
     where = f"event {event.id}"
-    if row is None:
+    if item is None:
         raise UserError(f"there is no assignment {event.assignment}", where=where)
-    if row.item != event.item:
-        raise UserError(f"assignment {event.assignment} is of item {row.item}, not {event.item}", where=where)
-    if row.answer is not None:
-        raise UserError(f"already answered by event {row.answer}", where=where, fix="correct that event")
+    if item != event.item:
+        raise UserError(f"assignment {event.assignment} is of item {item}, not {event.item}", where=where)
+    if answer is not None:
+        raise UserError(f"already answered by event {answer}", where=where, fix="correct that event")
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,16 @@ class Estimate:
         return dict(zip(self.raters, right.tolist(), strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """n answers, by number: item, rater, given [n]. sizes: I, R and K."""
+
+    item: Numbers
+    rater: Numbers
+    given: Numbers
+    sizes: tuple[int, int, int]
+
+
 def dawid_skene(
     answers: Iterable[tuple[Hashable, Hashable, Any]],
     *,
@@ -66,37 +77,44 @@ def dawid_skene(
     raters = tuple(dict.fromkeys(rater for _, rater, _ in found))
     classes = tuple(sorted({given for _, _, given in found}, key=lambda c: (str(type(c)), c)))
     place = [{name: i for i, name in enumerate(names)} for names in (items, raters, classes)]
-    counts = np.zeros((len(items), len(raters), len(classes)))
-    for answer in found:
-        counts[tuple(where[name] for where, name in zip(place, answer, strict=True))] += 1
+    item, rater, given = (
+        np.array([known[name] for name in column])
+        for known, column in zip(place, zip(*found, strict=True), strict=True)
+    )
+    numbered = _Answers(item, rater, given, (len(items), len(raters), len(classes)))
 
-    posterior = counts.sum(1) / counts.sum((1, 2))[:, None]
+    posterior = np.zeros((len(items), len(classes)))
+    np.add.at(posterior, (item, given), 1.0)
+    posterior /= posterior.sum(1, keepdims=True)
     steps = 0
     while steps < most_steps:
         steps += 1
-        prior, confusion = maximise(counts, posterior, smoothing)
-        before, (posterior, log_likelihood) = posterior, expect(counts, prior, confusion)
+        prior, confusion = maximise(numbered, posterior, smoothing)
+        before, (posterior, log_likelihood) = posterior, expect(numbered, prior, confusion)
         if np.abs(posterior - before).max() < tolerance:
             break
     return Estimate(items, raters, classes, posterior, prior, confusion, log_likelihood, steps)
 
 
-def maximise(counts: Floats, posterior: Floats, smoothing: float) -> tuple[Floats, Floats]:
+def maximise(answers: _Answers, posterior: Floats, smoothing: float) -> tuple[Floats, Floats]:
     """prior [K] and confusion [R, K, K] (the paper's equations 2.3 and 2.4); a class that no item of a rater's has is
     taken to be answered at random."""
     prior = posterior.sum(0) + smoothing
-    table = np.einsum("ik,irl->rkl", posterior, counts) + smoothing
+    _, raters, classes = answers.sizes
+    cell = answers.rater * classes + answers.given
+    counted = np.stack([np.bincount(cell, of, raters * classes) for of in posterior[answers.item].T])
+    table = counted.reshape(classes, raters, classes).transpose(1, 0, 2).astype(np.float64) + smoothing
     total = table.sum(2, keepdims=True)
-    even = np.full_like(table, 1 / counts.shape[2])
+    even = np.full_like(table, 1 / classes)
     return prior / prior.sum(), np.divide(table, total, out=even, where=total > 0)
 
 
-def expect(counts: Floats, prior: Floats, confusion: Floats) -> tuple[Floats, float]:
+def expect(answers: _Answers, prior: Floats, confusion: Floats) -> tuple[Floats, float]:
     """posterior [I, K] (the paper's equation 2.5) and the answers' log-likelihood."""
     with np.errstate(divide="ignore"):
         log_prior, log_confusion = np.log(prior), np.log(confusion)
-    # 0 answers of probability 0 add nothing, where 0 * -inf would be no number.
-    told = np.einsum("irl,rkl->ik", counts, np.maximum(log_confusion, -1e100))
+    said = np.maximum(log_confusion, -1e100)[answers.rater, :, answers.given]
+    told = np.stack([np.bincount(answers.item, of, answers.sizes[0]) for of in said.T], 1)
     joint = np.maximum(log_prior, -1e100) + told
     most = joint.max(1, keepdims=True)
     total = most + np.log(np.exp(joint - most).sum(1, keepdims=True))

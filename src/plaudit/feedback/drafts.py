@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from plaudit.feedback import giving, privacy, schema
 from plaudit.feedback.projects import read
 from plaudit.feedback.store import Store
-from plaudit.types import UserError
+from plaudit.types import Missing
 
 _ALL = (
     sa.select(schema.drafts.c.item, schema.drafts.c.sealed, schema.raters.c.key)
@@ -28,7 +28,7 @@ def save(store: Store, rater: str, item: str, draft: Mapping[str, Any], now: flo
     table = schema.drafts
     with schema.writing(store.engine) as connection:
         if connection.scalar(sa.select(schema.items.c.id).where(schema.items.c.id == item)) is None:
-            raise UserError("there is no such item", where=f"item {item}")
+            raise Missing("item", item)
         privacy.ensure(connection, rater)
         drop(connection, rater, item)
         if draft:

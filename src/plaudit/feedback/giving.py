@@ -45,15 +45,24 @@ def training(connection: Connection, id: str, rater: str, count: int) -> Sequenc
 
 @functools.cache
 def _training() -> sa.Select[str]:
-    table, tried = schema.project_items, schema.practice
-    known = sa.exists().where(tried.c.rater == sa.bindparam("by"), tried.c.item == table.c.item)
-    left = (table.c.project == sa.bindparam("of"), table.c.part == "training", ~known)
+    table = schema.project_items
     return (
         sa.select(table.c.item)
-        .where(*left)
+        .where(_lesson(sa.bindparam("of"), sa.bindparam("by")))
         .order_by(table.c.number)
         .limit(sa.bindparam("count", type_=sa.Integer))
     )
+
+
+def lessons_left(project: sa.ColumnElement[str], rater: sa.ColumnElement[str]) -> sa.Exists:
+    """Whether there is a practice item that the rater has not tried."""
+    return sa.exists(schema.project_items.c.item).where(_lesson(project, rater))
+
+
+def _lesson(project: sa.ColumnElement[str], rater: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    table, tried = schema.project_items, schema.practice
+    known = sa.exists().where(tried.c.rater == rater, tried.c.item == table.c.item)
+    return sa.and_(table.c.project == project, table.c.part == "training", ~known)
 
 
 def held(connection: Connection, project: str, task: Task, rater: str, now: float) -> list[Assignment]:
@@ -209,20 +218,19 @@ def due(every: int, what: str, project: str, rater: str, place: int) -> bool:
 def open_slots(
     connection: Connection, project: str, items: Mapping[str, int], counts: Mapping[str, int]
 ) -> None:
-    """New free slots: {item: its queue} and {item: how many}."""
+    """New free slots: {item: its queue} and {item: how many}; worth what the item's others are."""
     slots, rows = schema.assignments, list[dict[str, object]]()
     for chunk in queries.chunks(list(counts)):
-        taken = {
-            row[0]: int(row[1])
-            for row in connection.execute(
-                sa.select(slots.c.item, sa.func.max(slots.c.slot))
-                .where(slots.c.item.in_(chunk))
-                .group_by(slots.c.item)
+        last = sa.select(slots.c.item, sa.func.max(slots.c.slot), sa.func.max(slots.c.priority))
+        known = {
+            item: (slot + 1, worth)
+            for item, slot, worth in connection.execute(
+                last.where(slots.c.item.in_(chunk)).group_by(slots.c.item)
             )
         }
         for item in chunk:
-            first = taken.get(item, -1) + 1
-            of = {"item": item, "project": project, "queue": items[item], "priority": 0.0}
+            first, worth = known.get(item, (0, 0.0))
+            of = {"item": item, "project": project, "queue": items[item], "priority": worth}
             rows += [of | {"slot": first + more} for more in range(counts[item])]
     if rows:
         connection.execute(slots.insert(), rows)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from plaudit.feedback import schema
-from plaudit.types import UserError
+from plaudit.types import Missing
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 MOST_ATTEMPTS = 3
@@ -58,7 +58,7 @@ class Jobs:
         with schema.reading(self.engine) as connection:
             row = connection.execute(sa.select(schema.jobs).where(schema.jobs.c.id == id)).first()
         if row is None:
-            raise UserError("there is no such job", where=f"job {id}")
+            raise Missing("job", id)
         return _job(row)
 
     def newest(self, limit: int = 50) -> list[Job]:

@@ -22,7 +22,7 @@ from plaudit.feedback.events import Event, Item, check
 from plaudit.feedback.judgements import PROJECT, REPEATS
 from plaudit.feedback.store import Store, put_items
 from plaudit.feedback.tasks import Task, kind_of
-from plaudit.types import Demonstration, Prompt, Rating, Record, UserError
+from plaudit.types import Demonstration, Missing, Prompt, Rating, Record, UserError
 
 Part = Literal["open", "gold", "training", "repeat"]
 
@@ -244,11 +244,14 @@ class Projects:
     def prioritise(self, id: str, worth: Mapping[str, float]) -> None:
         """From now on items are given out in the order of their worth, the highest first; those not named stay."""
         slots = schema.assignments
-        with schema.writing(self.store.engine) as connection:
-            for item, value in worth.items():
-                mine = (slots.c.project == id, slots.c.item == item, slots.c.event.is_(None))
-                by_worth = slots.c.queue == BY_PRIORITY  # the random slice is in no order of worth
-                connection.execute(slots.update().where(*mine, by_worth).values(priority=value))
+        # Asked plainly whose it is, SQLite would walk the project's whole queue for each item.
+        project = sa.func.coalesce(slots.c.project, "") == id
+        mine = (slots.c.item == sa.bindparam("of"), slots.c.event.is_(None), project)
+        by_worth = slots.c.queue == BY_PRIORITY  # the random slice is in no order of worth
+        change = slots.update().where(*mine, by_worth).values(priority=sa.bindparam("worth"))
+        if worth:
+            with schema.writing(self.store.engine) as connection:
+                connection.execute(change, [{"of": item, "worth": value} for item, value in worth.items()])
 
 
 def _check_record(task: Task, record: Record, where: str) -> None:
@@ -268,7 +271,7 @@ def read(connection: Connection, id: str) -> Project:
     """UserError where there is none."""
     row = connection.execute(NAMED, {"of": id}).first()
     if row is None:
-        raise UserError("there is no such project", where=f"project {id}")
+        raise Missing("project", id)
     return project_of(row)
 
 

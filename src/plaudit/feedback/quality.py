@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import fmean, median, pvariance
+from statistics import fmean, median
 from typing import Any
 
 import sqlalchemy as sa
@@ -147,14 +148,18 @@ def _spread(task: Task, events: Sequence[Event]) -> float:
     payloads = [event.payload for event in events]
     if task.kind == "rating":
         names = set.intersection(*(set(payload["scores"]) for payload in payloads))
-        return max(
-            (pvariance([p["scores"][name] for p in payloads]) ** 0.5 / 0.5 for name in names), default=0.0
-        )
+        return max((_deviation([p["scores"][name] for p in payloads]) / 0.5 for name in names), default=0.0)
     pairs = list(combinations(payloads, 2))
     if task.kind == "ranking":
         return fmean(_turned(one["ranking"], other["ranking"]) for one, other in pairs)
     name = "choice" if task.kind == "comparison" else "label"
     return fmean(one[name] != other[name] for one, other in pairs)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard; of the values themselves, as `statistics.pstdev`, which is exact and takes ten times as long."""
+    mean = fmean(values)
+    return math.sqrt(fmean((value - mean) ** 2 for value in values))
 
 
 def _turned(one: Sequence[int], other: Sequence[int]) -> float:

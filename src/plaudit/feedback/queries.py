@@ -27,11 +27,36 @@ _LAST_RULE = (
     .order_by(schema.events.c.seq.desc())
     .limit(1)
 )
-_RATER = sa.select(
-    schema.raters.c.forgotten,
-    schema.raters.c.key,
-    _LAST_RULE.with_only_columns(schema.events.c.kind).scalar_subquery().label("rule"),
-).where(schema.raters.c.id == sa.bindparam("rater"))
+RULE = _LAST_RULE.with_only_columns(schema.events.c.kind).scalar_subquery()
+"""What was last said of the rater: retracted, restored, or nothing."""
+_RATER = sa.select(schema.raters.c.forgotten, schema.raters.c.key, RULE.label("rule")).where(
+    schema.raters.c.id == sa.bindparam("rater")
+)
+
+
+def _meeting() -> sa.Select[Any]:
+    """What a judgement meets: told its id (known), rater, item and slot, one row with whether the id is known, how the
+    rater stands, how many completions the item has and whether it can be read, whose slot it is, and the rater's answer
+    to that slot."""
+    events, raters, items, slots = schema.events, schema.raters, schema.items, schema.assignments
+    known, answers = events.alias(), events.alias()
+    answer = sa.select(answers.c.id).where(
+        answers.c.rater == sa.bindparam("rater"),
+        answers.c.item == slots.c.item,
+        answers.c.assignment == slots.c.id,
+    )
+    one = sa.select(sa.literal(1).label("one")).subquery()
+    joined = one.outerjoin(known, known.c.id == sa.bindparam("known"))
+    joined = joined.outerjoin(raters, raters.c.id == sa.bindparam("rater"))
+    joined = joined.outerjoin(items, items.c.id == sa.bindparam("item"))
+    joined = joined.outerjoin(slots, slots.c.id == sa.bindparam("slot", type_=sa.Integer))
+    return sa.select(
+        known.c.id.label("known"),
+        raters.c.id.label("entered"), raters.c.forgotten, raters.c.key, RULE.label("rule"),
+        items.c.id.label("item"), items.c.prompt.is_not(None).label("readable"),
+        sa.func.json_array_length(items.c.completions, type_=sa.Integer).label("completions"),
+        slots.c.item.label("slot_item"), answer.limit(1).scalar_subquery().label("answer"),
+    ).select_from(joined)  # fmt: skip
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -126,12 +151,25 @@ def items(connection: Connection, ids: Sequence[str] | None) -> dict[str, Item |
         else:
             rows = connection.execute(_SOME_ITEMS, {"ids": some})
         for row in rows:
-            values = dict(row._mapping)
-            if values["prompt"] is None:
-                found[row.id] = None
-            else:
-                found[row.id] = Item(**(values | {"prompt": prompt_from_json(values["prompt"])}))
+            found[row.id] = item(row)
     return found
+
+
+def item(row: sa.Row[Any]) -> Item | None:
+    """A row with an item's columns; None for one that was forgotten."""
+    if row.prompt is None:
+        return None
+    values = {name: row._mapping[name] for name in schema.items.c.keys()}  # noqa: SIM118 (columns, no dictionary)
+    return Item(**(values | {"prompt": prompt_from_json(row.prompt)}))
+
+
+_MEETING = _meeting()
+
+
+def meets(connection: Connection, event: Event) -> sa.Row[Any]:
+    """What the judgement meets, as `_meeting` has it."""
+    told = {"known": event.id, "rater": event.rater, "item": event.item, "slot": event.assignment}
+    return connection.execute(_MEETING, told).one()
 
 
 def last_seq(connection: Connection) -> int:
@@ -164,6 +202,11 @@ def admit(connection: Connection, rater: str) -> bytes | None:
         schema.alone(connection)
         privacy.ensure(connection, rater)
         return None
+    return standing_key(rater, row)
+
+
+def standing_key(rater: str, row: Any) -> bytes | None:
+    """The key in a row with `forgotten`, `key` and `rule`. UserError as `admit`."""
     if row.forgotten is not None:
         raise privacy.was_forgotten(rater)
     if row.rule == "retract_rater":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -30,7 +30,7 @@ from plaudit.feedback.events import (
     same_content,
 )
 from plaudit.feedback.queries import Snapshot
-from plaudit.types import UserError, prompt_to_json
+from plaudit.types import Missing, UserError, prompt_to_json
 
 
 class Store:
@@ -111,7 +111,7 @@ class Store:
         with schema.writing(self.engine) as connection:
             old = queries.events(connection, [event]).get(event)
             if old is None or old.item is None:
-                raise UserError("there is no such event", where=f"event {event}")
+                raise Missing("event", event)
             new = Event(event_id("retract", event), "retract", old.rater, old.item, supersedes=event)
             return _Log(connection, [new]).append(new)
 
@@ -277,7 +277,7 @@ class Store:
         """Writes an event about a rater, unless the last such event already says so."""
         row = connection.execute(sa.select(schema.raters).where(schema.raters.c.id == rater)).first()
         if row is None:
-            raise UserError("there is no such rater", where=f"rater {rater}")
+            raise Missing("rater", rater)
         if row.forgotten is not None:
             return int(row.forgotten)
         last = queries.last_rule(connection, rater)
@@ -288,12 +288,17 @@ class Store:
 
 
 class _Log:
-    """Appends to the log within one transaction; reads ahead what its checks need."""
+    """Appends to the log within one transaction; reads ahead what its checks need: of one plain judgement, which is by
+    far the most frequent, all in one query."""
 
     def __init__(self, connection: Connection, events: Sequence[Event]) -> None:
         self.connection = connection
-        self.known = queries.events(connection, [event.id for event in events])
-        self.items = queries.items(connection, [event.item for event in events if event.item is not None])
+        self.met = _met(connection, events)
+        if self.met is None:
+            self.known = queries.events(connection, [event.id for event in events])
+            self.items = queries.items(connection, [event.item for event in events if event.item is not None])
+        else:
+            self.known, self.items = {}, {}
         self.raters: set[str] = set()
 
     def append(self, event: Event) -> int:
@@ -308,8 +313,10 @@ class _Log:
             self._check_judgement(event)
         if event.supersedes is not None or event.kind == "retract":
             self._check_superseded(event)
-        if event.assignment is not None:
+        if event.assignment is not None and self.met is None:
             assignments.check_answer(self.connection, event)
+        elif event.assignment is not None and self.met is not None:
+            assignments.check_slot(event, self.met.slot_item, self.met.answer)
         seq = _insert(self.connection, event)
         if event.assignment is not None:
             assignments.complete(self.connection, event)
@@ -325,15 +332,24 @@ class _Log:
         return known.seq
 
     def _check_judgement(self, event: Event) -> None:
-        if event.rater not in self.raters:
+        if self.met is not None and self.met.entered is not None:
+            queries.standing_key(event.rater, self.met)
+        elif event.rater not in self.raters:
             queries.admit(self.connection, event.rater)
             self.raters.add(event.rater)
-        if event.item is None or event.item not in self.items:
+        there, completions = self._item(event.item or "")
+        if not there:
             raise UserError(f"there is no item {event.item}", where=f"event {event.id}", fix="add it first")
-        item = self.items[event.item]
-        if item is None:
+        if completions is None:
             raise UserError(f"item {event.item} was forgotten", where=f"event {event.id}")
-        check(event, len(item.completions))
+        check(event, completions)
+
+    def _item(self, id: str) -> tuple[bool, int | None]:
+        """Whether there is such an item, and how many completions it has, where it can be read."""
+        if self.met is not None:
+            return self.met.item is not None, self.met.completions if self.met.readable else None
+        item = self.items.get(id)
+        return id in self.items, None if item is None else len(item.completions)
 
     def _check_superseded(self, event: Event) -> None:
         where = f"event {event.id}"
@@ -347,6 +363,14 @@ class _Log:
         taken = sa.select(schema.events.c.id).where(schema.events.c.supersedes == old.id)
         if (later := self.connection.scalar(taken)) is not None:
             raise UserError(f"event {old.id} is superseded by {later}", where=where, fix="supersede that one")
+
+
+def _met(connection: Connection, events: Sequence[Event]) -> sa.Row[Any] | None:
+    """What the only event meets (`queries.meets`); None of several, of what is no plain judgement, or is known."""
+    if len(events) != 1 or events[0].kind not in JUDGEMENTS or events[0].supersedes is not None:
+        return None
+    met = queries.meets(connection, events[0])
+    return met if met.known is None else None
 
 
 def put_items(connection: Connection, items: Sequence[Item]) -> int:

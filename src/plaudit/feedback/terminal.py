@@ -12,7 +12,7 @@ from rich.panel import Panel
 
 from plaudit.feedback.events import Event, Item, comparison_event, drawn_order, event_id, skip_event
 from plaudit.feedback.store import Store
-from plaudit.types import Choice, Prompt, UserError
+from plaudit.types import Choice, Missing, Prompt, UserError
 
 HELP = "1 or 2 the better, t tie, b both bad, s skip, u undo, q quit"
 _ANSWERS = {"1": "1", "2": "2", "t": "tie", "b": "both_bad", "s": "skip", "u": "undo", "q": "quit"}
@@ -80,7 +80,7 @@ def _pairs(store: Store, ids: Sequence[str]) -> list[Item]:
     known = store.items(ids)
     for id in ids:
         if id not in known:
-            raise UserError("there is no such item", where=f"item {id}", fix="add it first")
+            raise Missing("item", id, fix="add it first")
         if len(known[id].completions) != 2:
             raise UserError(f"has {len(known[id].completions)} completions, not two", where=f"item {id}")
     return [known[id] for id in dict.fromkeys(ids)]

@@ -39,7 +39,10 @@ NEXT = 100
 """Judgements of the forecast."""
 LEVEL = 0.9
 """Of intervals."""
-_NORMAL = 1.6448536269514722  # of LEVEL
+NORMAL = 1.6448536269514722
+"""Standard deviations of LEVEL."""
+LAST = 4
+"""Steps of the curve that the forecast's interval is made of."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
 
@@ -71,6 +74,17 @@ class Read:
     places: list[Place]
     items: dict[str, Item]
     slice: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How right a head is on held-out prompts that learned from so many judgements. sizes [s]: how many; accuracy
+    [splits, s]; error [splits, s - 1]: the variance that a step from one size to the next has from there being no more
+    prompts to be measured by. Without sizes where there are too few judgements."""
+
+    sizes: NDArray[np.int64]
+    accuracy: Floats
+    error: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +163,15 @@ def of_project(projects: Projects, id: str, seed: int = 0) -> dict[str, Any]:
     }
     if not len(found.features):
         return said | {"reason": "no completion has a vector yet; a worker makes them"}
-    sizes, table = learning_curve(found.pairs, found.features, seed)
-    if not len(sizes):
+    curve = learning_curve(found.pairs, found.features, seed)
+    if not len(curve.sizes):
         return said | {"reason": f"fewer than {FEWEST} judgements that prefer one, or all of one prompt"}
-    low, high = np.quantile(table, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(curve.accuracy, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     said["curve"] = [
         {"n": int(n), "accuracy": float(mean), "low": float(a), "high": float(b)}
-        for n, mean, a, b in zip(sizes, table.mean(0), low, high, strict=True)
+        for n, mean, a, b in zip(curve.sizes, curve.accuracy.mean(0), low, high, strict=True)
     ]
-    said["forecast"] = forecast(sizes, table, said["judgements"])
+    said["forecast"] = forecast(curve, said["judgements"])
     return said | {"longer": _longer(found), "slice": on_slice(found, seed)}
 
 
@@ -174,67 +188,75 @@ def on_slice(found: Read, seed: int = 0) -> dict[str, Any] | None:
         return None
     differences = found.features[pairs.first] - found.features[pairs.second]
     head = fit(differences[learned], pairs.better[learned])
-    right = (np.sign(head.scores(differences[test])) * np.sign(pairs.better[test] - 0.5) + 1) / 2
+    was_right = right(head, differences[test], pairs.better[test])
     _, prompts = np.unique(pairs.prompt[test], return_inverse=True)
-    hits, said = (np.bincount(prompts, of).astype(np.float64) for of in (right, np.ones(len(right))))
+    hits, said = (np.bincount(prompts, of).astype(np.float64) for of in (was_right, np.ones(len(was_right))))
     share = agreement.share_of(hits, said, seed)
     low, high = share["interval"]
     return {"n": int(np.count_nonzero(test)), "accuracy": share["share"], "low": low, "high": high}
 
 
-def learning_curve(
-    pairs: Pairs, features: Floats, seed: int = 0, splits: int = SPLITS
-) -> tuple[NDArray[np.int64], Floats]:
-    """sizes [s] and the accuracy on held-out prompts [splits, s] of heads that learned from so many judgements, drawn
-    anew for each split. Accuracy is of judgements that prefer one. Empty where there are too few."""
+def learning_curve(pairs: Pairs, features: Floats, seed: int = 0, splits: int = SPLITS) -> Curve:
+    """Of judgements drawn anew for each split. Accuracy is of judgements that prefer one."""
     decided = pairs.better != 0.5
     prompts = np.unique(pairs.prompt[decided])
     if len(np.unique(pairs.at[decided])) < FEWEST or len(prompts) < 4:
-        return np.array([], dtype=np.int64), np.zeros((0, 0))
+        return Curve(np.array([], dtype=np.int64), np.zeros((0, 0)), np.zeros((0, 0)))
     differences = features[pairs.first] - features[pairs.second]
+    # A judgement may be several pairs (a ranking), and is learned from as a whole.
+    judgements, whose = np.unique(pairs.at, return_inverse=True)
     made = list[tuple[NDArray[np.int64], NDArray[np.int64]]]()
     for split in range(splits):
         random = rng(seed, "value", split)
         out = random.permutation(prompts)[: max(1, round(HELD_OUT * len(prompts)))]
         held = np.isin(pairs.prompt, out)
-        learned = random.permutation(np.unique(pairs.at[~held]))
-        made.append((learned, np.flatnonzero(held & decided)))
-    # A judgement may be several pairs (a ranking), and is learned from as a whole.
+        made.append((random.permutation(np.unique(whose[~held])), np.flatnonzero(held & decided)))
     sizes = _sizes(min(len(learned) for learned, _ in made))
-    table = np.zeros((splits, len(sizes)))
+    accuracies, errors = np.zeros((splits, len(sizes))), np.zeros((splits, len(sizes) - 1))
     for split, (learned, test) in enumerate(made):
+        turn = np.full(len(judgements), len(judgements))
+        turn[learned] = np.arange(len(learned))
+        before: Floats | None = None
         for column, size in enumerate(sizes):
-            rows = np.flatnonzero(np.isin(pairs.at, learned[:size]))
-            head = fit(differences[rows], pairs.better[rows])
-            table[split, column] = accuracy(head, differences[test], pairs.better[test])
-    return sizes, table
+            rows = np.flatnonzero(turn[whose] < size)
+            now = right(fit(differences[rows], pairs.better[rows]), differences[test], pairs.better[test])
+            accuracies[split, column] = now.mean()
+            if before is not None:
+                errors[split, column - 1] = error(now - before, pairs.prompt[test])
+            before = now
+    return Curve(sizes, accuracies, errors)
 
 
-def accuracy(head: Head, differences: Floats, better: Floats) -> float:
-    """The share of decided judgements that the head has right; half where it has no opinion."""
-    said = np.sign(head.scores(differences)) * np.sign(better - 0.5)
-    return float(np.mean((said + 1) / 2)) if len(said) else 0.5
+def right(head: Head, differences: Floats, better: Floats) -> Floats:
+    """[n]: 1 for each decided judgement that the head has right, 0 for the others, half where it has no opinion."""
+    said: Floats = (np.sign(head.scores(differences)) * np.sign(better - 0.5) + 1) / 2
+    return said
 
 
-def forecast(sizes: NDArray[np.int64], table: Floats, now: int, more: int = NEXT) -> dict[str, Any] | None:
-    """By how much so many more judgements raise the accuracy: {"more", "gain", "low", "high"}, the latter two the
-    bounds of a 90 % interval. None for a curve of fewer than four sizes.
+def error(values: Floats, prompt: NDArray[Any]) -> float:
+    """The variance of the mean of values [n] over prompts [n] like these: those of one prompt go together."""
+    _, which = np.unique(prompt, return_inverse=True)
+    return float(np.square(np.bincount(which, values - values.mean())).sum()) / len(values) ** 2
 
-    The mean follows a power law, accuracy(n) = a - b n^-c (Hestness et al. 2017), fitted to the curve; the interval has
-    the width by which single splits deviate from it between one size and the next, as it shrinks with n.
+
+def forecast(curve: Curve, now: int, more: int = NEXT) -> dict[str, Any] | None:
+    """By how much so many more judgements raise the accuracy on all prompts to come: {"more", "gain", "low", "high"},
+    the latter two the bounds of a 90 % interval. None for a curve of fewer than four sizes.
+
+    The mean follows a power law, accuracy(n) = a - b n^-c (Hestness et al. 2017), fitted to the curve. The interval is
+    as wide as single splits stray from the mean in the last steps of the curve, less what is due to the prompts that
+    they are measured by.
     """
-    if len(sizes) < 4:
+    n = curve.sizes.astype(float)
+    if len(n) < 4:
         return None
-    _, b, c = power_law(sizes.astype(float), table.mean(0))
+    _, b, c = power_law(n, curve.accuracy.mean(0))
     gain = b * (now**-c - (now + more) ** -c)
-    # Single splits: how far each one's step to the last size strays from the mean step, a judgement.
-    steps = table[:, 2:] - table[:, 1:-1]
-    strayed = (steps - steps.mean(0)).std(0, ddof=1)
-    n = sizes.astype(float)
+    strayed = np.diff(curve.accuracy, axis=1).var(0, ddof=1) - curve.error.mean(0)
     # A head moves by the new judgements' share of all: what strays is taken to fall with it.
-    shares = np.sqrt((n[2:] - n[1:-1]) / n[2:])
-    width = float(np.mean(strayed / shares)) * math.sqrt(more / (now + more))
-    half = _NORMAL * width
+    shares = np.diff(n) / n[1:]
+    variance = float(np.mean((np.maximum(strayed, 0.0) / shares)[-LAST:])) * more / (now + more)
+    half = NORMAL * math.sqrt(variance)
     return {"more": more, "gain": float(gain), "low": float(gain - half), "high": float(gain + half)}
 
 

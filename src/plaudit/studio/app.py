@@ -37,17 +37,15 @@ from plaudit.studio import (
 from plaudit.studio.faults import translated
 from plaudit.studio.guard import Guard
 from plaudit.studio.headers import Headers
-from plaudit.types import Unavailable, UserError
+from plaudit.types import Missing, Unavailable, UserError
 
 HERE = Path(__file__).parent
-MISSING = "there is no such"
-"""How the store begins to say that something is not there."""
 THREADS = 8
 """Requests worked on at once. Python's threads take turns, and each turn costs: with 40, a thread that holds the store
 waits for all others after every query."""
-JUDGING = 2
-"""Of them, those that write answers: they write one after the other anyway, and whoever stands in line for the store
-with a connection in hand slows whoever writes."""
+JUDGING = 1
+"""Of them, those that write answers: they write one after the other anyway, and a second one would take turns with the
+first at every query instead of letting it end."""
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Fault} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
@@ -97,9 +95,7 @@ def make_app(store: Store, runs: Path = Path("runs"), *, workers: int = 1) -> Fa
 
 async def _user_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
-    status = 404 if error.what.startswith(MISSING) else 400
-    if isinstance(error, Unavailable):
-        status = 503
+    status = 503 if isinstance(error, Unavailable) else 404 if isinstance(error, Missing) else 400
     return _fault(request, status, error.what, error.where, error.fix)
 
 
@@ -115,7 +111,10 @@ async def _refusal(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    within = (
+        [at] if (at := first.get("ctx", {}).get("at")) else []
+    )  # of what is checked on its own, as a task is
+    where = ".".join(str(part) for part in (*first["loc"], *within))
     return _fault(request, 422, str(first["msg"]), where)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from plaudit.feedback import answering, overview, schema, value
 from plaudit.feedback.events import prompt_from_json
@@ -13,17 +13,12 @@ from plaudit.feedback.jobs import Job, Jobs
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.tasks import Task
 from plaudit.studio import text, wire
-from plaudit.studio.guard import Caller, needs
+from plaudit.studio.guard import Answer, Caller, Id, Manage, Number, Review
 from plaudit.studio.judging import projects_of, prompt_shown
 from plaudit.studio.owning import note
-from plaudit.types import UserError, prompt_to_json
+from plaudit.types import Missing, UserError, prompt_to_json
 
 router = APIRouter(prefix="/api/v1", tags=["computing"])
-Manage = Annotated[Caller, Depends(needs("manage"))]
-Review = Annotated[Caller, Depends(needs("review"))]
-Answer = Annotated[Caller, Depends(needs("answer"))]
-Id = Annotated[str, Path(max_length=100)]
-JobId = Annotated[int, Path(ge=1, lt=2**31)]
 PLAYGROUND = "Playground"
 
 
@@ -80,13 +75,13 @@ def list_jobs(request: Request, _: Manage) -> list[wire.JobShown]:
 
 
 @router.get("/jobs/{job}")
-def show_job(request: Request, _: Manage, job: JobId) -> wire.JobShown:
+def show_job(request: Request, _: Manage, job: Number) -> wire.JobShown:
     """One of them."""
     return _shown(jobs_of(request).get(job))
 
 
 @router.delete("/jobs/{job}")
-def cancel_job(request: Request, caller: Manage, job: JobId) -> wire.JobShown:
+def cancel_job(request: Request, caller: Manage, job: Number) -> wire.JobShown:
     """Stops it, where it has not ended."""
     with schema.writing(projects_of(request).store.engine):
         found = jobs_of(request).cancel(job)
@@ -143,13 +138,13 @@ def chat(request: Request, caller: Answer, body: wire.Chat) -> wire.ChatShown:
 
 
 @router.get("/playground/{job}")
-def show_chat(request: Request, caller: Answer, job: JobId) -> wire.ChatShown:
+def show_chat(request: Request, caller: Answer, job: Number) -> wire.ChatShown:
     """What they say, once they have."""
     return _chat(_own_chat(request, caller, job), revealed=False)
 
 
 @router.post("/playground/{job}/vote")
-def vote(request: Request, caller: Answer, job: JobId, body: wire.Vote) -> wire.ChatShown:
+def vote(request: Request, caller: Answer, job: Number, body: wire.Vote) -> wire.ChatShown:
     """Keeps the vote as a comparison in the project "Playground", and says who was who."""
     found = _own_chat(request, caller, job)
     if found.state != "done":
@@ -176,7 +171,7 @@ def _playground(projects: Projects) -> str:
 def _own_chat(request: Request, caller: Caller, id: int) -> Job:
     job = jobs_of(request).get(id)
     if job.kind != "reply" or job.asked_by != caller.name:
-        raise UserError("there is no such chat of yours", where=f"job {id}")
+        raise Missing("chat of yours", id)
     return job
 
 

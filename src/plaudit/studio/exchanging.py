@@ -7,7 +7,7 @@ from pathlib import Path as File
 from typing import Annotated
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Body, Depends, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import Response
 
 from plaudit.data.formats import read_records, write_records
@@ -15,15 +15,12 @@ from plaudit.feedback import drafts, privacy, schema
 from plaudit.feedback.events import Event
 from plaudit.feedback.judgements import everything
 from plaudit.studio import wire
-from plaudit.studio.guard import Caller, needs
+from plaudit.studio.guard import Id, Manage, Own
 from plaudit.studio.judging import projects_of
 from plaudit.studio.owning import note
-from plaudit.types import UserError
+from plaudit.types import Missing, UserError
 
 router = APIRouter(prefix="/api/v1", tags=["exchange"])
-Manage = Annotated[Caller, Depends(needs("manage"))]
-Own = Annotated[Caller, Depends(needs("own"))]
-Id = Annotated[str, Path(max_length=100)]
 Name = Annotated[str, Path(max_length=100)]
 Format = Annotated[str, Query(max_length=40)]
 KINDS = {"jsonl": "application/x-ndjson", "json": "application/json", "csv": "text/csv; charset=utf-8"}
@@ -77,7 +74,7 @@ def show_rater(request: Request, caller: Own, name: Name) -> wire.RaterShown:
     store = projects_of(request).store
     state = store.raters().get(name)
     if state is None:
-        raise UserError("there is no such rater", where=f"rater {name}")
+        raise Missing("rater", name)
     with schema.reading(store.engine) as connection:
         identity = privacy.identity(connection, name)
         practised = connection.execute(
@@ -110,7 +107,7 @@ def forget_rater(request: Request, caller: Own, name: Name) -> wire.Forgotten:
     """Destroys all that a rater said and who they are; names the models that were trained on it. Final."""
     store = projects_of(request).store
     if name not in store.raters():
-        raise UserError("there is no such rater", where=f"rater {name}")
+        raise Missing("rater", name)
     if name == caller.name:
         raise UserError("is your own account", where=f"rater {name}", fix="let another owner do it")
     models = store.models_trained_on(name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import HTTPException, Request
+from fastapi import Depends, HTTPException, Path, Request
 
 from plaudit.access import secrets
 from plaudit.access.accounts import Account, Accounts
@@ -90,3 +90,15 @@ def needs(permission: Permission | None) -> Callable[[Request], Caller]:
     holder: Any = admitted
     holder.needs = permission
     return admitted
+
+
+Anybody = Annotated[Caller, Depends(needs(None))]
+Answer = Annotated[Caller, Depends(needs("answer"))]
+Judge = Annotated[Caller, Depends(needs("judge"))]
+Manage = Annotated[Caller, Depends(needs("manage"))]
+Own = Annotated[Caller, Depends(needs("own"))]
+Review = Annotated[Caller, Depends(needs("review"))]
+"""Who may call a route: whoever holds the right of that name."""
+Id = Annotated[str, Path(max_length=100)]
+Number = Annotated[int, Path(ge=1, lt=2**31)]
+"""What a route's path names."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Request
 
 from plaudit.access.hooks import Hook, Hooks
 from plaudit.studio import wire
-from plaudit.studio.guard import Caller, needs
+from plaudit.studio.guard import Number, Own
 from plaudit.studio.judging import projects_of
 
 router = APIRouter(prefix="/api/v1", tags=["webhooks"])
-Own = Annotated[Caller, Depends(needs("own"))]
-Id = Annotated[int, Path(ge=1, lt=2**31)]
 
 
 def hooks_of(request: Request) -> Hooks:
@@ -34,7 +30,7 @@ def create_hook(request: Request, caller: Own, body: wire.NewHook) -> wire.HookM
 
 
 @router.delete("/webhooks/{id}")
-def remove_hook(request: Request, caller: Own, id: Id) -> wire.Said:
+def remove_hook(request: Request, caller: Own, id: Number) -> wire.Said:
     """It is told nothing more."""
     hooks_of(request).remove(id, by=caller.name)
     return wire.Said()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, BackgroundTasks, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
 from pydantic import BaseModel
 
 from plaudit.feedback import answering, drafts, overview, quality
@@ -16,15 +16,13 @@ from plaudit.feedback.answering import Turn
 from plaudit.feedback.events import Item
 from plaudit.feedback.projects import Project, Projects
 from plaudit.studio import text, wire
-from plaudit.studio.guard import Caller, needs
-from plaudit.types import UserError, prompt_to_json
+from plaudit.studio.guard import Caller, Id, Judge
+from plaudit.types import Missing, prompt_to_json
 
 router = APIRouter(prefix="/api/v1", tags=["judging"])
-Judge = Annotated[Caller, Depends(needs("judge"))]
-Id = Annotated[str, Path(max_length=100)]
 SAID = {"event", "assignment", "guideline", "comment", "flags", "supersedes"}
 SETTLE_EVERY = 25
-"""Events of a store between two looks at whether raters agree enough."""
+"""Events of a store between two looks at whether raters agree enough; later as many as are a tenth of them at most."""
 
 
 def projects_of(request: Request) -> Projects:
@@ -37,7 +35,7 @@ def admitted(request: Request, caller: Caller, project: str) -> tuple[Projects, 
     projects = projects_of(request)
     found = projects.get(project)
     if not caller.may("manage") and not found.task.admits(caller.name):
-        raise UserError("there is no such project", where=f"project {project}")
+        raise Missing("project", project)
     return projects, found
 
 
@@ -59,7 +57,7 @@ async def next_turns(
 def _next_turns(request: Request, caller: Caller, project: str, count: int, have: Sequence[str]) -> Response:
     projects, found = admitted(request, caller, project)
     turns = answering.upcoming(projects, found, caller.name, time.time(), count, have)
-    return _json(_next(projects, found, caller.name, turns))
+    return _json(_next(projects, found, turns))
 
 
 @router.post("/projects/{project}/answers", response_model=wire.Written)
@@ -81,10 +79,10 @@ def _answer(
             projects, found, caller.name, body.item, body.payload, now=time.time(), count=body.ahead,
             have=body.have, **said,
         )  # fmt: skip
-        coming = _next(projects, found, caller.name, turns)
+        coming = _next(projects, found, turns)
     else:
         seq, coming = answering.judge(projects, project, caller.name, body.item, body.payload, **said), None
-    if seq % SETTLE_EVERY == 0:
+    if seq % max(SETTLE_EVERY, 10 ** (len(str(seq)) - 2)) == 0:
         after.add_task(quality.settle, projects, project)  # when the answer is acknowledged
     return _json(wire.Written(seq=seq, next=coming))
 
@@ -120,14 +118,13 @@ def _json(model: BaseModel) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-def _next(projects: Projects, project: Project, rater: str, turns: Sequence[Turn]) -> wire.Next:
+def _next(projects: Projects, project: Project, turns: Sequence[Turn]) -> wire.Next:
     version, texts = projects.guideline(project.id) if project.guideline else (0, {})
-    begun = drafts.of(projects.store, rater, [turn.item.id for turn in turns]) if turns else {}
-    shown = [_shown(turn, begun.get(turn.item.id, {})) for turn in turns]
+    shown = [_shown(turn) for turn in turns]
     return wire.Next(turns=shown, task=project.task.asked(), guideline=version, guidelines=texts)
 
 
-def _shown(turn: Turn, draft: dict[str, Any]) -> wire.TurnShown:
+def _shown(turn: Turn) -> wire.TurnShown:
     item = turn.item
     return wire.TurnShown(
         item=item.id,
@@ -135,7 +132,7 @@ def _shown(turn: Turn, draft: dict[str, Any]) -> wire.TurnShown:
         assignment=turn.assignment,
         prompt=prompt_shown(item),
         completions=[completion_shown(item, i) for i in turn.order],
-        draft=draft,
+        draft=dict(turn.draft),
     )
 
 

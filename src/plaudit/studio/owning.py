@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Request
 
 from plaudit.access import audit
 from plaudit.feedback import overview, schema
 from plaudit.feedback.events import prompt_from_json
 from plaudit.feedback.projects import Entry, Project, Projects
 from plaudit.studio import wire
-from plaudit.studio.guard import Caller, needs
+from plaudit.studio.guard import Caller, Id, Judge, Manage, Review
 from plaudit.studio.judging import admitted, projects_of
 
 router = APIRouter(prefix="/api/v1", tags=["projects"])
-Judge = Annotated[Caller, Depends(needs("judge"))]
-Review = Annotated[Caller, Depends(needs("review"))]
-Manage = Annotated[Caller, Depends(needs("manage"))]
-Id = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/projects")

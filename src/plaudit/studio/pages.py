@@ -5,25 +5,22 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from plaudit import __version__
+from plaudit.access.roles import ROLES, may_give
 from plaudit.data.dialects import ENCODERS
-from plaudit.studio.guard import COOKIE, Caller, Guard, csrf_of, needs
+from plaudit.studio.guard import COOKIE, Answer, Caller, Guard, Judge, Manage, Review, csrf_of
 from plaudit.studio.judging import admitted
 
 router = APIRouter(include_in_schema=False)
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "zh")
 LANGUAGE_COOKIE = "language"
-Judge = Annotated[Caller, Depends(needs("judge"))]
-Review = Annotated[Caller, Depends(needs("review"))]
-Answer = Annotated[Caller, Depends(needs("answer"))]
-Manage = Annotated[Caller, Depends(needs("manage"))]
 
 
 @router.get("/")
@@ -95,7 +92,8 @@ def account(request: Request, caller: Judge) -> Response:
 @router.get("/people")
 def people(request: Request, caller: Manage) -> Response:
     """Accounts and invitations."""
-    return page(request, "people.html.j2", caller)
+    roles = [role for role in ROLES if may_give(caller.account.role, role)]
+    return page(request, "people.html.j2", caller, roles=roles)
 
 
 @router.get("/language/{language}")

@@ -7,20 +7,17 @@ import time
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 
 from plaudit.access import audit
 from plaudit.access.accounts import LONGEST_SECONDS, Account, Accounts
 from plaudit.access.keys import Key, Keys
 from plaudit.access.roles import PERMISSIONS, Role, may_give
 from plaudit.studio import wire
-from plaudit.studio.guard import COOKIE, Caller, Guard, csrf_of, needs
-from plaudit.types import UserError
+from plaudit.studio.guard import COOKIE, Anybody, Caller, Guard, Manage, Own, csrf_of
+from plaudit.types import Missing, UserError
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
-Anybody = Annotated[Caller, Depends(needs(None))]
-Manage = Annotated[Caller, Depends(needs("manage"))]
-Own = Annotated[Caller, Depends(needs("own"))]
 Name = Annotated[str, Path(max_length=100)]
 
 
@@ -177,7 +174,7 @@ def revoke_key(request: Request, caller: Anybody, id: Name) -> wire.Said:
     """One's own, or, as an owner, anybody's."""
     mine = {key.id for key in keys_of(request).of(None if caller.may("own") else caller.name)}
     if id not in mine:
-        raise UserError("there is no such key", where=f"key {id}")
+        raise Missing("key", id)
     keys_of(request).revoke(id, by=caller.name)
     return wire.Said()
 
@@ -221,7 +218,7 @@ def _set_cookie(request: Request, response: Response, token: str) -> None:
 
 def _must(request: Request, name: str) -> Account:
     if (account := accounts_of(request).get(name)) is None:
-        raise UserError("there is no such account", where=f"account {name}")
+        raise Missing("account", name)
     return account
 
 

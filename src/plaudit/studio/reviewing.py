@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Request
 
 from plaudit.feedback import answering, quality, queries, schema
 from plaudit.studio import wire
-from plaudit.studio.guard import Caller, needs
+from plaudit.studio.guard import Id, Review
 from plaudit.studio.judging import completion_shown, projects_of, prompt_shown
-from plaudit.types import UserError
+from plaudit.types import Missing
 
 router = APIRouter(prefix="/api/v1", tags=["quality"])
-Review = Annotated[Caller, Depends(needs("review"))]
-Id = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/projects/{project}/quality")
@@ -33,7 +31,7 @@ def show_item(request: Request, _: Review, project: Id, item: Id) -> wire.ItemSh
         )
         found = queries.items(connection, [item]).get(item)
         if of != project or found is None:
-            raise UserError("there is no such item", where=f"item {item}")
+            raise Missing("item", item)
         rows = connection.execute(
             queries.logged().where(schema.events.c.item == item).order_by(schema.events.c.seq)
         ).all()

@@ -23,14 +23,14 @@ from plaudit.feedback.store import Store
 from plaudit.studio.app import make_app
 from plaudit.types import UserError
 
-MOST_WORKERS = 4
-"""Where nobody says how many: more wait for the database."""
+WORKERS_A_CORE, MOST_WORKERS = 2, 8
+"""Where nobody says how many: while one waits for the database, another is at work."""
 TURN_SECONDS = 0.0005
 """For which a thread keeps others waiting: a query to the store is shorter than Python's 5 ms."""
 
 
 def run(store: str, host: str, port: int, runs: Path, workers: int = 0) -> None:
-    """Serves until it is interrupted. workers: processes; 0: one on SQLite, where one writes at a time, else one a
+    """Serves until it is interrupted. workers: processes; 0: one on SQLite, where one writes at a time, else two a
     core. UserError where the port is taken, or the host is nobody's."""
     opened = Store.open(store)
     console, place = Console(stderr=True), f"http://{_shown(host)}:{port}"
@@ -45,7 +45,8 @@ def run(store: str, host: str, port: int, runs: Path, workers: int = 0) -> None:
             style="yellow",
         )
     if workers == 0:
-        workers = 1 if opened.engine.dialect.name == "sqlite" else min(MOST_WORKERS, os.cpu_count() or 1)
+        many = min(MOST_WORKERS, WORKERS_A_CORE * (os.cpu_count() or 1))
+        workers = 1 if opened.engine.dialect.name == "sqlite" else many
     config = uvicorn.Config(
         functools.partial(_worker, store, runs, workers),
         factory=True,

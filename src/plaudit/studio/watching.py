@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from plaudit.studio import wire
-from plaudit.studio.guard import Caller, needs
-from plaudit.types import UserError
+from plaudit.studio.guard import Review
+from plaudit.types import Missing
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
-Review = Annotated[Caller, Depends(needs("review"))]
 DEEPEST, MOST = 5, 500
 QUIET_SECONDS = 600.0
 """A run that has not ended and has written nothing for so long is shown as stopped."""
@@ -44,7 +43,7 @@ def show_metrics(
     path = next((path for path in _runs(place) if str(path.relative_to(place)) == run), None)
     shown = None if path is None else _shown(place, path)
     if path is None or shown is None:
-        raise UserError("there is no such run", where=f"run {run}")
+        raise Missing("run", run)
     return wire.Metrics(name=shown.name, state=shown.state, rows=_rows(path)[after:])
 
 

@@ -56,10 +56,8 @@ def _task(given: Any) -> Any:
         return Task.model_validate_json(to_json(given))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PydanticCustomError(
-            "task", "{what}", {"what": f"{where}: {first['msg']}".removeprefix(": ")}
-        ) from None
+        at = ".".join(map(str, first["loc"]))
+        raise PydanticCustomError("task", "{what}", {"what": first["msg"], "at": at}) from None
 
 
 GivenTask = Annotated[Task, BeforeValidator(_task)]

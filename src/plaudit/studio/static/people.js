@@ -1,24 +1,49 @@
 // Accounts, invitations, keys, webhooks and what was changed.
-import { call, form } from "./wire.js";
+import { call, form, saved } from "./wire.js";
 import { element, t, table } from "./words.js";
 
 const place = (id) => document.getElementById(id);
 const list = place("people");
-const own = list.dataset.own === "yes";
+const own = list.dataset.own === "yes", roles = list.dataset.roles.split(" ");
 
 async function people() {
   const found = await call("GET", "/accounts");
   list.querySelector("tbody").replaceChildren(...found.map((account) => element(
     "tr", {},
-    element("td", {}, account.name), element("td", {}, t(`role_${account.role}`)),
+    element("td", {}, account.name), element("td", {}, roleOf(account)),
     element("td", {}, new Date(account.created_at).toLocaleDateString(document.documentElement.lang)),
     element("td", {}, t(account.disabled ? "disabled" : "active")),
-    element("td", { class: "acts" },
-      element("button", { type: "button", class: "quiet", on: { click: () => shut(account) } }, t(account.disabled ? "let_in" : "keep_out")),
-      element("button", { type: "button", class: "quiet", on: { click: () => close(account) } }, t("close_account")),
-      own ? element("button", { type: "button", class: "quiet", on: { click: () => forget(account) } }, t("forget")) : "",
-    ),
+    element("td", { class: "acts" }, ...actsOn(account)),
   )));
+}
+
+// Whom one may change, one may give any role that one may give.
+function roleOf(account) {
+  if (!roles.includes(account.role)) return t(`role_${account.role}`);
+  const given = roles.map((role) => element("option", { value: role, selected: role === account.role }, t(`role_${role}`)));
+  return element(
+    "select", { "aria-label": t("role_of_whom", { name: account.name }), on: { change: (event) => give(account, event.target.value) } }, ...given,
+  );
+}
+
+function actsOn(account) {
+  const act = (words, work) => element("button", { type: "button", class: "quiet", on: { click: work } }, t(words));
+  return [
+    ...(roles.includes(account.role) ? [
+      act(account.disabled ? "let_in" : "keep_out", () => shut(account)), act("close_account", () => close(account)),
+    ] : []),
+    ...(own ? [act("export_rater", () => take(account)), act("forget", () => forget(account))] : []),
+  ];
+}
+
+async function give(account, role) {
+  await said(() => call("PUT", `/accounts/${encodeURIComponent(account.name)}/role`, { role }));
+  await people();
+}
+
+// All that is kept of somebody, for them to have.
+async function take(account) {
+  await said(() => saved(`/raters/${encodeURIComponent(account.name)}`, `${account.name}.json`));
 }
 
 async function shut(account) {

@@ -22,10 +22,10 @@ export async function call(method, path, body) {
   return answer.json();
 }
 
-// Saves what is answered as a file; its headers.
-export async function saved(path) {
+// Saves what is answered as a file, under the name that comes with it or this one; its headers.
+export async function saved(path, otherwise = "records") {
   const answer = await ask("GET", path);
-  const name = answer.headers.get("content-disposition")?.match(/filename="([^"]+)"/)?.[1] ?? "records";
+  const name = answer.headers.get("content-disposition")?.match(/filename="([^"]+)"/)?.[1] ?? otherwise;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await answer.blob());
   link.download = name;
