@@ -179,7 +179,8 @@ def coverage(name: str, seed: int) -> list[dict[str, Any]]:
         half = (said["high"] - said["low"]) / 2
         measured = value.NORMAL * value.error(after - before, pairs.prompt[test]) ** 0.5
         row = {"size": size, "came": came, "said": said["gain"], "half": half, "measured": measured}
-        found.append(row | {"holds": abs(came - said["gain"]) <= math.hypot(half, measured)})
+        off = abs(came - said["gain"])
+        found.append(row | {"holds": off <= math.hypot(half, measured), "by_error_alone": off <= measured})
     return found
 
 
@@ -209,6 +210,7 @@ def main() -> None:
             every = [one for seed in range(SEEDS) for one in coverage(name, seed)]
             holds = round(statistics.fmean(one["holds"] for one in every), 3)
             row = {"replays": SEEDS, "forecasts": len(every), "holds": holds}
+            row["by_error_alone"] = round(statistics.fmean(one["by_error_alone"] for one in every), 3)
             row |= {
                 name: spread([one[name] for one in every]) for name in ("came", "said", "half", "measured")
             }

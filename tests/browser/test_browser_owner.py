@@ -207,11 +207,13 @@ def test_a_password_is_changed_and_an_account_closed(site: Any, page_of: PageOf)
 
 def test_a_role_is_given_and_a_rater_is_exported(site: Any, page_of: PageOf) -> None:
     site.account("Ann")
-    page = page_of(site.account("Olga", "owner"))
+    page = page_of(site.account("Olga", "owner"), sure=True)
     page.goto("/people")
     page.get_by_label("Role of Ann").select_option("reviewer")
     page.wait_for_selector("#notice:has-text('Saved.')")
-    assert Accounts(site.store.engine).get("Ann").role == "reviewer"
+    account = Accounts(site.store.engine).get("Ann")
+    assert account is not None
+    assert account.role == "reviewer"
     row = page.locator("#people tr", has_text="Ann")
     with page.expect_download() as waited:
         row.get_by_role("button", name="Export").click()

@@ -111,6 +111,8 @@ def test_the_report_of_each_rater_by_hand(store: Store) -> None:
     # i0: 3 of 3 pairs, i1: 1 of 3, i2: a tie is not both bad
     assert comparisons["agreement"]["share"] == pytest.approx(4 / 7)
     assert [pair["agreement"]["share"] for pair in comparisons["pairs"]] == pytest.approx([1 / 2, 1 / 3, 1])
+    # Wilson's of 1 of 2, by hand: 1/2 +- 1.96 / 3 * sqrt(1 / 8 + 3.8415 / 16), over 1 + 3.8415 / 2
+    assert comparisons["pairs"][0]["agreement"]["interval"] == pytest.approx([0.0945, 0.9055], abs=5e-4)
     overall = found["ratings"]["overall"]
     assert (overall["judgements"], overall["overlapping_items"]) == (3, 1)
     assert overall["difference"] == pytest.approx(0.3)

@@ -37,6 +37,22 @@ def say(
     answering.judge(projects, project.id, rater, item, payload, event=f"{rater} {item}", **held)
 
 
+def test_who_agree_do_not_disagree_to_the_last_bit(projects: Projects) -> None:
+    """The mean of three 0.1 is not 0.1 in floating point."""
+    criterion = Criterion(name="overall")
+    project, ids = asked(
+        projects, Task(kind="rating", criteria=(criterion,)), [Entry("a", ("x",)), Entry("b", ("y",))]
+    )
+    for rater, score in (("ann", 0.1), ("bob", 0.1), ("cy", 0.1)):
+        say(projects, project, rater, ids["a"], {"scores": {"overall": score}})
+        say(
+            projects, project, rater, ids["b"], {"scores": {"overall": 2 * score if rater == "cy" else score}}
+        )
+    (row,) = quality.of_project(projects, project.id)["disagreements"]
+    assert row["item"] == ids["b"]
+    assert row["spread"] == pytest.approx(0.1 * 2**0.5 / 3 / 0.5)
+
+
 def test_comparisons(projects: Projects) -> None:
     pairs = [Entry(f"p{i}", ("short", "much longer")) for i in range(4)]
     pairs.append(Entry("gold", ("good", "bad one"), part="gold", answer={"choice": 0}))

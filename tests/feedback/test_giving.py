@@ -108,12 +108,12 @@ def test_what_is_asked_again_is_worth_what_it_was(projects: Projects) -> None:
 def test_an_answer_sent_again_is_known_though_its_rater_was_retracted(projects: Projects) -> None:
     project = made(projects, 2, overlap=1)
     (turn,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
-    sent = {"event": "1", "assignment": turn.assignment, "now": 0.0, "count": 1}
 
     def send(event: str = "1") -> tuple[int, list[answering.Turn]]:
         return answering.judge_on(
-            projects, projects.get(project), "ann", turn.item.id, CHOICE, **(sent | {"event": event})
-        )
+            projects, projects.get(project), "ann", turn.item.id, CHOICE, now=0.0, count=1, event=event,
+            assignment=turn.assignment,
+        )  # fmt: skip
 
     seq, _ = send()
     projects.store.retract_rater("ann")
@@ -249,19 +249,21 @@ def test_nobody_can_count_when_gold_comes() -> None:
     assert not any(giving.due(0, "gold", "x", "ann", place) for place in range(20))
 
 
-def test_gold_comes_at_the_places_that_were_drawn(projects: Projects) -> None:
-    """Each answer's acknowledgement brings the next item: the k-th is gold where `due` says so, and nowhere else."""
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_gold_comes_at_the_places_that_were_drawn(projects: Projects, ahead: int) -> None:
+    """Each answer's acknowledgement brings what comes next: the k-th is gold where `due` says so, and nowhere else."""
     project = made(projects, 9, overlap=1, gold_every=3)
-    answer = CHOICE | {"strength": None}
-    projects.add(project, [Entry(f"g{i}", ("a", "b"), part="gold", answer=answer) for i in range(9)])
-    (turn,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
-    came = [turn.item.prompt]
-    for number in range(8):
-        _, (turn,) = answering.judge_on(
-            projects, projects.get(project), "ann", turn.item.id, CHOICE, now=0.0, count=1, event=str(number),
-            assignment=turn.assignment,
+    projects.add(project, [Entry(f"g{i}", ("a", "b"), part="gold", answer=CHOICE) for i in range(9)])
+    turns = answering.upcoming(projects, projects.get(project), "ann", 0.0, ahead)
+    came = [turn.item.prompt for turn in turns]
+    for number in range(9 - ahead):
+        turn, *turns = turns
+        _, more = answering.judge_on(
+            projects, projects.get(project), "ann", turn.item.id, CHOICE, now=0.0, count=ahead, event=str(number),
+            assignment=turn.assignment, have=[one.item.id for one in turns],
         )  # fmt: skip
-        came.append(turn.item.prompt)
+        came += [turn.item.prompt for turn in more]
+        turns += more
     wanted = [giving.due(3, "gold", project, "ann", place) for place in range(9)]
     assert [str(prompt).startswith("g") for prompt in came] == wanted
     assert wanted.count(True) == 3

@@ -79,11 +79,11 @@ def test_a_forecast_is_the_power_law_s_step_with_an_interval() -> None:
     assert said is not None
     gain = 0.8 * (300**-0.5 - 400**-0.5)
     assert said["gain"] == pytest.approx(gain, abs=0.002)
-    # by hand: steps have the variance 2 * 0.02^2, each is half of what was known after it, the next hundred a quarter
-    half = 1.645 * (2 * 0.02**2 / (1 / 2) * (1 / 4)) ** 0.5
+    # by hand: steps have the variance 2 * 0.02^2; 1/n falls by 1/16, ..., 1/256 in them, and by 1/1200 in the next
+    half = 1.645 * (2 * 0.02**2 * (16 + 32 + 64 + 128 + 256) / 5 / 1200) ** 0.5
     assert (said["high"] - said["low"]) / 2 == pytest.approx(half, rel=0.05)
-    # as much is due to the prompts that it was measured by: none of it is the next judgements'
-    known = value.forecast(curve(mean + 0.02 * noise, 2 * 0.02**2), 300)
+    # where all is due to the prompts that it was measured by, three in four of which a split shares: nothing is left
+    known = value.forecast(curve(mean + 0.02 * noise, 2 * 0.02**2 / 0.75), 300)
     assert known is not None
     assert known["high"] - known["low"] < half / 3
     assert value.forecast(curve(mean[None, :3]), 300) is None

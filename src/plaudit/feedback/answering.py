@@ -17,12 +17,17 @@ from sqlalchemy.engine import Connection
 from plaudit.feedback import drafts, giving, privacy, queries, schema
 from plaudit.feedback.events import Event, Item, check
 from plaudit.feedback.judgements import ADJUDICATES
-from plaudit.feedback.projects import Project, Projects, given, read
+from plaudit.feedback.projects import Project, Projects, given, read, task_of
 from plaudit.feedback.tasks import Flag, agrees, kind_of
-from plaudit.types import UserError
+from plaudit.types import Unavailable, UserError
 
 SAYS = frozenset({"flags", ADJUDICATES})
 """Names of a payload that are not the rater's to give."""
+_DONE = sa.select(sa.func.count(schema.assignments.c.id)).where(
+    schema.assignments.c.project == sa.bindparam("of"),
+    schema.assignments.c.rater == sa.bindparam("by"),
+    schema.assignments.c.event.is_not(None),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,8 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class _Seat:
     """What decides what a rater is given, read before anything is written. most: turns at once; none where the project
-    has what it wants. doubt: how often they are given what is worth least. done: items that they will have answered.
-    drafting: whether they have begun any. have: items whose turns they have."""
+    has what it wants. doubt: how often they are given what is worth least. drafting: whether they have begun any. have:
+    items whose turns they have."""
 
     project: Project
     rater: str
@@ -50,7 +55,6 @@ class _Seat:
     lessons: Sequence[str]
     most: int
     doubt: float
-    done: int
     drafting: bool
     have: Collection[str]
 
@@ -75,23 +79,27 @@ def judge_on(
     count: int, have: Collection[str] = (), **said: Any,
 ) -> tuple[int, list[Turn]]:  # fmt: skip
     """As `judge`, and then as `upcoming`: the answer, and what is held after it, in one transaction."""
-    new = said.get("supersedes") is None
+    more = payload is not None and said.get("supersedes") is None
     with schema.writing(projects.store.engine, at_once=False) as connection:
         try:
-            seat = _seat(connection, project, rater, count, have, new, new and payload is not None)
-        except UserError:  # who was retracted since is given nothing; what they sent before is still known
+            seat = _seat(connection, project, rater, count, have, judged=int(more))
+        except Unavailable:
+            raise
+        except (
+            UserError
+        ):  # who was retracted since is given nothing, and what they sent before is known all the same
+            if (known := projects.store.event(said["event"])) is None or known.item is None:
+                raise
             return judge(projects, project.id, rater, item, payload, **said), []
-        seq = _say(projects, project, rater, item, payload, **said)
+        seq = judge(projects, project.id, rater, item, payload, **said)
         tickets = _hold(connection, seat, now)
     return seq, _turns(projects, seat, tickets)
 
 
 def _seat(
-    connection: Connection, project: Project, rater: str, count: int, have: Collection[str],
-    answered: bool = False, judged: bool = False,
-) -> _Seat:  # fmt: skip
-    """answered, judged: whether an item more will have been answered, and a judgement more given, when the seat is
-    used."""
+    connection: Connection, project: Project, rater: str, count: int, have: Collection[str], judged: int = 0
+) -> _Seat:
+    """judged: judgements that will have been given when the seat is used."""
     told = {"of": project.id, "rater": rater}
     row = connection.execute(_seated(), told).first()
     if row is None:
@@ -102,23 +110,19 @@ def _seat(
         giving.training(connection, project.id, rater, count) if row.lessons and not project.archived else ()
     )
     if project.archived or lessons or (most is not None and given(connection, project.id) + judged >= most):
-        return _Seat(project, rater, key, lessons, 0, 0.0, 0, row.drafting, have)
+        return _Seat(project, rater, key, lessons, 0, 0.0, row.drafting, have)
     doubt = giving.doubt(connection, project.id, project.task, rater)
-    return _Seat(project, rater, key, (), count, doubt, int(row.done) + answered, row.drafting, have)
+    return _Seat(project, rater, key, (), count, doubt, row.drafting, have)
 
 
 @functools.cache
 def _seated() -> sa.Select[Any]:
-    """How a rater stands, and what they have done and begun and have still to learn in a project (of)."""
-    slots, raters, drafts = schema.assignments, schema.raters, schema.drafts
+    """How a rater stands, whether they have begun anything, and have still to learn in a project (of)."""
+    raters, begun = schema.raters, schema.drafts
     by, of = (sa.bindparam(name, type_=sa.Text) for name in ("rater", "of"))
-    done = sa.select(sa.func.count(slots.c.id)).where(
-        slots.c.project == of, slots.c.rater == by, slots.c.event.is_not(None)
-    )
     return sa.select(
-        raters.c.forgotten, raters.c.key, queries.RULE.label("rule"), done.scalar_subquery().label("done"),
-        giving.lessons_left(of, by).label("lessons"),
-        sa.exists().where(drafts.c.rater == by).label("drafting"),
+        raters.c.forgotten, raters.c.key, queries.RULE.label("rule"),
+        giving.lessons_left(of, by).label("lessons"), sa.exists().where(begun.c.rater == by).label("drafting"),
     ).where(raters.c.id == by)  # fmt: skip
 
 
@@ -130,9 +134,9 @@ def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
     project, rater = seat.project, seat.rater
     key = seat.key or privacy.key_of(connection, rater)
     held = giving.held(connection, project.id, project.task, rater, now)[: seat.most]
+    done = int(connection.scalar(_DONE, {"of": project.id, "by": rater}) or 0) if len(held) < seat.most else 0
     while len(held) < seat.most:
-        place = seat.done + len(held)
-        more = giving.claim(connection, project.id, project.task, rater, place, seat.doubt, now)
+        more = giving.claim(connection, project.id, project.task, rater, done + len(held), seat.doubt, now)
         if more is None:
             break
         held.append(more)
@@ -192,11 +196,11 @@ def judge(
     UserError for an answer of another kind than the project asks for, or one that leaves something out; and for an
     item that was not given to this rater.
     """
-    with schema.writing(projects.store.engine, at_once=False) as connection:
-        return _say(
-            projects, read(connection, id), rater, item, payload, event=event, assignment=assignment,
-            guideline=guideline, comment=comment, flags=flags, supersedes=supersedes,
-        )  # fmt: skip
+    if assignment is None:
+        raise _not_given(item)
+    return _say(
+        projects, id, rater, item, payload, event, guideline, comment, flags, supersedes, ticket=assignment
+    )
 
 
 def decide(
@@ -212,45 +216,43 @@ def decide(
         if (known := projects.store.event(event)) is not None:  # sent again
             earlier = known.supersedes
         return _say(
-            projects, read(connection, id), reviewer, item, payload, event=event, guideline=guideline,
-            comment=comment, flags=flags, supersedes=earlier, adjudicates=adjudicates, given=False,
+            projects, id, reviewer, item, payload, event, guideline, comment, flags, earlier,
+            adjudicates=adjudicates, in_order=True,
         )  # fmt: skip
 
 
 def _say(
-    projects: Projects, project: Project, rater: str, item: str, payload: Mapping[str, Any] | None, *, event: str,
-    assignment: str | None = None, guideline: int = 0, comment: str | None = None, flags: Sequence[str] = (),
-    supersedes: str | None = None, adjudicates: bool = False, given: bool = True,
+    projects: Projects, id: str, rater: str, item: str, payload: Mapping[str, Any] | None, event: str, guideline: int,
+    comment: str | None, flags: Sequence[str], supersedes: str | None, *, ticket: str | None = None,
+    adjudicates: bool = False, in_order: bool = False,
 ) -> int:  # fmt: skip
-    """As `judge`, within a transaction. given: whether it must have been given to the rater, whose assignment it is;
-    else its completions stood in their own order."""
     where = f"item {item}"
-    if given and assignment is None:
-        raise _not_given(item)
     with schema.writing(projects.store.engine, at_once=False) as connection:
-        row = connection.execute(_asked(), {"of": project.id, "item": item, "by": rater}).first()
+        row = connection.execute(_asked(), {"of": id, "item": item, "by": rater}).first()
         found = None if row is None else queries.item(row)
         if row is None or found is None:
+            read(connection, id)  # which says so where there is no such project
             raise UserError("is none of the project's", where=where)
-        slot = None if assignment is None else _slot_of(row.key, assignment, item)
+        task = task_of(row.task, id)
+        slot = None if ticket is None else _slot_of(row.key, ticket, item)
         if unknown := [flag for flag in flags if flag not in get_args(Flag)]:
             raise UserError(f"flags are {unknown}, not some of {', '.join(get_args(Flag))}", where=where)
         if payload is not None:
-            project.task.check_answer(payload, len(found.completions), where)
+            task.check_answer(payload, len(found.completions), where)
         said = {name: value for name, value in (payload or {}).items() if name not in SAYS}
         said |= {"flags": sorted(set(flags))} if flags else {}
         said |= {ADJUDICATES: True} if adjudicates else {}
-        order = giving.order_of(found, rater) if given else tuple(range(len(found.completions)))
+        order = tuple(range(len(found.completions))) if in_order else giving.order_of(found, rater)
         seq = projects.store.append(
             Event(
                 event,
-                "skip" if payload is None else kind_of(project.task),
+                "skip" if payload is None else kind_of(task),
                 rater,
                 item,
                 said,
                 presented=order if found.completions else None,
                 policy_version=found.policy_version,
-                guideline_version=f"{project.id}/{guideline}" if guideline else None,
+                guideline_version=f"{id}/{guideline}" if guideline else None,
                 supersedes=supersedes,
                 assignment=slot,
                 comment=comment or None,
@@ -259,7 +261,7 @@ def _say(
         if row.drafted:
             drafts.drop(connection, rater, item)
         if supersedes is not None:  # an answer became a skip, or a skip an answer
-            giving.reconcile(connection, project.id, project.task, [item])
+            giving.reconcile(connection, id, task, [item])
         return seq
 
 
@@ -277,10 +279,11 @@ def _not_given(item: str) -> UserError:
 
 @functools.cache
 def _asked() -> sa.Select[Any]:
-    """An item of a project (of), the rater's (by) key, and whether they have a draft of it."""
-    table, drafts, raters = schema.project_items, schema.drafts, schema.raters
-    mine = sa.exists().where(drafts.c.rater == sa.bindparam("by"), drafts.c.item == table.c.item)
+    """An item of a project (of), what is asked there, the rater's (by) key, and whether they have a draft of it."""
+    table, begun, raters = schema.project_items, schema.drafts, schema.raters
+    mine = sa.exists().where(begun.c.rater == sa.bindparam("by"), begun.c.item == table.c.item)
     key = sa.select(raters.c.key).where(raters.c.id == sa.bindparam("by")).scalar_subquery()
-    query = sa.select(schema.items, mine.label("drafted"), key.label("key"))
+    query = sa.select(schema.items, schema.projects.c.task, mine.label("drafted"), key.label("key"))
     query = query.join(table, table.c.item == schema.items.c.id)
+    query = query.join(schema.projects, schema.projects.c.id == table.c.project)
     return query.where(table.c.project == sa.bindparam("of"), table.c.item == sa.bindparam("item"))

@@ -246,7 +246,8 @@ class Projects:
         slots = schema.assignments
         # Asked plainly whose it is, SQLite would walk the project's whole queue for each item.
         project = sa.func.coalesce(slots.c.project, "") == id
-        mine = (slots.c.item == sa.bindparam("of"), slots.c.event.is_(None), project)
+        # What is answered is ordered, too: a slot that is opened later is worth what the item's others are.
+        mine = (slots.c.item == sa.bindparam("of"), project)
         by_worth = slots.c.queue == BY_PRIORITY  # the random slice is in no order of worth
         change = slots.update().where(*mine, by_worth).values(priority=sa.bindparam("worth"))
         if worth:
@@ -277,8 +278,12 @@ def read(connection: Connection, id: str) -> Project:
 
 def project_of(row: sa.Row[Any]) -> Project:
     """A row of `NAMED`."""
-    task = configs.parse(Task, row.task, f"project {row.id}")
-    return Project(row.id, row.name, task, row.created_at, row.archived, row.guideline)
+    return Project(row.id, row.name, task_of(row.task, row.id), row.created_at, row.archived, row.guideline)
+
+
+def task_of(stored: Any, id: str) -> Task:
+    """What is asked, as the project keeps it."""
+    return configs.parse(Task, stored, f"project {id}")
 
 
 def _guideline(connection: Connection, id: str, version: int | None = None) -> tuple[int, dict[str, str]]:

@@ -158,6 +158,8 @@ def _spread(task: Task, events: Sequence[Event]) -> float:
 
 def _deviation(values: Sequence[float]) -> float:
     """Standard; of the values themselves, as `statistics.pstdev`, which is exact and takes ten times as long."""
+    if min(values) == max(values):
+        return 0.0  # to the last bit: who agree do not disagree
     mean = fmean(values)
     return math.sqrt(fmean((value - mean) ** 2 for value in values))
 

@@ -313,10 +313,11 @@ class _Log:
             self._check_judgement(event)
         if event.supersedes is not None or event.kind == "retract":
             self._check_superseded(event)
-        if event.assignment is not None and self.met is None:
-            assignments.check_answer(self.connection, event)
-        elif event.assignment is not None and self.met is not None:
-            assignments.check_slot(event, self.met.slot_item, self.met.answer)
+        if event.assignment is not None:
+            if self.met is None:
+                assignments.check_answer(self.connection, event)
+            else:
+                assignments.check_slot(event, self.met.slot_item, self.met.answer)
         seq = _insert(self.connection, event)
         if event.assignment is not None:
             assignments.complete(self.connection, event)

@@ -41,8 +41,6 @@ LEVEL = 0.9
 """Of intervals."""
 NORMAL = 1.6448536269514722
 """Standard deviations of LEVEL."""
-LAST = 4
-"""Steps of the curve that the forecast's interval is made of."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
 
 
@@ -244,19 +242,19 @@ def forecast(curve: Curve, now: int, more: int = NEXT) -> dict[str, Any] | None:
     the latter two the bounds of a 90 % interval. None for a curve of fewer than four sizes.
 
     The mean follows a power law, accuracy(n) = a - b n^-c (Hestness et al. 2017), fitted to the curve. The interval is
-    as wide as single splits stray from the mean in the last steps of the curve, less what is due to the prompts that
-    they are measured by.
+    as wide as single splits stray from the mean step, less what is due to the prompts that they are measured by; it
+    shrinks as what the head does not know of its weights, with 1/n.
     """
     n = curve.sizes.astype(float)
     if len(n) < 4:
         return None
     _, b, c = power_law(n, curve.accuracy.mean(0))
     gain = b * (now**-c - (now + more) ** -c)
-    strayed = np.diff(curve.accuracy, axis=1).var(0, ddof=1) - curve.error.mean(0)
-    # A head moves by the new judgements' share of all: what strays is taken to fall with it.
-    shares = np.diff(n) / n[1:]
-    variance = float(np.mean((np.maximum(strayed, 0.0) / shares)[-LAST:])) * more / (now + more)
-    half = NORMAL * math.sqrt(variance)
+    # Splits draw whom they hold out from the same prompts, so that they differ by less than if each had others.
+    strayed = np.diff(curve.accuracy, axis=1).var(0, ddof=1) - (1 - HELD_OUT) * curve.error.mean(0)
+    known = 1 / n[:-1] - 1 / n[1:]
+    variance = float(np.mean(strayed / known)) * (1 / now - 1 / (now + more))
+    half = NORMAL * math.sqrt(max(0.0, variance))
     return {"more": more, "gain": float(gain), "low": float(gain - half), "high": float(gain + half)}
 
 

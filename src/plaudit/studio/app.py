@@ -80,6 +80,7 @@ def make_app(store: Store, runs: Path = Path("runs"), *, workers: int = 1) -> Fa
     app.state.runs = runs
     app.state.guard = Guard(Accounts(store.engine), Keys(store.engine), workers)
     app.state.judging = CapacityLimiter(JUDGING)
+    app.state.settled = dict[str, float]()  # when each project is looked at again
     for room in (judging, owning, reviewing, computing, exchanging, watching, people, hooking, pages):
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
@@ -111,10 +112,8 @@ async def _refusal(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    within = (
-        [at] if (at := first.get("ctx", {}).get("at")) else []
-    )  # of what is checked on its own, as a task is
-    where = ".".join(str(part) for part in (*first["loc"], *within))
+    within = first.get("ctx", {}).get("at")  # of what is checked on its own, as a task is
+    where = ".".join(str(part) for part in (*first["loc"], *([within] if within else [])))
     return _fault(request, 422, str(first["msg"]), where)
 
 

@@ -44,7 +44,8 @@ class Guard:
     def __init__(self, accounts: Accounts, keys: Keys, workers: int = 1) -> None:
         self.accounts, self.keys = accounts, keys
         self.requests = Limit(rate=20.0, burst=120.0)
-        self.failures = Limit(rate=1 / 30 / workers, burst=max(1.0, 10.0 / workers))
+        # Not so few that two slips keep somebody out.
+        self.failures = Limit(rate=max(1 / 120, 1 / 30 / workers), burst=max(3.0, 10.0 / workers))
 
     def caller(self, request: Request) -> Caller | None:
         """None where nobody is logged in. HTTPException 403 for a request that another site may have made."""

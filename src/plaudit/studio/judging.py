@@ -22,7 +22,9 @@ from plaudit.types import Missing, prompt_to_json
 router = APIRouter(prefix="/api/v1", tags=["judging"])
 SAID = {"event", "assignment", "guideline", "comment", "flags", "supersedes"}
 SETTLE_EVERY = 25
-"""Events of a store between two looks at whether raters agree enough; later as many as are a tenth of them at most."""
+"""Events of a store between two looks at whether raters agree enough."""
+SETTLE_SHARE = 20.0
+"""A project is not looked at again until so many times as long as the last look took."""
 
 
 def projects_of(request: Request) -> Projects:
@@ -82,9 +84,17 @@ def _answer(
         coming = _next(projects, found, turns)
     else:
         seq, coming = answering.judge(projects, project, caller.name, body.item, body.payload, **said), None
-    if seq % max(SETTLE_EVERY, 10 ** (len(str(seq)) - 2)) == 0:
-        after.add_task(quality.settle, projects, project)  # when the answer is acknowledged
+    if seq % SETTLE_EVERY == 0:
+        after.add_task(_settle, request, projects, project)  # when the answer is acknowledged
     return _json(wire.Written(seq=seq, next=coming))
+
+
+def _settle(request: Request, projects: Projects, project: str) -> None:
+    """`quality.settle`, which reads the whole project: not more often than it can be afforded."""
+    due, began = request.app.state.settled, time.monotonic()
+    if began >= due.get(project, 0.0):
+        quality.settle(projects, project)
+        due[project] = began + SETTLE_SHARE * (time.monotonic() - began)
 
 
 @router.get("/projects/{project}/own")

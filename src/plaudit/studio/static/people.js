@@ -37,7 +37,9 @@ function actsOn(account) {
 }
 
 async function give(account, role) {
-  await said(() => call("PUT", `/accounts/${encodeURIComponent(account.name)}/role`, { role }));
+  if (confirm(t("role_sure", { name: account.name, role: t(`role_${role}`) }))) {
+    await said(() => call("PUT", `/accounts/${encodeURIComponent(account.name)}/role`, { role }));
+  }
   await people();
 }
 
