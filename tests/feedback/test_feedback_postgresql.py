@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -200,3 +201,67 @@ def test_a_project_s_whole_life(store: Store) -> None:
     store.forget_rater("ann")
     projects.reopen("ann")
     assert overview.counts(projects, project)["raters"] == 3, "bob, cem and olga"
+
+
+def test_two_pages_of_each_rater_at_once_while_the_owner_asks_for_more(store: Store) -> None:
+    """Claims wait for nobody but the same rater's: no item goes to anybody twice, and each to exactly as many as asked,
+    with gold and repeated items made meanwhile, slots opened, and the order changed."""
+    projects = Projects(store)
+    task = Task(kind="comparison", overlap=2, gold_every=4, repeat_every=5, random_share=0.3)
+    project = projects.create("Pairs", task).id
+    gold = [Entry(f"g{i}", ("a", "b"), part="gold", answer={"choice": 0, "strength": None}) for i in range(8)]
+    projects.add(project, [*(Entry(f"p{i}", (f"a{i}", f"b{i}")) for i in range(40)), *gold])
+
+    def work(rater: str) -> None:
+        turns = answering.upcoming(projects, projects.get(project), rater, 0.0, 2)
+        while turns:
+            turn = turns.pop(0)
+            try:
+                _, more = answering.judge_on(
+                    projects, projects.get(project), rater, turn.item.id, {"choice": 0, "strength": None}, now=0.0,
+                    count=2, have=[one.item.id for one in turns], event=str(uuid.uuid4()), assignment=turn.assignment,
+                )  # fmt: skip
+                turns += more
+            except UserError as error:
+                if not error.what.startswith("already answered"):  # on the other page
+                    raise
+            turns = turns or answering.upcoming(projects, projects.get(project), rater, 0.0, 2)
+
+    def own() -> None:
+        for number in range(6):
+            order = {item.id: float(hash((item.id, number)) % 100) for item in store.items().values()}
+            projects.prioritise(project, order)
+        projects.change(project, task=task.model_copy(update={"overlap": 3}))
+
+    with ThreadPoolExecutor(7) as pool:
+        futures = [pool.submit(own), *(pool.submit(work, rater) for rater in ("ann", "bob", "cem") * 2)]
+        for future in futures:
+            future.result()
+    for rater in ("ann", "bob", "cem"):  # what was opened after they had gone
+        work(rater)
+    items = store.items()
+    given = [(event.item, event.rater) for event in store.current()]
+    assert len(given) == len(set(given)), "nobody judged an item twice"
+    counts = Counter(item for item, _ in given)
+    mine = [item for item in items.values() if item.meta.get("project") == project]
+    open_ = [item.id for item in mine if str(item.prompt).startswith("p") and "repeats" not in item.meta]
+    assert [counts[item] for item in open_] == [3] * 40
+    assert len(mine) > 48, "some were asked again"
+
+
+def test_many_first_pages_of_one_rater_at_once_are_given_the_same(store: Store) -> None:
+    projects = Projects(store)
+    for number in range(6):
+        project = projects.create(f"{number}", Task(kind="comparison", overlap=3, gold_every=0)).id
+        projects.add(project, [Entry(f"{number} {i}", (f"a{i}", f"b{i}")) for i in range(6)])
+        together = threading.Barrier(6)
+
+        def load(_: int, project: str = project, together: threading.Barrier = together) -> list[str]:
+            together.wait()
+            turns = answering.upcoming(projects, projects.get(project), "ann", 0.0, 3)
+            return sorted(turn.item.id for turn in turns)
+
+        with ThreadPoolExecutor(6) as pool:
+            pages = list(pool.map(load, range(6)))
+        assert all(page == pages[0] for page in pages)
+        assert len(pages[0]) == 3

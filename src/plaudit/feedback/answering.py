@@ -78,21 +78,23 @@ def judge_on(
     projects: Projects, project: Project, rater: str, item: str, payload: Mapping[str, Any] | None, *, now: float,
     count: int, have: Collection[str] = (), **said: Any,
 ) -> tuple[int, list[Turn]]:  # fmt: skip
-    """As `judge`, and then as `upcoming`: the answer, and what is held after it, in one transaction."""
+    """As `judge`, and then as `upcoming`. On SQLite in one transaction; on PostgreSQL nobody waits for the latter, and
+    an answer that was stored while what comes after it was not is sent again, harmlessly."""
     more = payload is not None and said.get("supersedes") is None
-    with schema.writing(projects.store.engine, at_once=False) as connection:
-        try:
-            seat = _seat(connection, project, rater, count, have, judged=int(more))
-        except Unavailable:
-            raise
-        except (
-            UserError
-        ):  # who was retracted since is given nothing, and what they sent before is known all the same
-            if (known := projects.store.event(said["event"])) is None or known.item is None:
+    with schema.at_one_go(projects.store.engine):
+        with schema.writing(projects.store.engine, at_once=False) as connection:
+            try:
+                seat = _seat(connection, project, rater, count, have, judged=int(more))
+            except Unavailable:
                 raise
-            return judge(projects, project.id, rater, item, payload, **said), []
-        seq = judge(projects, project.id, rater, item, payload, **said)
-        tickets = _hold(connection, seat, now)
+            except UserError:
+                # Who was retracted since is given nothing, and what they sent before is known all the same.
+                if (known := projects.store.event(said["event"])) is None or known.item is None:
+                    raise
+                return judge(projects, project.id, rater, item, payload, **said), []
+            seq = judge(projects, project.id, rater, item, payload, **said)
+        with schema.writing(projects.store.engine, at_once=False) as connection:
+            tickets = _hold(connection, seat, now)
     return seq, _turns(projects, seat, tickets)
 
 
@@ -130,11 +132,13 @@ def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
     """What the rater holds from now on: items in their order, each with its ticket."""
     if seat.most == 0:
         return {}
-    schema.alone(connection)
     project, rater = seat.project, seat.rater
+    done = int(connection.scalar(_DONE, {"of": project.id, "by": rater}) or 0)
+    # What is made for this rater is numbered among what others are given; so much is rare, and known beforehand.
+    if seat.key is None or giving.makes(project.id, project.task, rater, range(done, done + seat.most)):
+        schema.alone(connection)
     key = seat.key or privacy.key_of(connection, rater)
     held = giving.held(connection, project.id, project.task, rater, now)[: seat.most]
-    done = int(connection.scalar(_DONE, {"of": project.id, "by": rater}) or 0) if len(held) < seat.most else 0
     while len(held) < seat.most:
         more = giving.claim(connection, project.id, project.task, rater, done + len(held), seat.doubt, now)
         if more is None:

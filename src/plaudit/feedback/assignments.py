@@ -65,6 +65,7 @@ def claim(connection: Connection, rater: str, now: float, lease_seconds: float) 
         .where(slots.c.project.is_(None), slots.c.event.is_(None), fit_for(rater, now))
         .order_by(sa.case((slots.c.rater == rater, 0), else_=1), slots.c.slot, slots.c.id)
         .limit(1)
+        .with_for_update(of=slots, skip_locked=True)  # what another is just given
     )
     return take(connection, first, rater, now + lease_seconds)
 

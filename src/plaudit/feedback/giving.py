@@ -6,7 +6,7 @@ Whatever is drawn is drawn from ids alone, so that a page that is loaded again s
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,11 @@ from plaudit.randomness import rng
 
 SOON = 10
 """An item comes again only after so many others."""
+_RATERS = 1347241300
+"""The class of the locks of single raters."""
+_IN_TURN = sa.select(
+    sa.func.pg_advisory_xact_lock(_RATERS, sa.func.hashtext(sa.bindparam("by", type_=sa.Text)))
+)
 _SHOWN = tuple(schema.assignments.c[name] for name in ("id", "item", "slot", "rater", "expires"))
 """What an `Assignment` holds. Statements that are asked for with every item are made once."""
 
@@ -69,6 +74,10 @@ def held(connection: Connection, project: str, task: Task, rater: str, now: floa
     """What the rater holds, kept for them anew: a page that is loaded again shows the same."""
     told = {"of": project, "by": rater, "until": now + 60 * task.lease_minutes}
     rows = connection.execute(_holding(), told).all()
+    if not rows and connection.dialect.name == "postgresql":
+        # Whoever holds something keeps their other pages waiting by that; who holds nothing, by this.
+        connection.execute(_IN_TURN, {"by": rater})
+        rows = connection.execute(_holding(), told).all()
     return sorted((Assignment(*row) for row in rows), key=lambda slot: slot.id)
 
 
@@ -129,6 +138,7 @@ def _claiming(queue: int, worst_first: bool) -> sa.Executable:
         .where(assignments.fit_for(by, moment), slots.c.item.not_in(given))
         .order_by(worth, slots.c.slot, slots.c.id)
         .limit(1)
+        .with_for_update(of=slots, skip_locked=True)  # what another is just given
     )
     return (
         slots.update()
@@ -210,6 +220,14 @@ def again(connection: Connection, id: str, rater: str) -> str | None:
     return twin.id
 
 
+def makes(project: str, task: Task, rater: str, places: Iterable[int]) -> bool:
+    """Whether anything is made for this rater alone at one of these places."""
+    kinds = ((task.gold_every, gold), (task.repeat_every, again))
+    return any(
+        due(every, choose.__name__, project, rater, place) for place in places for every, choose in kinds
+    )
+
+
 def due(every: int, what: str, project: str, rater: str, place: int) -> bool:
     """Once in so many places, at one that is drawn for each rater, so that nobody can count; never where every is 0."""
     return every > 0 and int(number(what, project, rater, place // every) * every) == place % every
@@ -265,7 +283,8 @@ def reconcile(connection: Connection, project: str, task: Task, only: Sequence[s
                 missing[item] = wanted
             elif wanted < 0:
                 free = [id for id, is_free in to_come[item] if is_free]
-                connection.execute(slots.delete().where(slots.c.id.in_(free[wanted:])))
+                still = slots.c.rater.is_(None)  # somebody may be given one meanwhile
+                connection.execute(slots.delete().where(slots.c.id.in_(free[wanted:]), still))
     open_slots(connection, project, items, missing)
 
 

@@ -320,6 +320,13 @@ def writing(engine: Engine, *, at_once: bool = True) -> Iterator[Connection]:
             _OPEN.reset(token)
 
 
+def at_one_go(engine: Engine) -> contextlib.AbstractContextManager[object]:
+    """Around transactions of which each stands by itself: one on SQLite, which waits for the disk at each, and where
+    others wait anyway; several elsewhere."""
+    one = engine.dialect.name == "sqlite"
+    return writing(engine, at_once=False) if one else contextlib.nullcontext()
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A connection to read with; within `writing` that one, so that what was just written is seen."""
