@@ -6,7 +6,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from plaudit import config as configs
-from plaudit.feedback import answering, drafts, overview, quality, value, vectors
+from plaudit.feedback import answering, drafts, giving, overview, quality, schema, value, vectors
 from plaudit.feedback.events import Item, comparison_event, rating_event, skip_event
 from plaudit.feedback.jobs import Jobs
 from plaudit.feedback.projects import Entry, Projects
@@ -229,7 +229,7 @@ def test_two_pages_of_each_rater_at_once_while_the_owner_asks_for_more(store: St
 
     def own() -> None:
         for number in range(6):
-            order = {item.id: float(hash((item.id, number)) % 100) for item in store.items().values()}
+            order = {item: giving.number("order", item, number) for item in store.items()}
             projects.prioritise(project, order)
         projects.change(project, task=task.model_copy(update={"overlap": 3}))
 
@@ -250,18 +250,78 @@ def test_two_pages_of_each_rater_at_once_while_the_owner_asks_for_more(store: St
 
 
 def test_many_first_pages_of_one_rater_at_once_are_given_the_same(store: Store) -> None:
+    """And whichever of them answers, its ticket is good: all are sealed with one key."""
     projects = Projects(store)
     for number in range(6):
         project = projects.create(f"{number}", Task(kind="comparison", overlap=3, gold_every=0)).id
         projects.add(project, [Entry(f"{number} {i}", (f"a{i}", f"b{i}")) for i in range(6)])
-        together = threading.Barrier(6)
+        together, rater = threading.Barrier(6), f"ann {number // 2}"
+        store.set_identity(rater, {})  # who has an account, at first without a key
 
-        def load(_: int, project: str = project, together: threading.Barrier = together) -> list[str]:
+        def load(
+            _: int, project: str = project, rater: str = rater, together: threading.Barrier = together
+        ) -> dict[str, str | None]:
             together.wait()
-            turns = answering.upcoming(projects, projects.get(project), "ann", 0.0, 3)
-            return sorted(turn.item.id for turn in turns)
+            turns = answering.upcoming(projects, projects.get(project), rater, 0.0, 3)
+            return {turn.item.id: turn.assignment for turn in turns}
 
         with ThreadPoolExecutor(6) as pool:
             pages = list(pool.map(load, range(6)))
-        assert all(page == pages[0] for page in pages)
+        assert all(page.keys() == pages[0].keys() for page in pages)
         assert len(pages[0]) == 3
+        item, said = min(pages[0]), {"choice": 0, "strength": None}
+        for page in pages:
+            answering.judge(
+                projects, project, rater, item, said, event=f"{number}", assignment=page[item]
+            )  # the same each time
+
+
+@pytest.mark.parametrize("gold_every", [0, 1])
+def test_first_pages_of_many_raters_at_once(store: Store, gold_every: int) -> None:
+    """Nobody is given what another was just given; of the one gold item each has a slot of their own."""
+    projects = Projects(store)
+    raters = [f"rater {number}" for number in range(6)]
+    for rater in raters:
+        store.set_identity(rater, {})
+    for number in range(6):
+        task = Task(kind="comparison", overlap=1, gold_every=gold_every, random_share=0.0)
+        project = projects.create(f"{number}", task).id
+        gold = Entry("gold", ("a", "b"), part="gold", answer={"choice": 0, "strength": None})
+        projects.add(project, [*(Entry(f"{number} {i}", (f"a{i}", f"b{i}")) for i in range(6)), gold])
+        together = threading.Barrier(6)
+
+        def load(rater: str, project: str = project, together: threading.Barrier = together) -> str:
+            together.wait()
+            (turn,) = answering.upcoming(projects, projects.get(project), rater, 0.0, 1)
+            return str(turn.item.prompt)
+
+        with ThreadPoolExecutor(6) as pool:
+            given = list(pool.map(load, raters))
+        assert len(set(given)) == (1 if gold_every else 6), given
+        assert ("gold" in given) == bool(gold_every)
+
+
+ORDERS: dict[str, Callable[[Projects, str], object]] = {
+    "prioritise": lambda projects, id: projects.prioritise(id, dict.fromkeys(projects.store.items(), 1.0)),
+    "close": lambda projects, id: projects.close(id, [next(iter(projects.store.items()))]),
+    "reconcile": lambda projects, id: projects.change(id, task=Task(kind="comparison", overlap=1)),
+    "forget": lambda projects, _: projects.store.erase_rater("bob"),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_who_asks_while_the_slots_of_many_change_waits_and_is_given_something(
+    store: Store, order: str
+) -> None:
+    projects = Projects(store)
+    project = projects.create("Pairs", Task(kind="comparison", overlap=2)).id
+    projects.add(project, [Entry(f"p{i}", (f"a{i}", f"b{i}")) for i in range(8)])
+    for rater in ("ann", "bob"):
+        store.set_identity(rater, {})
+    with ThreadPoolExecutor(1) as pool:
+        with schema.writing(store.engine):
+            ORDERS[order](projects, project)
+            asked = pool.submit(answering.upcoming, projects, projects.get(project), "ann", 0.0, 2)
+            with pytest.raises(TimeoutError):
+                asked.result(0.5)
+        assert len(asked.result(30)) == 2

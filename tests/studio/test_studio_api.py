@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from plaudit.studio import (
     reviewing,
     watching,
 )
-from plaudit.studio.guard import FORGERY
+from plaudit.studio.guard import FORGERY, Guard
 from plaudit.types import UserError
 
 pytest_plugins = ["studio_fixtures"]
@@ -166,6 +167,34 @@ def test_an_answer_brings_what_comes_next(app: Any) -> None:
     assert len(set(seen)) == 6
     refused = ann.post(f"/api/v1/projects/{project}/answers", json=said | {"event": "new"})
     assert refused.status_code == 400, "answered already: neither written nor anything given out"
+
+
+def test_whether_raters_agree_is_looked_at_as_often_as_it_can_be_afforded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look that takes two seconds is not repeated for forty; of another project it is."""
+    clock, looks = [0.0], list[tuple[float, str]]()
+
+    def settle(_: object, project: str) -> None:
+        looks.append((clock[0], project))
+        clock[0] += 2.0
+
+    monkeypatch.setattr("plaudit.studio.judging.quality.settle", settle)
+    monkeypatch.setattr("plaudit.studio.judging.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    request: Any = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(settled={})))
+    for moment, project in ((0.0, "a"), (30.0, "a"), (33.0, "b"), (39.9, "a"), (40.0, "a")):
+        clock[0] = moment
+        judging._settle(request, object(), project)  # type: ignore[arg-type]
+    assert looks == [(0.0, "a"), (33.0, "b"), (40.0, "a")]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8, 64])
+def test_two_slips_keep_nobody_out_however_many_workers_there_are(app: Any, workers: int) -> None:
+    guard = Guard(app.state.guard.accounts, app.state.guard.keys, workers)
+    assert [guard.failures.take("address", 0.0) for _ in range(3)] == [0, 0, 0]
+    assert guard.failures.take("address", 1e9) == 0
+    refused = [guard.failures.take("other", 0.0) > 0 for _ in range(12)]
+    assert refused.index(True) == max(3, 10 // workers)
 
 
 def test_every_route_is_in_the_table() -> None:

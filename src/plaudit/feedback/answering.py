@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy.engine import Connection
 
-from plaudit.feedback import drafts, giving, privacy, queries, schema
+from plaudit.feedback import assignments, drafts, giving, privacy, queries, schema
 from plaudit.feedback.events import Event, Item, check
 from plaudit.feedback.judgements import ADJUDICATES
 from plaudit.feedback.projects import Project, Projects, given, read, task_of
@@ -133,11 +133,10 @@ def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
     if seat.most == 0:
         return {}
     project, rater = seat.project, seat.rater
-    done = int(connection.scalar(_DONE, {"of": project.id, "by": rater}) or 0)
-    # What is made for this rater is numbered among what others are given; so much is rare, and known beforehand.
-    if seat.key is None or giving.makes(project.id, project.task, rater, range(done, done + seat.most)):
-        schema.alone(connection)
     key = seat.key or privacy.key_of(connection, rater)
+    assignments.join(connection)
+    done = int(connection.scalar(_DONE, {"of": project.id, "by": rater}) or 0)
+    giving.makes(connection, project.id, project.task, rater, range(done, done + seat.most))
     held = giving.held(connection, project.id, project.task, rater, now)[: seat.most]
     while len(held) < seat.most:
         more = giving.claim(connection, project.id, project.task, rater, done + len(held), seat.doubt, now)
@@ -232,6 +231,9 @@ def _say(
 ) -> int:  # fmt: skip
     where = f"item {item}"
     with schema.writing(projects.store.engine, at_once=False) as connection:
+        if supersedes is not None:  # what else is asked may change
+            schema.alone(connection)
+            assignments.pause(connection)
         row = connection.execute(_asked(), {"of": id, "item": item, "by": rater}).first()
         found = None if row is None else queries.item(row)
         if row is None or found is None:

@@ -22,6 +22,23 @@ BY_PRIORITY, RANDOM, FOR_ONE = 0, 1, 2
 """Queues: what is worth most first; what is given out in no order of worth; what one rater alone is given."""
 
 
+_GIVING = 0x706C6176
+"""The key of PostgreSQL's advisory lock of what is given out; asked for after `schema.alone`'s, where both are."""
+
+
+def pause(connection: Connection) -> None:
+    """Nobody is given an item of a project until this transaction ends: for whoever changes the order or the slots of
+    many, which would be skipped meanwhile. The transaction writes alone. On SQLite that is enough."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_GIVING)))
+
+
+def join(connection: Connection) -> None:
+    """Waits for whoever has paused, and beside others who are given something does not."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_GIVING)))
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """One slot of an item, held by a rater until `expires` (seconds, on the claimant's clock)."""
@@ -65,7 +82,6 @@ def claim(connection: Connection, rater: str, now: float, lease_seconds: float) 
         .where(slots.c.project.is_(None), slots.c.event.is_(None), fit_for(rater, now))
         .order_by(sa.case((slots.c.rater == rater, 0), else_=1), slots.c.slot, slots.c.id)
         .limit(1)
-        .with_for_update(of=slots, skip_locked=True)  # what another is just given
     )
     return take(connection, first, rater, now + lease_seconds)
 

@@ -23,8 +23,10 @@ from plaudit.randomness import rng
 
 SOON = 10
 """An item comes again only after so many others."""
-_RATERS = 1347241300
-"""The class of the locks of single raters."""
+_MADE, _RATERS = 0x706C6177, 0x706C6178
+"""Keys of PostgreSQL's advisory locks, in the order in which they are asked for, after `assignments.join`'s: of what is
+made for one rater, and, with a number of each, of raters."""
+_MAKING = sa.select(sa.func.pg_advisory_xact_lock(_MADE))
 _IN_TURN = sa.select(
     sa.func.pg_advisory_xact_lock(_RATERS, sa.func.hashtext(sa.bindparam("by", type_=sa.Text)))
 )
@@ -220,12 +222,14 @@ def again(connection: Connection, id: str, rater: str) -> str | None:
     return twin.id
 
 
-def makes(project: str, task: Task, rater: str, places: Iterable[int]) -> bool:
-    """Whether anything is made for this rater alone at one of these places."""
+def makes(connection: Connection, project: str, task: Task, rater: str, places: Iterable[int]) -> None:
+    """Where anything is made for this rater alone at one of these places, nobody else's is until the transaction ends:
+    it is numbered among theirs. SQLite has seen to that."""
     kinds = ((task.gold_every, gold), (task.repeat_every, again))
-    return any(
+    if connection.dialect.name == "postgresql" and any(
         due(every, choose.__name__, project, rater, place) for place in places for every, choose in kinds
-    )
+    ):
+        connection.execute(_MAKING)
 
 
 def due(every: int, what: str, project: str, rater: str, place: int) -> bool:
@@ -257,6 +261,7 @@ def open_slots(
 def reconcile(connection: Connection, project: str, task: Task, only: Sequence[str] | None = None) -> None:
     """As many slots of each open item (or of those named) as judgements are still wanted of it: missing ones are
     opened, free ones too many are taken back, those that somebody holds stay."""
+    assignments.pause(connection)
     table, slots, events = schema.project_items, schema.assignments, schema.events
     query = sa.select(table.c.item, table.c.queue).where(table.c.project == project, table.c.part == "open")
     chosen = query if only is None else query.where(table.c.item.in_(only))
@@ -283,13 +288,13 @@ def reconcile(connection: Connection, project: str, task: Task, only: Sequence[s
                 missing[item] = wanted
             elif wanted < 0:
                 free = [id for id, is_free in to_come[item] if is_free]
-                still = slots.c.rater.is_(None)  # somebody may be given one meanwhile
-                connection.execute(slots.delete().where(slots.c.id.in_(free[wanted:]), still))
+                connection.execute(slots.delete().where(slots.c.id.in_(free[wanted:])))
     open_slots(connection, project, items, missing)
 
 
 def close(connection: Connection, project: str, items: Sequence[str]) -> int:
     """Takes back the slots of these items that nobody holds or has answered; how many."""
+    assignments.pause(connection)
     slots, events, closed = schema.assignments, schema.events, 0
     answers = sa.exists().where(events.c.assignment == slots.c.id)
     free = (slots.c.project == project, slots.c.event.is_(None), slots.c.rater.is_(None), ~answers)

@@ -36,11 +36,14 @@ def seal(connection: Connection, rater: str, text: str) -> bytes:
 
 
 def key_of(connection: Connection, rater: str) -> bytes:
-    """The rater's key, made at the first need."""
-    key = known_key(connection, rater)
-    if key is None:
-        key = Fernet.generate_key()
-        connection.execute(schema.raters.update().where(schema.raters.c.id == rater).values(key=key))
+    """The rater's key, made at the first need, also by two at once. UserError for one who was forgotten."""
+    if (key := known_key(connection, rater)) is not None:
+        return key
+    raters = schema.raters
+    none = (raters.c.id == rater, raters.c.key.is_(None), raters.c.forgotten.is_(None))
+    connection.execute(raters.update().where(*none).values(key=Fernet.generate_key()))
+    if (key := known_key(connection, rater)) is None:
+        raise was_forgotten(rater)
     return key
 
 

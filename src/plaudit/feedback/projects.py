@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from plaudit import config as configs
-from plaudit.feedback import giving, queries, schema, transfer
+from plaudit.feedback import assignments, giving, queries, schema, transfer
 from plaudit.feedback.assignments import BY_PRIORITY, RANDOM
 from plaudit.feedback.events import Event, Item, check
 from plaudit.feedback.judgements import PROJECT, REPEATS
@@ -252,6 +252,7 @@ class Projects:
         change = slots.update().where(*mine, by_worth).values(priority=sa.bindparam("worth"))
         if worth:
             with schema.writing(self.store.engine) as connection:
+                assignments.pause(connection)
                 connection.execute(change, [{"of": item, "worth": value} for item, value in worth.items()])
 
 

@@ -191,6 +191,7 @@ class Store:
         """As `forget_rater`, of which this is the part that a transaction can hold; `cut_log` comes after it."""
         with schema.writing(self.engine) as connection:
             seq = self._rule_in(connection, rater, "forget_rater")
+            assignments.pause(connection)
             privacy.erase(connection, rater, seq)
             return seq
 

@@ -39,12 +39,11 @@ class Caller:
 
 class Guard:
     """Of one app. Limits are a caller's (requests) or an address's (log-ins that fail, of which each of so many workers
-    lets its share pass)."""
+    lets its share pass, and three at least: two slips keep nobody out)."""
 
     def __init__(self, accounts: Accounts, keys: Keys, workers: int = 1) -> None:
         self.accounts, self.keys = accounts, keys
         self.requests = Limit(rate=20.0, burst=120.0)
-        # Not so few that two slips keep somebody out.
         self.failures = Limit(rate=max(1 / 120, 1 / 30 / workers), burst=max(3.0, 10.0 / workers))
 
     def caller(self, request: Request) -> Caller | None:
