@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -279,3 +280,12 @@ def test_processes_that_make_the_store_at_once_make_one(tmp_path: Path) -> None:
         worker.join(timeout=60)
         assert worker.exitcode == 0
     assert [out.get(timeout=5) for _ in workers] == [0, 0, 0]
+
+
+def test_a_store_being_made_by_another_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # as between another's first look and its change to WAL
+    threading.Timer(0.3, other.close).start()
+    with Store.open(path) as store:
+        assert store.last_seq() == 0
