@@ -131,8 +131,8 @@ def growth_of(growth: Mapping[str, Any]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def draw_ratios(rows: Mapping[str, dict[str, Any] | None], images: Path) -> None:
-    for name, figure in (("speed", ratios(rows)), ("speed_ceiling", ceilings(rows))):
+def draw_ratios(rows: Mapping[str, dict[str, Any] | None], images: Path, suffix: str = "") -> None:
+    for name, figure in ((f"speed{suffix}", ratios(rows)), (f"speed_ceiling{suffix}", ceilings(rows))):
         figure["layout"] |= {"height": 640, "width": 980}
         picture.draw(figure, RUNS / f"{name}.html", images / f"{name}.png", (1000, 660))
 

@@ -32,7 +32,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--row", help="only rows with this in their name")
     made.add_argument("--seed", type=int, nargs="+", help="of time_to_reward; 0 1 2")
     made.add_argument("--threads", type=int, default=0, help="of each side; 0: one a core")
-    made.add_argument("--out", type=Path, help="where results go; benchmarks/results")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="where results go; benchmarks/results, or its float32 where bfloat16 is not native",
+    )
     return made
 
 
@@ -54,7 +58,7 @@ def run(name: str, given: argparse.Namespace) -> list[str]:
     if not cases:
         raise UserError("no row is left", where="--peer, --row", fix="leave one of them out")
     repeats = given.repeats or (2 if given.quick else 5)
-    path = (given.out or results.PLACE) / (f"{name}.quick.json" if given.quick else f"{name}.json")
+    path = (given.out or results.place(native)) / (f"{name}.quick.json" if given.quick else f"{name}.json")
     rows, failed = list[dict[str, Any]](), list[str]()
     for case in cases:
         print(f"{name}: {case.name}", file=sys.stderr, flush=True)

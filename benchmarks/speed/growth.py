@@ -160,4 +160,7 @@ def run(quick: bool, out: Path | None, threads: int = 0) -> None:
         "settled": settled,
         "fit": fit,
     }
-    files.write_json((out or results.PLACE) / ("growth.quick.json" if quick else "growth.json"), found)
+    files.write_json(
+        (out or results.place(machine.fast_bfloat16())) / ("growth.quick.json" if quick else "growth.json"),
+        found,
+    )

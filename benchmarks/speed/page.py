@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 PAGE, IMAGES = ROOT / "docs" / "speed.md", ROOT / "docs" / "images"
 Found = Mapping[str, dict[str, Any]]
 """Results by name."""
+Kind = tuple[Found, Found]
+"""Of one kind of machine: the results with rows beside a peer's, and the others."""
 
 INTRO = """# Speed
 
@@ -35,6 +37,12 @@ REWARD = """
 The same start, prompts, reward function, learning rate, group size and KL coefficient; one judge samples from both
 sides' policies on prompts that nobody trains on, while the clock stands still.
 """
+WITHOUT = """
+## Where bfloat16 is not native
+
+Both sides compute in float32 there, and several aims lie beyond what any program could reach ("at the ceiling").
+"""
+GROWTH = "\n## Growth"
 NAMES = {
     "rollout": "sample 32 prompts of 64 tokens, 64 new ones each",
     "rollout_group": "sample 4 prompts of 64 tokens, 8 completions of 64 each",
@@ -97,8 +105,7 @@ def targets(found: Found) -> str:
     lines += [
         "",
         f"Of the ceiling at least {SHARE.least:g} was aimed at, {SHARE.moonshot:g} as a moonshot. At the ceiling: the "
-        "ratio that a program would have which wastes nothing. Where bfloat16 is not native, both sides compute in "
-        "float32, and some aims lie beyond it.",
+        "ratio that a program would have which wastes nothing.",
         "",
     ]
     lines += ["| peak memory | ours, GB | peer, GB | the peer's to ours | aim | |", "|---" * 6 + "|"]
@@ -187,34 +194,53 @@ def growth_text(growth: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def text(found: Found, others: Mapping[str, Mapping[str, Any]], images: Sequence[str]) -> str:
-    """The whole page. others: growth and time_to_reward, as far as they are there; images: names of the pictures that
-    stand in docs/images."""
-
-    def shown(name: str, says: str) -> list[str]:
-        return ["", f"![{says}](images/{name}.png)"] if name in images else []
-
-    parts = [
-        INTRO,
-        "## What was aimed at\n",
-        targets(found),
-        *shown("speed", "Ratios by benchmark, with what was aimed at"),
+def aims(kind: Kind, images: Sequence[str], suffix: str = "") -> list[str]:
+    """What was aimed at and what came of it on one kind of machine, with its pictures."""
+    return [
+        targets(kind[0]),
+        *shown(images, f"speed{suffix}", "Ratios by benchmark, with what was aimed at"),
+        *shown(images, f"speed_ceiling{suffix}", "The share of the machine's ceiling, ours and the peer's"),
     ]
-    parts += [COUNTED, *shown("speed_ceiling", "The share of the machine's ceiling, ours and the peer's")]
+
+
+def shown(images: Sequence[str], name: str, says: str) -> list[str]:
+    return ["", f"![{says}](images/{name}.png)"] if name in images else []
+
+
+def measured(result: Mapping[str, Any]) -> list[str]:
+    """A benchmark's rows on one kind of machine, and where and how they were measured."""
+    command = result["command"]
+    return [
+        table(result["rows"]),
+        "",
+        where(result),
+        f"Measured with `{command}` and what its rows' dates say.",
+    ]
+
+
+def text(native: Kind, without: Kind, images: Sequence[str]) -> str:
+    """The whole page. native, without: results of machines that multiply bfloat16, and of those that do not; images:
+    names of the pictures that stand in docs/images."""
+    parts = [INTRO, "## What was aimed at\n", *aims(native, images), COUNTED]
+    if without[0]:
+        parts += [WITHOUT, *aims(without, images, "_float32")]
     for name in CASES:
-        if name in found:
-            parts += [f"\n## `{name}`: {NAMES[name]}\n", table(found[name]["rows"]), "", where(found[name])]
-            parts += [f"Measured with `{found[name]['command']}` and what its rows' dates say."]
-    if "time_to_reward" in others:
-        parts += [REWARD, reward_text(others["time_to_reward"])]
-    if "growth" in others:
-        parts += ["\n## Growth\n", growth_text(others["growth"])]
-        parts += shown("speed_growth", "Seconds a step by what grows, with fits")
+        here = [kind[0][name] for kind in (native, without) if name in kind[0]]
+        parts += [f"\n## `{name}`: {NAMES[name]}"] if here else []
+        for result in here:
+            parts += ["", *measured(result)]
+    for name, head, tell in (("time_to_reward", REWARD, reward_text), ("growth", GROWTH, growth_text)):
+        there = [kind[1][name] for kind in (native, without) if name in kind[1]]
+        parts += [head] if there else []
+        for one in there:
+            parts += ["", tell(one)]
+        if there and name == "growth":
+            parts += shown(images, "speed_growth", "Seconds a step by what grows, with fits")
     return "\n".join(parts) + "\n"
 
 
-def read(place: Path = results.PLACE) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """All results that there are by name, and those that are no rows beside a peer's."""
+def read(place: Path = results.PLACE) -> Kind:
+    """All results of one kind of machine by name, and those that are no rows beside a peer's."""
     there = {path.stem: path for path in place.glob("*.json")}
     found = {name: results.read(there[name]) for name in CASES if name in there}
     others = [name for name in ("time_to_reward", "growth") if name in there]
@@ -229,10 +255,11 @@ def pictures(place: Path = IMAGES) -> list[str]:
 
 def write() -> None:
     """The page and its pictures."""
-    found, others = read()
-    if found:
-        charts.draw_ratios({name: best_of(found, name) for name in TARGETS}, IMAGES)
-    if "growth" in others:
-        charts.draw_growth(others["growth"], IMAGES)
-    files.write_text(PAGE, text(found, others, pictures()))
+    native, without = read(), read(results.WITHOUT)
+    for (found, _), suffix in ((native, ""), (without, "_float32")):
+        if found:
+            charts.draw_ratios({name: best_of(found, name) for name in TARGETS}, IMAGES, suffix)
+    if growth := native[1].get("growth") or without[1].get("growth"):
+        charts.draw_growth(growth, IMAGES)
+    files.write_text(PAGE, text(native, without, pictures()))
     print(f"written: {PAGE}")

@@ -10,12 +10,19 @@ from plaudit.types import UserError
 from speed.cases import TARGETS
 
 PLACE = Path(__file__).parents[1] / "results"
+WITHOUT = PLACE / "float32"
+"""Results of machines that do not multiply bfloat16: both sides compute in float32 there, and ratios differ."""
 ROW = (
     "name", "target", "peer_name", "precision", "train", "batch", "ours", "peer", "ratio", "ratios", "peak_rss_gb",
     "tokens", "tokens_per_second", "operations", "seconds_at_ceiling", "roofline", "timings", "ceilings", "repeats",
     "date", "versions",
 )  # fmt: skip
 """What a row holds. ours, peer: median seconds; ratio: the median of the rounds' ratios, peer's seconds to ours."""
+
+
+def place(native: bool) -> Path:
+    """native: whether the machine multiplies bfloat16."""
+    return PLACE if native else WITHOUT
 
 
 def headline(rows: list[dict[str, Any]], target: str) -> dict[str, Any] | None:

@@ -105,7 +105,10 @@ def run(quick: bool, out: Path | None, threads: int = 0, seeds: Sequence[int] = 
     judge = judge_of(source, [row["prompt"] for row in both.ids[TRAINING:]])
     began, _ = judge(source)
     every, most = (1, 2) if quick else (EVERY, MOST)
-    python, path = python_of("trl"), (out or results.PLACE) / f"time_to_reward{'.quick' * quick}.json"
+    python, path = (
+        python_of("trl"),
+        (out or results.place(machine.fast_bfloat16())) / f"time_to_reward{'.quick' * quick}.json",
+    )
     for seed in seeds[:1] if quick else seeds:
         plan = plan_of(source, batch, threads, seed, every)
         row: dict[str, Any] = {"seed": seed}

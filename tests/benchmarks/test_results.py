@@ -16,6 +16,8 @@ from speed.protocol import Worker, WorkerDied
 from plaudit.training import machine
 from plaudit.types import UserError
 
+NONE: page.Kind = ({}, {})
+
 
 def test_a_row_says_what_was_measured() -> None:
     row = made_row()
@@ -131,23 +133,31 @@ def test_every_row_can_be_measured_and_every_target_has_one() -> None:
 
 
 def test_the_page_is_what_the_results_give() -> None:
-    found, others = page.read()
-    assert page.PAGE.read_text(encoding="utf-8") == page.text(found, others, page.pictures())
+    kinds = page.read(), page.read(results.WITHOUT)
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(*kinds, page.pictures())
 
 
 def test_the_page_holds_the_figures(tmp_path: Path) -> None:
     path = tmp_path / "rollout.json"
     about = {"cpu": "a CPU", "cores": 2, "memory_gb": 24.0, "flags": ["avx2"], "system": "Linux"}
     results.write(path, "rollout", [made_row()], about, "python -m benchmarks rollout")
-    found, others = page.read(tmp_path)
-    assert others == {}
-    text = page.text(found, others, ["speed"])
+    native = page.read(tmp_path)
+    assert native[1] == {}
+    text = page.text(native, NONE, ["speed"])
     assert "| `rollout` | a row | 3.5 | 6 | 4.00 | reached | 16.00 | 0.25 | 3 |" in text
     assert "| `sft` | | 1.8 | 3 | not measured yet | | | | |" in text
     assert "| a row | 2.00 | 8.00 | 4.00 | 50 / 12 | 1.0 / 3.0 | 0.25 / 0.06 |" in text
     assert "2 cores of a CPU (avx2), 24 GB" in text
     assert "(images/speed.png)" in text
     assert "(images/speed_growth.png)" not in text
+    # What a machine without bfloat16 has measured stands by itself, with aims and pictures of its own.
+    assert "Where bfloat16 is not native" not in text
+    other = page.text(NONE, native, ["speed", "speed_float32"])
+    aims, float32 = other.split("## Where bfloat16 is not native")
+    assert "| `rollout` | | 3.5 | 6 | not measured yet | | | | |" in aims
+    assert "| `rollout` | a row | 3.5 | 6 | 4.00 | reached | 16.00 | 0.25 | 3 |" in float32
+    assert "(images/speed_float32.png)" in float32
+    assert [results.place(native) == results.PLACE for native in (True, False)] == [True, False]
 
 
 def test_a_side_has_arrived_at_the_goal_within_the_limit_and_no_sooner(tmp_path: Path) -> None:
@@ -176,8 +186,7 @@ def test_minutes_are_told_by_seed(tmp_path: Path) -> None:
     path = tmp_path / "time_to_reward.json"
     for row in reversed(rows):
         time_to_reward.write(path, row, 0.1, CEILINGS)
-    _, others = page.read(tmp_path)
-    text = page.text({}, others, [])
+    text = page.text(page.read(tmp_path), NONE, [])
     assert "| 1 | 3.0 (6) | 15.0 (6) | 5.00 | 0.100 / 0.100 |" in text
     assert "Median ratio: 4.50" in text
     never = {"seed": 0, "ours": side, "peer": side | {"minutes": None}, "ratio": None}
@@ -195,7 +204,7 @@ def test_growth_is_told_with_its_fits(tmp_path: Path) -> None:
     memory = {"work": "grpo", "rss_gb": held, "settled": 5, "fit": growth.line(range(5, 10), held[5:])}
     grown = {"series": [one], "memory": memory, "date": "2026-01-01", "command": "a command"}
     (tmp_path / "growth.json").write_text(json.dumps(grown))
-    text = page.text({}, page.read(tmp_path)[1], ["speed_growth"])
+    text = page.text(page.read(tmp_path), NONE, ["speed_growth"])
     assert "| longer | 100 to 200 tokens | 1.00 to 2.00 |" in text
     assert "1.000 GB after 5 steps, 1.000 GB at the end" in text
     assert "(images/speed_growth.png)" in text

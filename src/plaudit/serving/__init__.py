@@ -1,0 +1,1 @@
+"""The API that answers and captures feedback."""
