@@ -167,15 +167,16 @@ class Cache:
     def columns(self) -> int:
         return self.keys[0].shape[2]
 
-    def reserve(self, columns: int, rows: int) -> None:
-        """Room for so many columns; what the first `rows` rows hold is kept."""
-        if columns <= self.columns:
+    def reserve(self, columns: int, rows: int, slots: int = 0) -> None:
+        """Room for so many columns, and for so many slots; what the first `rows` rows hold is kept."""
+        held, _, before, _ = self.keys[0].shape
+        if columns <= before and slots <= held:
             return
-        columns += -columns % COLUMNS
+        columns = max(before, columns + -columns % COLUMNS)
         for tensors in (self.keys, self.values):
             for index, old in enumerate(tensors):
-                slots, heads, before, width = old.shape
-                tensors[index] = old.new_zeros(slots, heads, columns, width)
+                _, heads, _, width = old.shape
+                tensors[index] = old.new_zeros(max(held, slots), heads, columns, width)
                 tensors[index][:rows, :, :before] = old[:rows]
 
     def put(self, start: int, other: Cache, rows: Tensor) -> None:
