@@ -78,8 +78,8 @@ def identity(connection: Connection, rater: str) -> dict[str, str]:
 
 
 def erase(connection: Connection, rater: str, seq: int) -> None:
-    """Destroys the rater's key, what their judgements, drafts, chats and their items said, and their account, and gives
-    their open work back.
+    """Destroys the rater's key, what their judgements, drafts, chats, their items and what a served model told them
+    said, and their account, and gives their open work back.
 
     What is left of an event is its tombstone: number, id, kind, item, pseudonym, versions and time.
     seq: number of the event that says so.
@@ -107,6 +107,12 @@ def erase(connection: Connection, rater: str, seq: int) -> None:
         schema.jobs.update()
         .where(schema.jobs.c.asked_by == rater, schema.jobs.c.kind == "reply")
         .values(arguments={}, result=sa.null())
+    )
+    said = schema.responses.c.requester == rater
+    done = schema.signals.c.response.in_(sa.select(schema.responses.c.id).where(said))
+    connection.execute(schema.signals.delete().where(done))
+    connection.execute(
+        schema.responses.update().where(said).values(prompt=sa.null(), completions=sa.null(), masked={})
     )
     connection.execute(schema.accounts.delete().where(schema.accounts.c.name == rater))
     open_work = schema.assignments.c.event.is_(None)

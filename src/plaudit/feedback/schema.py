@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from plaudit.files import writable
 from plaudit.types import Unavailable, UserError
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test holds it to what `migrations/versions` says."""
 BUSY_SECONDS = 30.0
 _LOCK = 0x706C6175
@@ -217,6 +217,44 @@ api_keys = sa.Table(
     sa.Column("scopes", _json, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("ends", sa.Double),  # null: never
+)
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.Double, nullable=False, index=True),  # seconds since 1970
+    sa.Column("requester", sa.Text, sa.ForeignKey("raters.id"), nullable=False, index=True),
+    sa.Column("conversation", sa.Text, nullable=False, index=True),
+    sa.Column("regenerates", sa.Text),  # id of the answer that this one was asked for instead of
+    sa.Column("name", sa.Text, nullable=False),  # what was asked for
+    sa.Column("version", sa.Text, nullable=False),  # which model answered
+    sa.Column("propensity", sa.Double, nullable=False),  # with which probability it was the one
+    sa.Column("prompt", _json),  # null: forgotten, or kept long enough
+    sa.Column("completions", _json),  # text, finish, logprobs and ids of each
+    sa.Column("sampling", _json, nullable=False),
+    sa.Column("usage", _json, nullable=False),
+    sa.Column("masked", _json, nullable=False),  # how many of each kind
+)
+signals = sa.Table(
+    "signals",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column(
+        "response", sa.Text, sa.ForeignKey("responses.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    sa.Column("kind", sa.Text, nullable=False),  # dwell, copy, regenerate, abandon
+    sa.Column("value", sa.Double, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+releases = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False, index=True),
+    sa.Column("arms", _json, nullable=False),  # model, version and weight of each
+    sa.Column("made_by", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
 )
 audit = sa.Table(
     "audit",

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from plaudit import __version__
 from plaudit.access.accounts import Accounts
+from plaudit.access.headers import Headers
 from plaudit.access.hooks import Courier
 from plaudit.access.keys import Keys
 from plaudit.feedback.projects import Projects
@@ -36,7 +37,6 @@ from plaudit.studio import (
 )
 from plaudit.studio.faults import translated
 from plaudit.studio.guard import Guard
-from plaudit.studio.headers import Headers
 from plaudit.types import Missing, Unavailable, UserError
 
 HERE = Path(__file__).parent
