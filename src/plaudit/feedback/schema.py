@@ -255,6 +255,7 @@ releases = sa.Table(
     sa.Column("made_by", sa.Text, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
+    sa.Column("restores", sa.Integer),  # number of the release that this one goes back to
 )
 audit = sa.Table(
     "audit",

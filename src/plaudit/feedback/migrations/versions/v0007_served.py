@@ -43,4 +43,5 @@ def upgrade() -> None:
         sa.Column("made_by", sa.Text, nullable=False),
         sa.Column("created_at", sa.Text, nullable=False),
         sa.Column("note", sa.Text, nullable=False),
+        sa.Column("restores", sa.Integer),
     )
