@@ -316,6 +316,30 @@ def studio(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A directory, a hub id, smollm2 or tiny; left out: what is published."),
+    ] = None,
+    settings: Settings = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML of settings, which KEY=VALUE override.")] = None,
+    precision: Precision = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Answer on an OpenAI-compatible API that captures feedback."""
+    from plaudit import config as configs
+
+    if model is not None and "=" in model:  # no model, and a setting in its place
+        model, settings = None, [model, *(settings or [])]
+    device, dtype = _machine(precision, threads)
+    from plaudit.serving import run as serving
+
+    tree = configs.with_overrides({} if config is None else configs.read_yaml(config), settings or [])
+    parsed = configs.parse(serving.Config, tree, "serve" if config is None else str(config))
+    serving.run(model, parsed, device, dtype)
+
+
+@app.command()
 def worker(
     store: StorePath = "feedback.db",
     once: Annotated[bool, typer.Option("--once", help="Stop when nothing is left to do.")] = False,

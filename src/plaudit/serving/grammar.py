@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llguidance.hf
-import llguidance.torch
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from plaudit.data.tokenizer import Tokenizer
 from plaudit.types import UserError
-
-BITS = torch.arange(32, dtype=torch.int32)
 
 
 @functools.lru_cache(maxsize=4)
@@ -31,7 +29,6 @@ class Grammar:
     def __init__(self, tokenizer: Tokenizer, size: int, grammar: str) -> None:
         """size: words of the model's vocabulary. UserError for a grammar that says nothing."""
         self._matcher = LLMatcher(_tokens(tokenizer, size), grammar)
-        self._bits = llguidance.torch.allocate_token_bitmask(1, size)
         self._size = size
         if self._matcher.is_error():
             raise UserError(
@@ -40,11 +37,11 @@ class Grammar:
 
     def allowed(self) -> Tensor:
         """[V] bool."""
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._bits, 0)
+        mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise RuntimeError(_first(self._matcher.get_error()))
-        bits = (self._bits[0][:, None] >> BITS) & 1
-        return bits.flatten()[: self._size].bool()
+        bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=self._size, bitorder="little")
+        return torch.from_numpy(bits.astype(bool))
 
     def take(self, token: int) -> None:
         if not self._matcher.consume_token(token):

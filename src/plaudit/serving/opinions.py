@@ -1,0 +1,133 @@
+"""The routes that take feedback: /v1/feedback, by the token that came with an answer, which is all that it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Literal, Self
+
+from fastapi import APIRouter, HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from plaudit.access.limits import Limit
+from plaudit.feedback.served import STARS, Behaviour, Opinion
+from plaudit.serving.server import Server
+
+router = APIRouter(prefix="/v1/feedback")
+Token = Annotated[str, Field(min_length=1, max_length=200)]
+Words = Annotated[str, Field(min_length=1, max_length=20_000)]
+LONGEST_DWELL = 86_400.0
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Feedback(Body):
+    """What somebody makes of an answer; at least one of these beside the token.
+
+    thumbs, or stars (1 to 5); text: in words; correction: what it should have said; chosen: the best of n choices;
+    over: the token of another answer to the same prompt that this one is better than. index: which choice thumbs,
+    stars and correction are of. scope: the answer, or the whole conversation up to it.
+    """
+
+    token: Token
+    thumbs: Literal["up", "down"] | None = None
+    stars: Annotated[int, Field(ge=1, le=STARS)] | None = None
+    text: Words | None = None
+    correction: Words | None = None
+    chosen: Annotated[int, Field(ge=0, lt=16)] | None = None
+    over: Token | None = None
+    index: Annotated[int, Field(ge=0, lt=16)] = 0
+    scope: Literal["response", "conversation"] = "response"
+
+    @model_validator(mode="after")
+    def _one_score(self) -> Self:
+        if self.thumbs is not None and self.stars is not None:
+            raise ValueError("thumbs and stars say the same; send one of them")
+        said = (self.thumbs, self.stars, self.text, self.correction, self.chosen, self.over)
+        if all(one is None for one in said):
+            raise ValueError("says nothing: send thumbs, stars, text, correction, chosen or over")
+        if self.scope == "conversation" and any(
+            one is not None for one in (self.correction, self.chosen, self.over)
+        ):
+            raise ValueError("of a whole conversation there are thumbs, stars and text")
+        return self
+
+    def opinion(self) -> Opinion:
+        score, how = None, ""
+        if self.thumbs is not None:
+            score, how = float(self.thumbs == "up"), "thumbs"
+        elif self.stars is not None:
+            score, how = (self.stars - 1) / (STARS - 1), "stars"
+        return Opinion(
+            score=score,
+            chosen=self.chosen,
+            over=self.over,
+            correction=self.correction,
+            comment=self.text,
+            index=self.index,
+            scope=self.scope,
+            how=how,
+        )
+
+
+class Signal(Body):
+    """What somebody did with an answer. value: seconds of dwelling; 1 otherwise."""
+
+    token: Token
+    kind: Behaviour
+    value: Annotated[float, Field(gt=0, le=LONGEST_DWELL)] = 1.0
+
+
+class TakenBack(Body):
+    token: Token
+
+
+class Kept(Body):
+    """events: ids in the log of what stands now for this answer."""
+
+    events: tuple[str, ...]
+
+
+class Retracted(Body):
+    judgements: int
+
+
+@router.post("")
+async def feedback(request: Request, body: Feedback) -> Kept:
+    """Takes an opinion, once: the same again changes nothing, another takes its place."""
+    server = _admitted(request, body.token)
+    events = await asyncio.to_thread(server.served.judge, body.token, body.opinion())
+    for event in events:
+        server.figures.feedback.labels(event.kind).inc()
+    return Kept(events=tuple(event.id for event in events))
+
+
+@router.post("/signals", status_code=204)
+async def signal(request: Request, body: Signal) -> None:
+    """Notes what somebody did. It trains nothing before it is known what it says."""
+    server = _admitted(request, body.token)
+    await asyncio.to_thread(server.served.notice, body.token, body.kind, body.value, time.time())
+    server.figures.feedback.labels(body.kind).inc()
+
+
+@router.post("/retract")
+async def retract(request: Request, body: TakenBack) -> Retracted:
+    """Takes back all opinions on an answer."""
+    server = _admitted(request, body.token)
+    return Retracted(judgements=await asyncio.to_thread(server.served.take_back, body.token))
+
+
+def _admitted(request: Request, token: str) -> Server:
+    """HTTPException 429 where feedback on one answer, or from one address, comes in too fast."""
+    server: Server = request.app.state.server
+    limit: Limit = request.app.state.opinions
+    address = request.client.host if request.client else ""
+    now = time.monotonic()
+    for key, amount in ((token.rpartition(".")[0], 5.0), (address, 1.0)):
+        if (wait := limit.take(key, now, amount)) > 0:
+            raise HTTPException(
+                429, "too much feedback at once; wait a little", {"Retry-After": str(round(wait + 1))}
+            )
+    return server

@@ -1,0 +1,234 @@
+"""`plaudit serve`: models behind the API, from settings, until it is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+import uvicorn
+from pydantic import Field, model_validator
+from rich.console import Console
+
+from plaudit.access.accounts import Accounts
+from plaudit.access.keys import Keys
+from plaudit.config import Config as Strict
+from plaudit.feedback.releases import Arm, Releases
+from plaudit.feedback.store import Store
+from plaudit.models.foreign import Foreign, find_any, load_any
+from plaudit.models.load import open_adapter
+from plaudit.serving.app import make_app
+from plaudit.serving.backend import Backend
+from plaudit.serving.fleet import Fleet
+from plaudit.serving.local import LocalBackend
+from plaudit.serving.masking import Masker, names_of
+from plaudit.serving.server import Keep, Server, Settings
+from plaudit.serving.upstream import UpstreamBackend
+from plaudit.types import UserError
+
+ACCOUNT = "server"
+"""Whose the first key is, where nobody has an account yet."""
+ENDS = 1 << 20
+"""Bytes of a weights' file, at its beginning and at its end, that tell it from another."""
+
+
+class Config(Strict):
+    """The settings of a server."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """What clients ask for; None: the last part of the model's name."""
+    adapter: Path | None = None
+    """A LoRA adapter's directory to answer with, on the model."""
+    upstream: str | None = None
+    """The address, up to /v1, of a server that answers instead; MODEL is what it calls the model."""
+    upstream_key_env: str | None = None
+    """The environment variable that holds that server's key."""
+    engine: Literal["local", "vllm"] = "local"
+    """Our own, or vLLM's server, started beside (plaudit[vllm])."""
+    store: str = "feedback.db"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8400
+    open: bool = False
+    """Whether who has no key may ask; on this machine alone."""
+    keep: Keep = "always"
+    """Which answers are kept: all but those with `store: false`, with `consent` those with `store: true`, or never."""
+    days: Annotated[float, Field(gt=0)] | None = 90.0
+    """For how long they are kept; null: for ever. What was judged stays."""
+    logprobs: bool = True
+    """Whether log-probabilities and tokens are kept with them."""
+    regions: Annotated[tuple[str, ...], Field(max_length=50)] = ("US", "GB", "CN")
+    """Whose telephone numbers are masked without +country."""
+    names: str | None = None
+    """A spaCy model that finds people's names, which are masked too."""
+    most_tokens: Annotated[int, Field(ge=1)] | None = 1024
+    """New tokens an answer at most; null: as the model has room."""
+    seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Until an answer must be there."""
+    requests_per_minute: Annotated[float, Field(gt=0)] = 600.0
+    tokens_per_minute: Annotated[float, Field(gt=0)] = 200_000.0
+    """Of each key."""
+    cache: bool = True
+    """Whether answers that must be the same again are not computed again."""
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    """Completions drawn at once, and that may wait beside them before others are told to come later."""
+    cache_tokens: Annotated[int, Field(ge=1)] = 65_536
+    """Tokens that all completions together may have in memory."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a model that is exchanged goes on with what it was asked."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.upstream is not None and (self.adapter is not None or self.engine != "local"):
+            raise ValueError("with upstream there is neither an adapter nor an engine here")
+        if self.open and not is_local(self.host):
+            raise ValueError("open is for this machine alone: set host to 127.0.0.1, or use keys")
+        return self
+
+
+def run(model: str | None, config: Config, device: torch.device, dtype: torch.dtype) -> None:
+    """Serves the model, and what else is published in the store. UserError for what cannot be."""
+    masker = Masker(config.regions, None if config.names is None else names_of(config.names))
+    store, console = Store.open(config.store), Console(stderr=True)
+    releases = Releases(store)
+    if model is not None:
+        arm = arm_of(model, config)
+        releases.publish(config.name or Path(model).name, [arm], by=ACCOUNT, note="plaudit serve")
+    elif not releases.newest():
+        raise UserError("nothing is published", where=config.store, fix="name a model: plaudit serve MODEL")
+    key_env = config.upstream_key_env
+    if key_env is not None and not os.environ.get(key_env):
+        raise UserError("is not set", where=key_env, fix="export it, or leave upstream_key_env out")
+
+    async def load(arm: Arm) -> Backend:
+        return await asyncio.to_thread(backend_of, arm, config, device, dtype)
+
+    server = Server(
+        store=store,
+        fleet=Fleet(load, drain_seconds=config.drain_seconds),
+        settings=settings_of(config),
+        masker=masker,
+    )
+    if not config.open and not Keys(store.engine).of():
+        _first_key(store, console)
+    place = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
+    names = ", ".join(sorted(releases.newest()))
+    console.print(f"Serving {names} at {place}/v1 (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    if not is_local(config.host):
+        console.print(
+            "It can be reached from other machines, unencrypted: put a proxy with TLS before it.",
+            style="yellow",
+        )
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    served = uvicorn.Config(
+        make_app(server),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(config.drain_seconds),
+        timeout_keep_alive=75,
+    )
+    try:
+        uvicorn.Server(served).run()
+    except SystemExit:  # what uvicorn says of a port that it cannot have
+        raise UserError(
+            "cannot be listened on", where=f"{config.host}:{config.port}", fix="take another port"
+        ) from None
+
+
+def settings_of(config: Config) -> Settings:
+    return Settings(
+        most_tokens=config.most_tokens,
+        seconds=config.seconds,
+        requests=config.requests_per_minute,
+        tokens=config.tokens_per_minute,
+        keep=config.keep,
+        days=config.days,
+        logprobs=config.logprobs,
+        open=config.open,
+        cache=config.cache,
+    )
+
+
+def arm_of(model: str, config: Config, weight: float = 1.0) -> Arm:
+    """The model as it stands now, under a version of its own. UserError for one that is not there."""
+    if config.upstream is not None:
+        return Arm(model, model, weight, upstream=config.upstream)
+    directory = find_any(model)
+    adapter = None if config.adapter is None else str(config.adapter.resolve())
+    parts = [digest_of(directory)] + ([] if adapter is None else [digest_of(Path(adapter))])
+    place = str(directory.resolve()) if Path(model).exists() else model
+    return Arm("-".join([Path(model).name, *parts]), place, weight, adapter=adapter)
+
+
+def digest_of(directory: Path) -> str:
+    """Eight digits of what the directory holds: its files' names and sizes, the small ones, and the ends of the large
+    ones."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(directory)}\0{size}\0".encode())
+        with path.open("rb") as file:
+            found.update(file.read(ENDS))
+            if size > 2 * ENDS:
+                file.seek(-ENDS, os.SEEK_END)
+            found.update(file.read(ENDS))
+    return found.hexdigest()[:8]
+
+
+def backend_of(arm: Arm, config: Config, device: torch.device, dtype: torch.dtype) -> Backend:
+    """What answers for an arm. UserError where it cannot be loaded."""
+    if arm.upstream is not None:
+        key = os.environ.get(config.upstream_key_env) if config.upstream_key_env else None
+        return UpstreamBackend(
+            arm.upstream, arm.model, arm.version, key=key, timeout=config.seconds, logprobs=config.logprobs
+        )
+    if config.engine == "vllm":
+        from plaudit.serving.vllm import start
+
+        return start(arm, config.seconds)
+    model = load_any(arm.model, dtype, device)
+    if isinstance(model, Foreign):
+        raise UserError(
+            "is of a family that our own engine does not have", where=arm.model,
+            fix="set engine=vllm, or serve it elsewhere and set upstream",
+        )  # fmt: skip
+    adapter = None if arm.adapter is None else open_adapter(Path(arm.adapter), model.trunk)
+    return LocalBackend(
+        model,
+        arm.version,
+        adapter,
+        max_batch=config.max_batch,
+        most_waiting=config.max_waiting,
+        cache_tokens=config.cache_tokens,
+    )
+
+
+def _first_key(store: Store, console: Console) -> None:
+    """A key for who has just begun, shown once."""
+    accounts = Accounts(store.engine)
+    if accounts.get(ACCOUNT) is None:
+        accounts.create(ACCOUNT, "admin", secrets.token_urlsafe(32))  # nobody logs in as it
+    _, key = Keys(store.engine).create(ACCOUNT, ["answer"], "plaudit serve")
+    said = "Nobody has an API key yet. This one may ask, and is not shown again:"
+    console.print(f"{said}\n  {key}", highlight=False, soft_wrap=True)
+
+
+def is_local(host: str) -> bool:
+    """Whether nobody but this machine reaches it."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,223 @@
+"""What a server is made of, and how one request goes through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from plaudit.access.keys import Keys
+from plaudit.access.limits import Limit
+from plaudit.feedback.served import Served
+from plaudit.feedback.store import Store
+from plaudit.serving import protocol
+from plaudit.serving.backend import Ask, Broken, Piece
+from plaudit.serving.exchange import Exchange
+from plaudit.serving.figures import Figures
+from plaudit.serving.fleet import Chosen, Fleet
+from plaudit.serving.masking import Masker
+
+log = logging.getLogger(__name__)
+Keep = Literal["always", "consent", "never"]
+"""Which answers are kept: all but those with `store: false`, those with `store: true` alone, or none."""
+KNOWN = 256
+"""Answers that are known already which are held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """most_tokens: of an answer, None: as the model has room. seconds: until an answer is there. requests and tokens:
+    a minute, of each key. keep: see `Keep`; days: for how long, None: for ever; logprobs: whether with them. open: who
+    has no key may ask too. cache: whether answers that must be the same are given again without being drawn."""
+
+    most_tokens: int | None = 1024
+    seconds: float = 600.0
+    requests: float = 600.0
+    tokens: float = 200_000.0
+    keep: Keep = "always"
+    days: float | None = 90.0
+    logprobs: bool = True
+    open: bool = False
+    cache: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An answer that would be the same again."""
+
+    prompt_tokens: int | None
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(slots=True)
+class Server:
+    """Of one process."""
+
+    store: Store
+    fleet: Fleet
+    settings: Settings = field(default_factory=Settings)
+    masker: Masker = field(default_factory=Masker)
+    figures: Figures = field(default_factory=Figures)
+    served: Served = field(init=False)
+    keys: Keys = field(init=False)
+    requests: Limit = field(init=False)
+    tokens: Limit = field(init=False)
+    draining: bool = False
+    _people: OrderedDict[tuple[str, str | None], str] = field(default_factory=OrderedDict)
+    _known: OrderedDict[str, Known] = field(default_factory=OrderedDict)
+    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.served, self.keys = Served(self.store), Keys(self.store.engine)
+        given = self.settings
+        self.requests = Limit(rate=given.requests / 60, burst=max(1.0, given.requests / 6))
+        self.tokens = Limit(rate=given.tokens / 60, burst=max(1.0, given.tokens))
+
+    async def requester(self, account: str, user: str | None) -> str:
+        """The pseudonym of whoever asks."""
+        who = (account, user)
+        if who not in self._people:
+            self._people[who] = await asyncio.to_thread(self.served.requester, account, user)
+            if len(self._people) > 10_000:
+                self._people.popitem(last=False)
+        return self._people[who]
+
+    def keeps(self, store: bool | None) -> bool:
+        """Whether an answer is kept, by what its requester says of it."""
+        if self.settings.keep == "consent":
+            return store is True
+        return self.settings.keep == "always" and store is not False
+
+    async def begin(
+        self, request: protocol.ChatRequest | protocol.CompletionRequest, account: str
+    ) -> tuple[Exchange, Chosen]:
+        """Who answers, and what is asked of it. Missing for a name that nobody answers to."""
+        requester = await self.requester(account, request.user)
+        chosen = self.fleet.choose(request.model, requester)
+        drawn = secrets.randbits(62)
+        ask = request.ask(drawn, self.settings.most_tokens)
+        chat = isinstance(request, protocol.ChatRequest)
+        told = bool(request.logprobs) if chat else request.logprobs is not None
+        exchange = Exchange(
+            name=request.model,
+            version=chosen.running.arm.version,
+            propensity=chosen.propensity,
+            requester=requester,
+            conversation=request.conversation or uuid.uuid4().hex,
+            ask=ask,
+            chat=chat,
+            told=told,
+            regenerates=request.regenerates,
+        )
+        return exchange, chosen
+
+    @contextlib.asynccontextmanager
+    async def answer(
+        self, exchange: Exchange, chosen: Chosen, *, repeats: bool
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        """The answer's pieces as they come. repeats: whether it would be the same again, so that it may be known.
+
+        Overloaded, Broken or UserError before the first of them, or in their midst.
+        """
+        place = _place(exchange) if repeats and self.settings.cache else None
+        if place is not None and (known := self._known.get(place)) is not None:
+            self._known.move_to_end(place)
+            self.figures.cached.inc()
+            exchange.prompt_tokens = known.prompt_tokens
+            yield _again(known)
+            return
+        async with self.fleet.using(chosen) as backend:
+            reply = await backend.answer(exchange.ask)
+            exchange.prompt_tokens = reply.prompt_tokens
+            pieces = list[Piece]()
+            try:
+                yield self._watched(reply.pieces, exchange, pieces)
+            finally:
+                self._let_go(reply.pieces)
+            if place is not None and all(one.finish for one in exchange.completions):
+                self._known[place] = Known(reply.prompt_tokens, tuple(pieces))
+                if len(self._known) > KNOWN:
+                    self._known.popitem(last=False)
+
+    async def _watched(
+        self, coming: AsyncIterator[Piece], exchange: Exchange, pieces: list[Piece]
+    ) -> AsyncIterator[Piece]:
+        """The pieces as they come, noted down; Broken where they take too long."""
+        late = Broken(f"the answer took more than {self.settings.seconds:g} s", 504)
+        ends = exchange.began + self.settings.seconds
+        while True:
+            try:
+                piece = await asyncio.wait_for(anext(coming), max(0.001, ends - time.monotonic()))
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise late from None
+            if exchange.first is None:
+                self.figures.first.labels(exchange.version).observe(time.monotonic() - exchange.began)
+            pieces.append(piece)
+            yield piece
+
+    def _let_go(self, coming: AsyncIterator[Piece]) -> None:
+        """Ends what may still come, in a task of its own: whoever waited may have been cancelled."""
+
+        async def close() -> None:
+            with contextlib.suppress(Exception):
+                await coming.aclose()  # type: ignore[attr-defined]
+
+        task = asyncio.create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def end(self, exchange: Exchange, *, kept: bool, account: str) -> protocol.Handle | None:
+        """Counts the answer, and keeps it; what feedback on it is sent with."""
+        usage = exchange.counted()
+        for kind, count in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
+            self.figures.tokens.labels(exchange.version, kind).inc(count)
+        self.tokens.take(account, time.monotonic(), min(float(usage.total_tokens), self.tokens.burst))
+        if any(one.finish is None for one in exchange.completions):
+            self.figures.cancelled.inc()
+        log.info(
+            json.dumps(
+                {"id": exchange.id, "name": exchange.name, "version": exchange.version, "by": account,
+                 "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
+                 "seconds": round(time.monotonic() - exchange.began, 3), "kept": kept}
+            )
+        )  # fmt: skip
+        if not kept:
+            return None
+        token = await asyncio.to_thread(self._keep, exchange)
+        return protocol.Handle(token=token, conversation=exchange.conversation)
+
+    def _keep(self, exchange: Exchange) -> str:
+        return self.served.keep(exchange.response(self.masker, logprobs=self.settings.logprobs))
+
+    async def tidy(self) -> int:
+        """Takes away what was kept as long as it may be; how many answers."""
+        if self.settings.days is None:
+            return 0
+        return await asyncio.to_thread(self.served.purge, time.time() - self.settings.days * 86400)
+
+
+def repeats(ask: Ask, seed: int | None) -> bool:
+    """Whether the same request gets the same answer: nothing is drawn, or from a seed that was given."""
+    return ask.temperature == 0 or seed is not None
+
+
+def _place(exchange: Exchange) -> str:
+    asked = asdict(exchange.ask)
+    if exchange.ask.temperature == 0:
+        asked["seed"] = 0
+    return json.dumps([exchange.version, exchange.requester, asked], sort_keys=True, default=str)
+
+
+async def _again(known: Known) -> AsyncIterator[Piece]:
+    for piece in known.pieces:
+        yield piece
