@@ -157,7 +157,8 @@ def test_an_answer_can_be_bound_to_a_schema(client: openai.OpenAI) -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
         ({"top_logprobs": 3}, 400, "top_logprobs"),
         ({"messages": [{"role": "user", "content": "long " * 3000}]}, 400, "tokens"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+         400, "content"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
     ],
 )  # fmt: skip

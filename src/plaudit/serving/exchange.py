@@ -42,6 +42,8 @@ class Exchange:
     chat: bool
     told: bool
     regenerates: str | None = None
+    guarded: dict[str, Any] = field(default_factory=dict)
+    """What a guard made of it, as it is kept: where, and its score."""
     id: str = ""
     created: float = field(default_factory=time.time)
     began: float = field(default_factory=time.monotonic)
@@ -183,7 +185,7 @@ class Exchange:
             propensity=self.propensity,
             prompt=prompt,
             completions=tuple(said),
-            sampling=sampling_of(self.ask),
+            sampling=sampling_of(self.ask) | ({"guard": self.guarded} if self.guarded else {}),
             usage={
                 "prompt_tokens": usage.prompt_tokens,
                 "completion_tokens": usage.completion_tokens,

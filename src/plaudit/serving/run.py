@@ -27,6 +27,7 @@ from plaudit.models.load import open_adapter
 from plaudit.serving.app import make_app
 from plaudit.serving.backend import Backend
 from plaudit.serving.fleet import Fleet
+from plaudit.serving.guarding import open_guard
 from plaudit.serving.local import LocalBackend
 from plaudit.serving.masking import Masker, names_of
 from plaudit.serving.server import Keep, Server, Settings
@@ -81,6 +82,16 @@ class Config(Strict):
     """Completions drawn at once, and that may wait beside them before others are told to come later."""
     cache_tokens: Annotated[int, Field(ge=1)] = 65_536
     """Tokens that all completions together may have in memory."""
+    guard_before: str | None = None
+    guard_after: str | None = None
+    """Scorers, as `plaudit score` takes them, of what is said to the model and of what it says."""
+    guard_least: float = 0.0
+    """What scores below is refused."""
+    rewrite_before: str | None = None
+    rewrite_after: str | None = None
+    """package.module:function, text -> text, for what is said to the model and for what it says."""
+    refusal: Annotated[str, Field(min_length=1, max_length=2000)] = "I cannot help with that."
+    """What a guard says instead."""
     drain_seconds: Annotated[float, Field(ge=0)] = 60.0
     """How long a model that is exchanged goes on with what it was asked."""
 
@@ -115,6 +126,9 @@ def run(model: str | None, config: Config, device: torch.device, dtype: torch.dt
         fleet=Fleet(load, drain_seconds=config.drain_seconds),
         settings=settings_of(config),
         masker=masker,
+        before=open_guard(config.guard_before, config.guard_least, config.rewrite_before, dtype, device),
+        after=open_guard(config.guard_after, config.guard_least, config.rewrite_after, dtype, device),
+        refusal=config.refusal,
     )
     if not config.open and not Keys(store.engine).of():
         _first_key(store, console)

@@ -10,8 +10,8 @@ import secrets
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from plaudit.access.keys import Keys
@@ -19,10 +19,11 @@ from plaudit.access.limits import Limit
 from plaudit.feedback.served import Served
 from plaudit.feedback.store import Store
 from plaudit.serving import protocol
-from plaudit.serving.backend import Ask, Broken, Piece
-from plaudit.serving.exchange import Exchange
+from plaudit.serving.backend import Ask, Broken, Piece, Turn
+from plaudit.serving.exchange import Exchange, said_of
 from plaudit.serving.figures import Figures
 from plaudit.serving.fleet import Chosen, Fleet
+from plaudit.serving.guarding import Guard, Verdict
 from plaudit.serving.masking import Masker
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class Server:
     settings: Settings = field(default_factory=Settings)
     masker: Masker = field(default_factory=Masker)
     figures: Figures = field(default_factory=Figures)
+    before: Guard | None = None
+    after: Guard | None = None
+    refusal: str = "I cannot help with that."
     served: Served = field(init=False)
     keys: Keys = field(init=False)
     requests: Limit = field(init=False)
@@ -123,10 +127,77 @@ class Server:
     async def answer(
         self, exchange: Exchange, chosen: Chosen, *, repeats: bool
     ) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The answer's pieces as they come. repeats: whether it would be the same again, so that it may be known.
+        """The answer's pieces as they come, or, with a guard after the model, each completion when it is whole.
+        repeats: whether it would be the same again, so that it may be known.
 
         Overloaded, Broken or UserError before the first of them, or in their midst.
         """
+        if self.before is not None and not await self._may_be_asked(exchange, self.before):
+            yield self._refused(exchange)
+            return
+        async with self._drawn(exchange, chosen, repeats=repeats) as pieces:
+            yield pieces if self.after is None else self._looked_at(exchange, pieces, self.after)
+
+    async def _may_be_asked(self, exchange: Exchange, guard: Guard) -> bool:
+        """Whether the last thing that was said to the model may be; where it is written anew, the model hears that."""
+        prompt = exchange.ask.prompt
+        before: str | Sequence[Turn] = prompt if isinstance(prompt, str) else prompt[:-1]
+        last = prompt if isinstance(prompt, str) else said_of(prompt[-1], lambda text: text)[1]
+        verdict = await asyncio.to_thread(guard.look, before, last)
+        self._note(exchange, "before", verdict)
+        if verdict.text is not None:
+            changed = (
+                verdict.text
+                if isinstance(prompt, str)
+                else [*prompt[:-1], {**prompt[-1], "content": verdict.text}]
+            )
+            exchange.ask = replace(exchange.ask, prompt=changed)
+        return not verdict.refused
+
+    async def _refused(self, exchange: Exchange) -> AsyncIterator[Piece]:
+        for index in range(exchange.ask.n):
+            yield Piece(index, self.refusal, finish="content_filter")
+
+    async def _looked_at(
+        self, exchange: Exchange, pieces: AsyncIterator[Piece], guard: Guard
+    ) -> AsyncIterator[Piece]:
+        """Each completion in one piece, once the guard has seen it whole."""
+        held: dict[int, list[Piece]] = {}
+        async for piece in pieces:
+            if piece.usage is not None:
+                yield piece
+                continue
+            held.setdefault(piece.index, []).append(piece)
+            if piece.finish is None:
+                continue
+            parts = held.pop(piece.index)
+            text = "".join(part.text for part in parts)
+            verdict = await asyncio.to_thread(guard.look, exchange.ask.prompt, text)
+            self._note(exchange, "after", verdict)
+            if verdict.refused:
+                yield Piece(piece.index, self.refusal, finish="content_filter")
+                continue
+            tokens = tuple(token for part in parts for token in part.tokens)
+            calls = tuple(call for part in parts for call in part.calls)
+            if verdict.text is None:
+                yield Piece(piece.index, text, tokens, calls, piece.finish)
+            else:  # its tokens are not what is said
+                yield Piece(piece.index, verdict.text, (), calls, piece.finish)
+
+    def _note(self, exchange: Exchange, where: str, verdict: Verdict) -> None:
+        """Each refusal is logged, without a word of what was refused."""
+        if verdict.refused or verdict.text is not None:
+            did = "refused" if verdict.refused else "rewritten"
+            exchange.guarded[where] = {did: True, "score": verdict.score}
+            log.info(json.dumps({"id": exchange.id, "guard": where, did: True, "score": verdict.score}))
+        if verdict.refused:
+            self.figures.refused.labels(where).inc()
+
+    @contextlib.asynccontextmanager
+    async def _drawn(
+        self, exchange: Exchange, chosen: Chosen, *, repeats: bool
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        """What the model says."""
         place = _place(exchange) if repeats and self.settings.cache else None
         if place is not None and (known := self._known.get(place)) is not None:
             self._known.move_to_end(place)
@@ -142,7 +213,7 @@ class Server:
                 yield self._watched(reply.pieces, exchange, pieces)
             finally:
                 self._let_go(reply.pieces)
-            if place is not None and all(one.finish for one in exchange.completions):
+            if place is not None and len({piece.index for piece in pieces if piece.finish}) == exchange.ask.n:
                 self._known[place] = Known(reply.prompt_tokens, tuple(pieces))
                 if len(self._known) > KNOWN:
                     self._known.popitem(last=False)
