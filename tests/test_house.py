@@ -113,6 +113,21 @@ def test_every_setting_is_documented() -> None:
     assert not missing
 
 
+def test_every_setting_of_a_server_is_documented() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    served = importlib.import_module("plaudit.serving.run").Config
+    assert [name for name in settings(served) if f"`{name}`" not in text] == []
+
+
+def test_every_route_of_a_server_is_documented() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    rooms = ("chat", "opinions", "health")
+    routers = [importlib.import_module(f"plaudit.serving.{room}").router for room in rooms]
+    paths = {route.path.replace("{name:path}", "NAME") for router in routers for route in router.routes}
+    assert len(paths) == 9
+    assert [path for path in paths if f"`{path}`" not in text and f" {path}`" not in text] == []
+
+
 def commands(command: Any, path: str) -> Iterator[str]:
     """The path of each command: "plaudit train", "plaudit feedback import"."""
     below = getattr(command, "commands", None)

@@ -46,6 +46,8 @@ app = typer.Typer(
 )
 feedback = typer.Typer(help="What people said: bring it in, take it out, and measure it.")
 app.add_typer(feedback, name="feedback")
+release = typer.Typer(help="Which models answer under which name: publish them, share requests out, go back.")
+app.add_typer(release, name="release")
 
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the others.")
@@ -339,6 +341,69 @@ def serve(
     serving.run(model, parsed, device, dtype)
 
 
+@release.command()
+def publish(
+    name: Annotated[str, typer.Argument(help="What clients ask for.")],
+    models: Annotated[list[str], typer.Argument(help="One model, or several that share the requests.")],
+    weight: Annotated[
+        list[float] | None, typer.Option(min=0, help="Of each model in turn; else all have the same.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA adapter's directory, of a single model.")
+    ] = None,
+    upstream: Annotated[str | None, typer.Option(help="The server, up to /v1, that has the models.")] = None,
+    note: Annotated[str, typer.Option(help="Why.")] = "",
+    store: StorePath = "feedback.db",
+) -> None:
+    """From now on these models answer under the name; running servers follow within a second."""
+    from plaudit.feedback.releases import Releases
+    from plaudit.feedback.store import Store
+    from plaudit.serving.run import Config, arm_of
+
+    weights = weight or [1.0] * len(models)
+    if len(weights) != len(models):
+        raise UserError(
+            f"{len(weights)} are given for {len(models)} models", where="--weight", fix="one each"
+        )
+    if adapter is not None and len(models) > 1:
+        raise UserError("is of one model", where="--adapter", fix="publish merged models side by side")
+    config = Config(adapter=adapter, upstream=upstream)
+    arms = [arm_of(model, config, share) for model, share in zip(models, weights, strict=True)]
+    with Store.open(store) as opened:
+        made = Releases(opened).publish(name, arms, by=_whoever(), note=note)
+    _print(_told(made))
+
+
+@release.command()
+def back(
+    name: Annotated[str, typer.Argument(help="What clients ask for.")],
+    note: Annotated[str, typer.Option(help="Why.")] = "",
+    store: StorePath = "feedback.db",
+) -> None:
+    """What answered before answers again."""
+    from plaudit.feedback.releases import Releases
+
+    with _existing(store) as opened:
+        made = Releases(opened).roll_back(name, by=_whoever(), note=note)
+    _print(_told(made))
+
+
+@release.command("list")
+def list_releases(
+    name: Annotated[
+        str | None, typer.Argument(help="All that was published under it; left out: what stands.")
+    ] = None,
+    store: StorePath = "feedback.db",
+) -> None:
+    """What is published, or all that was."""
+    from plaudit.feedback.releases import Releases
+
+    with _existing(store) as opened:
+        releases = Releases(opened)
+        found = list(releases.newest().values()) if name is None else releases.history(name)
+    _print([_told(one) for one in found])
+
+
 @app.command()
 def worker(
     store: StorePath = "feedback.db",
@@ -585,6 +650,23 @@ def _existing(store: str) -> Store:
             fix="name it with --store, or start the studio or an import first",
         )
     return Store.open(store)
+
+
+def _told(made: Any) -> dict[str, Any]:
+    """A release as it is printed."""
+    from dataclasses import asdict
+
+    return {name: value for name, value in asdict(made).items() if value not in (None, "")}
+
+
+def _whoever() -> str:
+    """Who gives the command, as the history names them."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # nobody by that number
+        return "cli"
 
 
 def _print(value: Any) -> None:

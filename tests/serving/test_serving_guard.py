@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from servers import Site
+from servers import Host
 
 from plaudit.feedback.served import Served
 from plaudit.serving.guarding import Guard, open_guard
@@ -52,23 +52,23 @@ def test_guards_are_opened_by_their_names() -> None:
 
 
 def test_what_is_refused_is_not_asked(
-    client: openai.OpenAI, site: Site, caplog: pytest.LogCaptureFixture
+    client: openai.OpenAI, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site.server.before = open_guard(f"{__name__}:polite", 0.0, None, torch.float32, torch.device("cpu"))
+    host.server.before = open_guard(f"{__name__}:polite", 0.0, None, torch.float32, torch.device("cpu"))
     with caplog.at_level(logging.INFO):
         found = asked(client, "darn it", n=2)
     assert [choice.finish_reason for choice in found.choices] == ["content_filter"] * 2
-    assert {choice.message.content for choice in found.choices} == {site.server.refusal}
-    kept = Served(site.store).get(found.id)
+    assert {choice.message.content for choice in found.choices} == {host.server.refusal}
+    kept = Served(host.store).get(found.id)
     assert kept.sampling["guard"] == {"before": {"refused": True, "score": -1.0}}
     assert '"guard": "before"' in caplog.text
     assert "darn" not in caplog.text
     assert asked(client, "thank you").choices[0].finish_reason != "content_filter"
     streamed = list(asked(client, "darn it", stream=True))
-    assert streamed[0].choices[0].delta.content == site.server.refusal
+    assert streamed[0].choices[0].delta.content == host.server.refusal
 
 
-def test_what_is_refused_is_not_said(client: openai.OpenAI, site: Site) -> None:
+def test_what_is_refused_is_not_said(client: openai.OpenAI, host: Host) -> None:
     plain = asked(client, "Hi", store=False).choices[0].message.content
     seen = list[str]()
 
@@ -76,7 +76,7 @@ def test_what_is_refused_is_not_said(client: openai.OpenAI, site: Site) -> None:
         seen.append(text)
         return 0.0
 
-    site.server.after = Guard(least=1.0, score=score)
+    host.server.after = Guard(least=1.0, score=score)
     for stream in (False, True):
         found = asked(client, "Hi", stream=stream)
         if stream:
@@ -84,28 +84,28 @@ def test_what_is_refused_is_not_said(client: openai.OpenAI, site: Site) -> None:
         else:
             said = found.choices[0].message.content
             assert found.choices[0].finish_reason == "content_filter"
-            kept = Served(site.store).get(found.id)
+            kept = Served(host.store).get(found.id)
             assert kept.completions is not None
-            assert (kept.completions[0].text, kept.completions[0].ids) == (site.server.refusal, None)
-        assert said == site.server.refusal
+            assert (kept.completions[0].text, kept.completions[0].ids) == (host.server.refusal, None)
+        assert said == host.server.refusal
     assert seen == [plain, plain]
 
 
-def test_texts_are_written_anew(client: openai.OpenAI, site: Site) -> None:
+def test_texts_are_written_anew(client: openai.OpenAI, host: Host) -> None:
     plain = asked(client, "hello", logprobs=True)
-    site.server.before = Guard(0.0, rewrite=quieter)
+    host.server.before = Guard(0.0, rewrite=quieter)
     same = asked(client, "HELLO", logprobs=True)
     assert same.choices[0].message.content == plain.choices[0].message.content
-    site.server.after = Guard(0.0, rewrite=lambda _: "changed")
+    host.server.after = Guard(0.0, rewrite=lambda _: "changed")
     changed = asked(client, "hello", logprobs=True)
     assert changed.choices[0].message.content == "changed"
     assert changed.choices[0].logprobs.content == []
 
 
-def test_a_guard_that_fails_lets_nothing_pass(client: openai.OpenAI, site: Site) -> None:
+def test_a_guard_that_fails_lets_nothing_pass(client: openai.OpenAI, host: Host) -> None:
     def broken(_: Any, __: str) -> float:
         raise UserError("gave nothing", where="guard")
 
-    site.server.after = Guard(0.0, score=broken)
+    host.server.after = Guard(0.0, score=broken)
     with pytest.raises(openai.BadRequestError, match="gave nothing"):
         asked(client, "Hi")

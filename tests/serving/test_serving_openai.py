@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from servers import Site
+from servers import Host
 
 from plaudit.feedback.served import Served
 from plaudit.models.load import load_model
@@ -172,19 +172,19 @@ def test_what_cannot_be_answered_is_said(
         assert error.value.body is not None
 
 
-def test_a_key_is_wanted_and_its_right_to_ask(site: Site) -> None:
+def test_a_key_is_wanted_and_its_right_to_ask(host: Host) -> None:
     from plaudit.access.keys import Keys
 
-    _, judges = Keys(site.store.engine).create("shop", ["judge"])
+    _, judges = Keys(host.store.engine).create("shop", ["judge"])
     for key, error in (("nonsense", openai.AuthenticationError), (judges, openai.PermissionDeniedError)):
         with (
-            openai.OpenAI(base_url=f"{site.url}/v1", api_key=key, max_retries=0) as stranger,
+            openai.OpenAI(base_url=f"{host.url}/v1", api_key=key, max_retries=0) as stranger,
             pytest.raises(error),
         ):
             stranger.chat.completions.create(**FREE)
 
 
-@pytest.mark.parametrize("site", [Settings(requests=60.0)], indirect=True)
+@pytest.mark.parametrize("host", [Settings(requests=60.0)], indirect=True)
 def test_who_asks_too_often_is_told_when_to_come_again(client: openai.OpenAI) -> None:
     """Ten at once, and one a second."""
     refused = list[int]()
@@ -198,10 +198,10 @@ def test_who_asks_too_often_is_told_when_to_come_again(client: openai.OpenAI) ->
     assert min(refused) >= 1
 
 
-def test_answers_are_kept_with_what_learning_needs(client: openai.OpenAI, site: Site) -> None:
+def test_answers_are_kept_with_what_learning_needs(client: openai.OpenAI, host: Host) -> None:
     asked: Any = [{"role": "user", "content": "Mail jane@example.com"}]
     found = client.chat.completions.create(**FREE | {"messages": asked}, n=2, user="ann", temperature=0.5)
-    kept = Served(site.store).get(found.id)
+    kept = Served(host.store).get(found.id)
     assert kept.prompt is not None
     assert isinstance(kept.prompt, tuple)
     assert kept.prompt[0].content == "Mail [email]"
@@ -217,19 +217,19 @@ def test_answers_are_kept_with_what_learning_needs(client: openai.OpenAI, site: 
     assert kept.requester.startswith("user-")
 
 
-def test_who_wants_nothing_kept_says_so(client: openai.OpenAI, site: Site) -> None:
+def test_who_wants_nothing_kept_says_so(client: openai.OpenAI, host: Host) -> None:
     found = client.chat.completions.create(**FREE, store=False)
     assert found.model_extra == {"feedback": None}
-    with site.store.engine.connect() as connection:
+    with host.store.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM responses").scalar() == 0
 
 
-@pytest.mark.parametrize("site", [Settings(keep="consent"), Settings(keep="never")], indirect=True)
-def test_what_is_kept_follows_the_owners_setting(client: openai.OpenAI, site: Site) -> None:
+@pytest.mark.parametrize("host", [Settings(keep="consent"), Settings(keep="never")], indirect=True)
+def test_what_is_kept_follows_the_owners_setting(client: openai.OpenAI, host: Host) -> None:
     kept = []
     for store in (None, True):
         given = {} if store is None else {"store": store}
         found = client.chat.completions.create(**FREE, **given)
         assert found.model_extra is not None
         kept.append(found.model_extra["feedback"] is not None)
-    assert kept == [False, site.server.settings.keep == "consent"]
+    assert kept == [False, host.server.settings.keep == "consent"]

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from servers import Site
+from servers import Host
 
 from plaudit.serving.backend import Ask, Broken, Overloaded, Piece
 from plaudit.serving.upstream import UpstreamBackend, body_of
@@ -35,16 +35,16 @@ def pieces(backend: UpstreamBackend, ask: Ask) -> list[Piece]:
     return asyncio.run(scene())
 
 
-def test_a_server_of_ours_behind_says_what_it_says_itself(site: Site) -> None:
+def test_a_server_of_ours_behind_says_what_it_says_itself(host: Host) -> None:
     """The tiny model behind HTTP gives the tokens, log-probabilities and usage that it gives directly."""
-    url = f"{site.url}/v1"
+    url = f"{host.url}/v1"
     for prompt in (ASKED, "Once upon"):
         found = pieces(
-            UpstreamBackend(url, "tiny", "v", key=site.key), Ask(prompt, n=2, most=6, seed=4, top=2)
+            UpstreamBackend(url, "tiny", "v", key=host.key), Ask(prompt, n=2, most=6, seed=4, top=2)
         )
         said = [piece for piece in found if piece.usage is None]
         (usage,) = [piece.usage for piece in found if piece.usage is not None]
-        again = pieces(UpstreamBackend(url, "tiny", "v", key=site.key), Ask(prompt, n=2, most=6, seed=4))
+        again = pieces(UpstreamBackend(url, "tiny", "v", key=host.key), Ask(prompt, n=2, most=6, seed=4))
         for index in range(2):
             text = "".join(piece.text for piece in said if piece.index == index)
             assert text == "".join(piece.text for piece in again if piece.index == index)

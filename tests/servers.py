@@ -9,7 +9,7 @@ from plaudit.serving.server import Server
 
 
 @dataclass(frozen=True)
-class Site:
+class Host:
     """store: the same database, opened by the test."""
 
     url: str

@@ -14,7 +14,7 @@ import pytest
 import torch
 import uvicorn
 from argon2 import PasswordHasher
-from servers import Site
+from servers import Host
 
 from plaudit.access import secrets
 from plaudit.access.accounts import Accounts
@@ -35,7 +35,7 @@ def _listening() -> socket.socket:
 
 
 @pytest.fixture
-def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def host(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Parametrised with `Settings`, where a test wants others than the shipped ones."""
     monkeypatch.setattr(secrets, "_hasher", lambda: PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     store = Store.open(tmp_path / "feedback.db")
@@ -58,12 +58,12 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     while not running.started:
         assert time.monotonic() < ends
         time.sleep(0.01)
-    yield Site(url, key, server, Store.open(tmp_path / "feedback.db"))
+    yield Host(url, key, server, Store.open(tmp_path / "feedback.db"))
     running.should_exit = True
     thread.join(60)
 
 
 @pytest.fixture
-def client(site: Site) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{site.url}/v1", api_key=site.key, max_retries=0) as made:
+def client(host: Host) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{host.url}/v1", api_key=host.key, max_retries=0) as made:
         yield made
