@@ -14,7 +14,6 @@ import pytest
 import torch
 import uvicorn
 from argon2 import PasswordHasher
-from servers import Host
 
 from plaudit.access import secrets
 from plaudit.access.accounts import Accounts
@@ -26,6 +25,7 @@ from plaudit.serving.backend import Backend
 from plaudit.serving.fleet import Fleet
 from plaudit.serving.run import Config, backend_of
 from plaudit.serving.server import Server, Settings
+from servers import Host
 
 
 def _listening() -> socket.socket:

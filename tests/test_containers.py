@@ -17,7 +17,9 @@ BIN = Path(sys.executable).parent
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(BIN / words[0]), *words[1:]], capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(
+        [str(BIN / words[0]), *words[1:]], capture_output=True, text=True, cwd=ROOT, check=False
+    )
 
 
 def lint(path: Path) -> Any:
