@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from plaudit.feedback import schema
 from plaudit.feedback.judgements import everything, preferences, ratings
 from plaudit.feedback.served import Opinion, Response, Said, Served
 from plaudit.feedback.store import Store
@@ -71,8 +71,29 @@ def test_feedback_is_counted_once_and_a_new_opinion_takes_the_olds_place(
     assert len(store.log()) == 4
     assert served.take_back(token) == 1
     assert store.current() == []
-    served.judge(token, Opinion(score=0.0, how="thumbs"))  # and may be said again
-    assert len(store.current()) == 1
+    for score in (1.0, 0.0, 1.0):  # and may be said again, the first one too
+        served.judge(token, Opinion(score=score, how="thumbs"))
+        assert [event.payload["scores"]["overall"] for event in store.current()] == [score]
+        assert served.take_back(token) == 1
+
+
+def test_words_stay_with_an_opinion_that_changes(served: Served, store: Store) -> None:
+    token = served.keep(response(served))
+    served.judge(token, Opinion(score=1.0, comment="nice"))
+    served.judge(token, Opinion(score=1.0))
+    served.judge(token, Opinion(score=0.5))
+    assert [event.comment for event in store.current()] == ["nice"]
+    served.judge(token, Opinion(score=0.5, comment="so so"))
+    assert [event.comment for event in store.current()] == ["so so"]
+
+
+def test_one_part_is_taken_back_without_the_others(served: Served, store: Store) -> None:
+    token = served.keep(response(served))
+    served.judge(token, Opinion(score=1.0, correction="Very well."))
+    assert served.take_back(token, "score") == 1
+    assert [event.kind for event in store.current()] == ["demonstration"]
+    assert served.take_back(token, "score") == 0
+    assert served.take_back(token) == 1
 
 
 def test_a_token_is_good_for_its_response_and_for_nothing_else(served: Served) -> None:
@@ -90,9 +111,18 @@ def test_the_best_of_several_is_preferred_to_each_of_the_others(served: Served, 
     token = served.keep(response(served, "r-1", "a", "b", "c"))
     served.judge(token, Opinion(chosen=1))
     assert {(one.record.completions, one.record.choice) for one in preferences(store)} == {
-        (("b", "a"), 0),
+        (("a", "b"), 1),
         (("b", "c"), 0),
     }
+    served.judge(token, Opinion(chosen=0))  # who changes their mind leaves nothing of the first vote
+    assert {(one.record.completions, one.record.choice) for one in preferences(store)} == {
+        (("a", "b"), 0),
+        (("a", "c"), 0),
+    }
+    same = served.keep(response(served, "r-3", "x", "x", "y"))
+    assert len(served.judge(same, Opinion(chosen=0))) == 1
+    with pytest.raises(UserError, match="all say the same"):
+        served.judge(served.keep(response(served, "r-4", "x", "x")), Opinion(chosen=0))
     for wrong in (3, -1):
         with pytest.raises(UserError, match="of 3 completions"):
             served.judge(token, Opinion(chosen=wrong))
@@ -105,7 +135,12 @@ def test_two_answers_to_one_prompt_are_compared(served: Served, store: Store) ->
     new = served.keep(response(served, "r-2", "new", version="v2", regenerates="r-1"))
     served.judge(new, Opinion(over=old))
     (one,) = preferences(store)
-    assert (one.record.completions, one.record.choice) == (("new", "old"), 0)
+    assert (one.record.completions, one.record.choice) == (("old", "new"), 1)
+    served.judge(old, Opinion(over=new))
+    (one,) = preferences(store)
+    assert (one.record.completions, one.record.choice) == (("old", "new"), 0)
+    assert served.take_back(new) == 1
+    served.judge(new, Opinion(over=old))
     theirs = served.keep(response(served, "r-3", "old", user="ben"))
     elsewhere = served.keep(response(served, "r-4", prompt="another"))
     for token, what in ((new, "no other answer"), (theirs, "somebody else"), (elsewhere, "no other answer")):
@@ -182,9 +217,11 @@ def test_a_requester_who_is_forgotten_takes_everything_along(served: Served, sto
     assert served.signals() == {}
     with pytest.raises(Missing):
         served.judge(token, Opinion(score=0.0))
+    late = response(served, "r-3", user="cay")
     with pytest.raises(UserError, match="forgotten"):
-        served.keep(response(served, "r-3"))
+        served.keep(replace(late, requester=ann))
+    assert served.get("r-1").sampling == {}
+    assert served.get("r-1").conversation == ""
     assert [event.rater for event in store.current()] == [served.get("r-2").requester]
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM responses").scalar() == 2
-    assert schema.responses.c.prompt.nullable

@@ -112,7 +112,11 @@ def erase(connection: Connection, rater: str, seq: int) -> None:
     done = schema.signals.c.response.in_(sa.select(schema.responses.c.id).where(said))
     connection.execute(schema.signals.delete().where(done))
     connection.execute(
-        schema.responses.update().where(said).values(prompt=sa.null(), completions=sa.null(), masked={})
+        schema.responses.update()
+        .where(said)
+        .values(
+            prompt=sa.null(), completions=sa.null(), sampling={}, masked={}, conversation="", regenerates=None
+        )
     )
     connection.execute(schema.accounts.delete().where(schema.accounts.c.name == rater))
     open_work = schema.assignments.c.event.is_(None)

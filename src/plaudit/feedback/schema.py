@@ -222,7 +222,7 @@ responses = sa.Table(
     "responses",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("created_at", sa.Double, nullable=False, index=True),  # seconds since 1970
+    sa.Column("created_at", sa.Double, nullable=False),  # seconds since 1970
     sa.Column("requester", sa.Text, sa.ForeignKey("raters.id"), nullable=False, index=True),
     sa.Column("conversation", sa.Text, nullable=False, index=True),
     sa.Column("regenerates", sa.Text),  # id of the answer that this one was asked for instead of
@@ -234,6 +234,13 @@ responses = sa.Table(
     sa.Column("sampling", _json, nullable=False),
     sa.Column("usage", _json, nullable=False),
     sa.Column("masked", _json, nullable=False),  # how many of each kind
+)
+opinions = sa.Table(
+    "opinions",
+    metadata,
+    sa.Column("response", sa.Text, sa.ForeignKey("responses.id"), primary_key=True),
+    sa.Column("event", sa.Text, sa.ForeignKey("events.id"), primary_key=True),
+    sa.Column("part", sa.Text, nullable=False),  # what of an opinion the event says
 )
 signals = sa.Table(
     "signals",
@@ -295,7 +302,7 @@ def open_engine(path_or_url: str | Path) -> Engine:
         with writable(Path(where)):
             Path(where).parent.mkdir(parents=True, exist_ok=True)
     try:
-        engine = sa.create_engine(url, json_serializer=to_json)
+        engine = sa.create_engine(url, json_serializer=to_json, hide_parameters=True)
     except (ImportError, NoSuchModuleError) as error:
         raise UserError(
             f"its driver is missing ({error})", where=where, fix="pip install plaudit[postgres]"

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -29,10 +28,12 @@ from plaudit.feedback.events import (
     skip_event,
 )
 from plaudit.feedback.store import Store
-from plaudit.types import Missing, Prompt, UserError, prompt_to_json
+from plaudit.types import Choice, Missing, Prompt, UserError, prompt_to_json
 
 Behaviour = Literal["dwell", "copy", "regenerate", "abandon"]
 Scope = Literal["response", "conversation"]
+Part = Literal["score", "choice", "over", "correction", "comment"]
+"""What an opinion may say, each of which can be taken back by itself."""
 SERVED = "served"
 """In an item's meta: which response it is of."""
 STARS = 5
@@ -133,9 +134,8 @@ class Served:
         judged stands as the judged item. How many."""
         old = (schema.responses.c.created_at < before, schema.responses.c.prompt.is_not(None))
         with schema.writing(self.store.engine) as connection:
-            done = connection.execute(
-                schema.responses.update().where(*old).values(prompt=sa.null(), completions=sa.null())
-            )
+            gone = {"prompt": sa.null(), "completions": sa.null(), "conversation": "", "regenerates": None}
+            done = connection.execute(schema.responses.update().where(*old).values(gone))
             return done.rowcount
 
     # What people make of it
@@ -149,59 +149,52 @@ class Served:
         with schema.writing(self.store.engine) as connection:
             response = _of_token(connection, token)
             other = None if opinion.over is None else _of_token(connection, opinion.over)
-            pairs = _judgements(response, opinion, other)
-            if not pairs:
+            parts = _judgements(response, opinion, other)
+            if not parts:
                 raise UserError("says nothing", where="feedback", fix="give a score, a choice, a text, ...")
-            found = list[Event]()
-            for item, event in pairs:
-                found.append(self._say(connection, item, event))
-            return found
+            about = [response.id] + ([] if other is None else [other.id])
+            return [
+                event for part, pairs in parts.items() for event in self._say(connection, part, pairs, about)
+            ]
 
-    def _say(self, connection: Connection, item: Item, event: Event) -> Event:
-        before = connection.execute(
-            queries.standing(None)
-            .where(
-                schema.events.c.item == item.id,
-                schema.events.c.rater == event.rater,
-                schema.events.c.kind == event.kind,
-            )
-            .order_by(schema.events.c.seq.desc())
-            .limit(1)
-        ).first()
-        old = None if before is None else queries.event(before)
-        if old is not None and old.payload == event.payload and old.comment == event.comment:
-            return old
-        said = json.dumps([event.payload, event.comment], sort_keys=True)
-        made = Event(
-            id=event_id("served", item.id, event.kind, "" if old is None else old.id, said),
-            kind=event.kind,
-            rater=event.rater,
-            item=item.id,
-            payload=event.payload,
-            policy_version=event.policy_version,
-            supersedes=None if old is None else old.id,
-            comment=event.comment,
-        )
-        self.store.enter([item], [made])
-        return made
+    def _say(
+        self, connection: Connection, part: str, pairs: list[tuple[Item, Event]], about: list[str]
+    ) -> list[Event]:
+        """One part of an opinion, in the place of what stands of it. about: the responses that it is of, the one that
+        is judged first."""
+        number, before = _said(connection, about[0], part)
+        stood = {event.item: event for event in before}
+        found = list[Event]()
+        for item, event in pairs:
+            old = stood.pop(item.id, None)
+            comment = event.comment if event.comment is not None or old is None else old.comment
+            if old is not None and (old.payload, old.comment) == (event.payload, comment):
+                found.append(old)
+                continue
+            number += 1
+            id = event_id("served", about[0], part, number)
+            made = replace(event, id=id, comment=comment, supersedes=None if old is None else old.id)
+            self.store.enter([item], [made])
+            rows = [{"response": response, "event": id, "part": part} for response in about]
+            connection.execute(schema.opinions.insert(), rows)
+            found.append(made)
+        for event in stood.values():  # what the opinion says no more
+            self.store.retract(event.id)
+        return found
 
-    def take_back(self, token: str) -> int:
-        """Retracts all that the requester has said of the response; how many judgements."""
+    def take_back(self, token: str, part: Part | None = None) -> int:
+        """Retracts what the requester has said of the response, all of it or one part; how many judgements."""
         with schema.writing(self.store.engine) as connection:
             response = _of_token(connection, token)
-            rows = connection.execute(
-                queries.standing(None).where(schema.events.c.rater == response.requester)
-            ).all()
-            events = [queries.event(row) for row in rows]
-            items = queries.items(connection, [event.item for event in events if event.item is not None])
-            theirs = [
-                event
-                for event in events
-                if (item := items.get(event.item or "")) is not None and response.id in _of(item)
-            ]
-            for event in theirs:
-                self.store.retract(event.id)
-            return len(theirs)
+            links = schema.opinions.c
+            named = sa.select(links.part).where(links.response == response.id).distinct()
+            count = 0
+            for one in connection.scalars(named).all():
+                if part is None or one.split()[0] == part:
+                    for event in _said(connection, response.id, one)[1]:
+                        self.store.retract(event.id)
+                        count += 1
+            return count
 
     def notice(self, token: str, kind: Behaviour, value: float, now: float) -> None:
         """Keeps what the requester did with the response: seconds of dwelling, or that they copied it, asked again or
@@ -227,81 +220,87 @@ class Served:
         return found
 
 
-def _of(item: Item) -> Sequence[str]:
-    found = item.meta.get(SERVED, ())
-    return [found] if isinstance(found, str) else found
+def _said(connection: Connection, response: str, part: str) -> tuple[int, list[Event]]:
+    """How often anything was said of this part of a response, and what of it stands."""
+    links = schema.opinions.c
+    ids = connection.scalars(
+        sa.select(links.event).where(links.response == response, links.part == part)
+    ).all()
+    rows = connection.execute(queries.standing(None).where(schema.events.c.id.in_(ids)))
+    return len(ids), [queries.event(row) for row in rows]
 
 
-def _judgements(response: Response, opinion: Opinion, other: Response | None) -> list[tuple[Item, Event]]:
-    """The items and judgements that an opinion is, without the ids that the log gives them."""
+def _judgements(
+    response: Response, opinion: Opinion, other: Response | None
+) -> dict[str, list[tuple[Item, Event]]]:
+    """What an opinion says by its parts: items and judgements, without the ids that the log gives them. Words go with
+    the first of them."""
     said, prompt = response.completions, response.prompt
     if said is None or prompt is None:
         raise Missing("response", response.id)
     if not 0 <= opinion.index < len(said):
         raise UserError(f"is {opinion.index}, of {len(said)} completions", where="index")
-    rater, version, comment = response.requester, response.version, opinion.comment
-    meta: dict[str, Any] = {SERVED: response.id}
-    if opinion.scope == "conversation":
-        meta["scope"] = opinion.scope
-    fields: dict[str, Any] = {"policy_version": version, "id": "-"}
-    found = list[tuple[Item, Event]]()
+    rater, meta = response.requester, {SERVED: response.id}
+    whole = opinion.scope == "conversation"
+    fields: dict[str, Any] = {"policy_version": response.version, "id": "-"}
 
-    def item(completions: tuple[str, ...], **more: Any) -> Item:
-        return Item(prompt, completions, version, meta | more, author=rater)
+    def item(*completions: str, **more: Any) -> Item:
+        return Item(prompt, completions, response.version, meta | more, author=rater)
 
-    one = item((said[opinion.index].text,))
+    one = item(said[opinion.index].text, **({"scope": opinion.scope} if whole else {}))
+    where = f" {opinion.scope} {opinion.index}"
+    found: dict[str, list[tuple[Item, Event]]] = {}
     if opinion.score is not None:
-        criterion = "conversation" if opinion.scope == "conversation" else "overall"
-        event = rating_event(one.id, rater, {criterion: opinion.score}, comment=comment, **fields)
-        found.append((one, _told(event, opinion)))
-        comment = None
+        criterion = "conversation" if whole else "overall"
+        event = rating_event(one.id, rater, {criterion: opinion.score}, **fields)
+        found["score" + where] = [(one, event)]
     if opinion.chosen is not None:
         if len(said) < 2 or not 0 <= opinion.chosen < len(said):
             raise UserError(f"is {opinion.chosen}, of {len(said)} completions", where="chosen")
+        pairs = list[tuple[Item, Event]]()
         for place, against in enumerate(said):
-            if place != opinion.chosen:
-                pair = item((said[opinion.chosen].text, against.text))
-                event = comparison_event(pair.id, rater, 0, comment=comment, **fields)
-                found.append((pair, _told(event, opinion)))
-                comment = None
+            if against.text != (best := said[opinion.chosen].text):
+                first = opinion.chosen < place
+                pair = item(best, against.text) if first else item(against.text, best)
+                pairs.append((pair, comparison_event(pair.id, rater, 0 if first else 1, **fields)))
+        if not pairs:
+            raise UserError("all say the same", where="chosen")
+        found["choice"] = pairs
     if other is not None:
-        found.append(_preferred(response, other, opinion, comment))
-        comment = None
+        found[f"over {' '.join(sorted((response.id, other.id)))}"] = [_preferred(response, other, opinion)]
     if opinion.correction is not None:
-        event = demonstration_event(one.id, rater, opinion.correction, comment=comment, **fields)
-        found.append((one, _told(event, opinion, chosen=0)))
-        comment = None
-    if comment is not None:
-        found.append((one, _told(skip_event(one.id, rater, comment=comment, **fields), opinion)))
-    return found
+        event = demonstration_event(one.id, rater, opinion.correction, **fields)
+        found["correction" + where] = [(one, _told(event, opinion, chosen=0))]
+    if opinion.comment is not None and not found:
+        found["comment" + where] = [(one, skip_event(one.id, rater, **fields))]
+    told = {part: [(i, _told(event, opinion)) for i, event in pairs] for part, pairs in found.items()}
+    if opinion.comment is not None:
+        pairs = next(iter(told.values()))
+        pairs[0] = (pairs[0][0], replace(pairs[0][1], comment=opinion.comment))
+    return told
 
 
-def _preferred(
-    response: Response, other: Response, opinion: Opinion, comment: str | None
-) -> tuple[Item, Event]:
-    """That this response is better than another to the same prompt."""
-    assert response.prompt is not None
-    assert response.completions is not None
-    if other.completions is None or other.prompt is None:
+def _preferred(response: Response, other: Response, opinion: Opinion) -> tuple[Item, Event]:
+    """That this response is better than another to the same prompt; the pair is the same whichever is."""
+    if response.completions is None or other.completions is None or response.prompt is None:
         raise Missing("response", other.id)
     if other.id == response.id or other.prompt != response.prompt:
         raise UserError("is no other answer to the same prompt", where="over")
     if other.requester != response.requester:
         raise UserError("was given to somebody else", where="over")
-    texts = (response.completions[opinion.index].text, other.completions[0].text)
-    meta = {SERVED: [response.id, other.id], "models": [response.version, other.version]}
-    pair = Item(response.prompt, texts, None, meta, author=response.requester)
-    event = comparison_event(pair.id, response.requester, 0, comment=comment, id="-")
-    return pair, _told(event, opinion)
+    ours, theirs = response.completions[opinion.index].text, other.completions[0].text
+    if ours == theirs:
+        raise UserError("says the same", where="over")
+    both = sorted([(response.id, response.version, ours), (other.id, other.version, theirs)])
+    meta = {SERVED: [one[0] for one in both], "models": [one[1] for one in both]}
+    pair = Item(response.prompt, tuple(one[2] for one in both), None, meta, author=response.requester)
+    choice: Choice = 0 if both[0][0] == response.id else 1
+    return pair, comparison_event(pair.id, response.requester, choice, id="-")
 
 
 def _told(event: Event, opinion: Opinion, **more: Any) -> Event:
     """With how it was said in its payload."""
-    payload = dict(event.payload) | more | ({"how": opinion.how} if opinion.how else {})
-    return Event(
-        event.id, event.kind, event.rater, event.item, payload, policy_version=event.policy_version,
-        comment=event.comment,
-    )  # fmt: skip
+    return replace(event, payload=dict(event.payload) | more | ({"how": opinion.how} if opinion.how else {}))
 
 
 def _token(key: bytes, id: str) -> str:

@@ -10,11 +10,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Creates the three tables."""
+    """Creates the four tables."""
     op.create_table(
         "responses",
         sa.Column("id", sa.Text, primary_key=True),
-        sa.Column("created_at", sa.Double, nullable=False, index=True),
+        sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("requester", sa.Text, sa.ForeignKey("raters.id"), nullable=False, index=True),
         sa.Column("conversation", sa.Text, nullable=False, index=True),
         sa.Column("regenerates", sa.Text),
@@ -26,6 +26,14 @@ def upgrade() -> None:
         sa.Column("sampling", sa.JSON, nullable=False),
         sa.Column("usage", sa.JSON, nullable=False),
         sa.Column("masked", sa.JSON, nullable=False),
+    )
+    words = sa.text("prompt IS NOT NULL")
+    op.create_index("responses_kept", "responses", ["created_at"], sqlite_where=words, postgresql_where=words)
+    op.create_table(
+        "opinions",
+        sa.Column("response", sa.Text, sa.ForeignKey("responses.id"), primary_key=True),
+        sa.Column("event", sa.Text, sa.ForeignKey("events.id"), primary_key=True),
+        sa.Column("part", sa.Text, nullable=False),
     )
     op.create_table(
         "signals",
