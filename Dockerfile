@@ -14,11 +14,11 @@ RUN python -m venv /opt/plaudit \
     && /opt/plaudit/bin/pip install --constraint constraints.txt ".[postgres]"
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin plaudit \
+RUN useradd --system --uid 10001 --user-group --home-dir /data --shell /usr/sbin/nologin plaudit \
     && install -d -o plaudit -g plaudit /data
 COPY --from=build /opt/plaudit /opt/plaudit
 ENV PATH=/opt/plaudit/bin:$PATH PLAUDIT_CACHE=/data/cache PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
-USER plaudit
+USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8321 8400

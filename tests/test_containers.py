@@ -51,7 +51,7 @@ def test_services_are_nobodys_root_and_write_nowhere_else() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    assert docker.rindex("\nUSER plaudit") > docker.rindex("\nFROM")
+    assert docker.rindex("\nUSER 10001") > docker.rindex("\nFROM")
 
 
 @pytest.mark.parametrize("name", ["studio", "worker", "serve"])

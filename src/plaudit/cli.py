@@ -8,6 +8,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import sys
 import threading
 import traceback
@@ -331,8 +332,8 @@ def serve(
     """Answer on an OpenAI-compatible API that captures feedback."""
     from plaudit import config as configs
 
-    if model is not None and "=" in model:  # no model, and a setting in its place
-        model, settings = None, [model, *(settings or [])]
+    if model is not None and re.fullmatch(r"[a-z_]+=.*", model) and not Path(model).exists():  # a setting
+        settings, model = [model, *(settings or [])], None
     device, dtype = _machine(precision, threads)
     from plaudit.serving import run as serving
 
@@ -467,6 +468,31 @@ def agreement(
 
     with _existing(store) as opened:
         _print(report(opened, up_to, seed))
+
+
+@feedback.command()
+def behaviour(
+    store: StorePath = "feedback.db",
+    out: Annotated[
+        Path | None, typer.Option(help="The JSONL to write: ratings to be expected, where that is known.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Print how well what people did with answers foretells what they said of them, as JSON."""
+    from plaudit import files
+    from plaudit.data.formats import to_json
+    from plaudit.feedback.implicit import SIGNALS, of_store
+
+    with _existing(store) as opened:
+        found, guessed = of_store(opened, seed)
+    weights = None
+    if found.weights is not None:
+        weights = dict(zip(("intercept", *SIGNALS), found.weights, strict=True))
+    told = {"answers": found.both, "gain": found.gain, "counts": found.counts, "weights": weights}
+    told["error"] = None if found.weights is None else found.error
+    if out is not None:
+        files.write_rows(out, (to_json(record) for record in guessed))
+    _print(told | {"guessed": len(guessed)})
 
 
 @feedback.command()

@@ -51,3 +51,14 @@ def test_keys_without_number_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPa
     assert limit.take("d", 5, 10) == pytest.approx(10.0), "the newest is still known"
     limit.take("late", 100, 1)
     assert set(limit._left) <= {"b", "c", "d", "late"}
+
+
+def test_what_was_spent_beyond_the_burst_is_made_up_for_first() -> None:
+    limit = Limit(rate=2.0, burst=10)
+    limit.spend("ann", 0.0, 25)
+    assert limit.wait("ann", 0.0) == pytest.approx(
+        8.0
+    )  # 15 below, and the 1 that is asked for, at 2 a second
+    assert limit.take("ann", 7.0) > 0
+    assert limit.take("ann", 8.0) == 0
+    assert limit.wait("bob", 0.0) == 0

@@ -74,6 +74,7 @@ def test_a_conversation_and_what_is_said_of_it(page: Any, host: Any) -> None:
     say(page, "Good to hear.", 2)
     kept = [Served(host.store).get(id) for id in ids(host)]
     assert kept[-1].prompt is not None
+    assert isinstance(kept[-1].prompt, tuple)
     assert [turn.content for turn in kept[-1].prompt] == [
         "How are you?", "Very well, <b>thank you</b>.", "Good to hear.",
     ]  # fmt: skip

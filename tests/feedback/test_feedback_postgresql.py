@@ -19,6 +19,8 @@ from plaudit.feedback import answering, drafts, giving, overview, quality, schem
 from plaudit.feedback.events import Item, comparison_event, rating_event, skip_event
 from plaudit.feedback.jobs import Jobs
 from plaudit.feedback.projects import Entry, Projects
+from plaudit.feedback.releases import Arm, Releases
+from plaudit.feedback.served import Opinion, Response, Said, Served
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
 from plaudit.feedback.transfer import stats
@@ -325,3 +327,32 @@ def test_who_asks_while_the_slots_of_many_change_waits_and_is_given_something(
             with pytest.raises(TimeoutError):
                 asked.result(0.5)
         assert len(asked.result(30)) == 2
+
+
+def test_served_answers_are_judged_by_many_at_once(store: Store) -> None:
+    """Eight people, each of whom says the same twice at once and then otherwise; and a release beside them."""
+    served, releases = Served(store), Releases(store)
+
+    def one(number: int) -> str:
+        who = served.requester("shop", f"u{number}")
+        said = (Said("a", "stop"), Said("b", "stop"))
+        given = Response(f"r{number}", 1.0, who, "c", "m", "v", 1.0, "a prompt", said)
+        token = served.keep(given)
+        with ThreadPoolExecutor(2) as both:
+            for done in [both.submit(served.judge, token, Opinion(chosen=0)) for _ in range(2)]:
+                assert len(done.result()) == 1
+        served.judge(token, Opinion(chosen=1, score=0.5, comment="so so"))
+        served.notice(token, "copy", 1.0, 2.0)
+        releases.publish("m", [Arm(f"v{number}", "x")], by="test")
+        return who
+
+    with ThreadPoolExecutor(8) as people:
+        names = [each.result() for each in [people.submit(one, number) for number in range(8)]]
+    stands = Counter((event.kind, event.rater) for event in store.current())
+    assert stands == {(kind, name): 1 for kind in ("rating", "comparison") for name in names}
+    assert {event.payload["choice"] for event in store.current() if event.kind == "comparison"} == {1}
+    assert [release.number for release in releases.history("m")] == list(range(1, 9))
+    assert releases.roll_back("m", by="test").restores == 7
+    assert served.purge(before=2.0) == 8
+    store.forget_rater(names[0])
+    assert len(served.signals()) == 7

@@ -136,7 +136,8 @@ def test_the_likeliest_tokens_are_told_where_they_are_asked_for(engine: LiveEngi
     found = one.whole()
     for each in found:
         assert len(each.top) == 3
-        assert each.top[0] == (each.token, pytest.approx(each.logprob, abs=1e-9))
+        assert each.top[0][0] == each.token
+        assert each.top[0][1] == pytest.approx(each.logprob, abs=1e-9)
         assert each.top[0][1] >= each.top[1][1] >= each.top[2][1]
     assert [each.top for each in other.whole()] == [()] * 4
     cooler, third = ordered(1, SamplingParams(max_new_tokens=3, temperature=0.5, ignore_eos=True), top=700)

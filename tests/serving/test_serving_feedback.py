@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from servers import Host
 
 from plaudit.feedback.judgements import everything, preferences, ratings
 from plaudit.feedback.served import Served
+from servers import Host
 
 pytest_plugins = ["serving_fixtures"]
 ASKED: Any = {"model": "tiny", "messages": [{"role": "user", "content": "How are you?"}], "max_tokens": 6}
@@ -36,6 +37,7 @@ def test_thumbs_and_stars_are_ratings(client: openai.OpenAI, host: Host) -> None
     send(host, token=two, stars=2, text="too short")
     assert [dict(each.record.scores) for each in ratings(host.store)] == [{"overall": 1.0}, {"overall": 0.25}]
     assert [event.comment for event in host.store.current()] == [None, "too short"]
+    assert send(host, "/retract", token=one, what="correction").json() == {"judgements": 0}
     assert send(host, "/retract", token=one).json() == {"judgements": 1}
     assert len(ratings(host.store)) == 1
 
@@ -52,6 +54,7 @@ def test_choices_corrections_and_comparisons(client: openai.OpenAI, host: Host) 
 
 def test_a_stream_ends_with_the_token_that_feedback_wants(client: openai.OpenAI, host: Host) -> None:
     chunks = list(client.chat.completions.create(**ASKED, stream=True))
+    assert all(chunk.choices for chunk in chunks)
     extra = chunks[-1].model_extra
     assert extra is not None
     assert send(host, token=extra["feedback"]["token"], thumbs="down").status_code == 200
@@ -85,7 +88,7 @@ def test_what_is_no_feedback_is_refused_and_nothing_is_kept(
     client: openai.OpenAI, host: Host, body: dict[str, Any]
 ) -> None:
     token = told(client)
-    content = __import__("json").dumps({"token": token} | body).encode()
+    content = json.dumps({"token": token} | body).encode()
     answer = httpx2.post(
         f"{host.url}/v1/feedback",
         content=content,
@@ -98,7 +101,11 @@ def test_what_is_no_feedback_is_refused_and_nothing_is_kept(
 
 
 def test_a_token_of_nothing_is_not_found(host: Host) -> None:
-    for path, body in (("", {"thumbs": "up"}), ("/signals", {"kind": "copy"}), ("/retract", {})):
+    for path, body in (
+        ("", {"thumbs": "up"}),
+        ("/signals", {"kind": "copy"}),
+        ("/retract", {"what": "score"}),
+    ):
         assert send(host, path, token="chatcmpl-1.abc", **body).status_code == 404
 
 
@@ -119,3 +126,33 @@ def test_health_and_figures_say_no_word_of_anybodys(client: openai.OpenAI, host:
     assert 'plaudit_tokens_total{kind="completion",version="tiny-1"}' in text
     for secret in ("How are you", "ann", host.key, "shop"):
         assert secret not in text
+
+
+def test_words_are_kept_without_personal_data(client: openai.OpenAI, host: Host) -> None:
+    token = told(client)
+    send(host, token=token, correction="Write to jane@example.com.", text="call +1 212-555-0123")
+    (event,) = host.store.current()
+    assert (event.payload["completion"], event.comment) == ("Write to [email].", "call [phone]")
+
+
+def test_a_page_of_any_origin_may_send_feedback_and_ask_nothing(host: Host) -> None:
+    wanted = {
+        "origin": "https://shop.example", "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }  # fmt: skip
+    allowed = httpx2.options(f"{host.url}/v1/feedback", headers=wanted, trust_env=False)
+    assert allowed.headers["access-control-allow-origin"] == "*"
+    refused = httpx2.options(f"{host.url}/v1/chat/completions", headers=wanted, trust_env=False)
+    assert "access-control-allow-origin" not in refused.headers
+
+
+def test_who_was_forgotten_is_answered_and_not_kept(client: openai.OpenAI, host: Host) -> None:
+    found = client.chat.completions.create(**ASKED, user="ann")
+    who = Served(host.store).get(found.id).requester
+    host.store.forget_rater(who)
+    host.server._people.clear()
+    again = client.chat.completions.create(**ASKED, user="ann")
+    assert again.choices
+    assert again.model_extra == {"feedback": None}
+    host.server._people[("shop", "ann")] = who  # as where it was remembered
+    assert client.chat.completions.create(**ASKED, user="ann").model_extra == {"feedback": None}

@@ -9,12 +9,12 @@ from typing import Any
 import openai
 import pytest
 import torch
-from servers import Host
 
 from plaudit.feedback.served import Served
 from plaudit.serving.guarding import Guard, open_guard
 from plaudit.tensors import Sample
 from plaudit.types import UserError
+from servers import Host
 
 pytest_plugins = ["serving_fixtures"]
 
@@ -61,6 +61,7 @@ def test_what_is_refused_is_not_asked(
     assert {choice.message.content for choice in found.choices} == {host.server.refusal}
     kept = Served(host.store).get(found.id)
     assert kept.sampling["guard"] == {"before": {"refused": True, "score": -1.0}}
+    assert found.model_extra == {"feedback": None}  # a refusal is not the model's to be judged
     assert '"guard": "before"' in caplog.text
     assert "darn" not in caplog.text
     assert asked(client, "thank you").choices[0].finish_reason != "content_filter"
@@ -107,5 +108,9 @@ def test_a_guard_that_fails_lets_nothing_pass(client: openai.OpenAI, host: Host)
         raise UserError("gave nothing", where="guard")
 
     host.server.after = Guard(0.0, score=broken)
-    with pytest.raises(openai.BadRequestError, match="gave nothing"):
+    with pytest.raises(openai.InternalServerError, match="the guard failed") as error:
+        asked(client, "Hi")
+    assert error.value.status_code == 503
+    host.server.after = Guard(0.0, rewrite=lambda _: 3)  # type: ignore[arg-type, return-value]
+    with pytest.raises(openai.InternalServerError, match="the guard failed"):
         asked(client, "Hi")

@@ -8,13 +8,13 @@ from typing import Any
 import openai
 import pytest
 import torch
-from servers import Host
 
 from plaudit.feedback.served import Served
 from plaudit.models.load import load_model
 from plaudit.rollout.local import LocalEngine
 from plaudit.serving.server import Settings
 from plaudit.tensors import SamplingParams
+from servers import Host
 
 pytest_plugins = ["serving_fixtures"]
 ASKED: Any = [{"role": "user", "content": "How are you?"}]
@@ -228,8 +228,37 @@ def test_who_wants_nothing_kept_says_so(client: openai.OpenAI, host: Host) -> No
 def test_what_is_kept_follows_the_owners_setting(client: openai.OpenAI, host: Host) -> None:
     kept = []
     for store in (None, True):
-        given = {} if store is None else {"store": store}
+        given: Any = {} if store is None else {"store": store}
         found = client.chat.completions.create(**FREE, **given)
         assert found.model_extra is not None
         kept.append(found.model_extra["feedback"] is not None)
     assert kept == [False, host.server.settings.keep == "consent"]
+
+
+@pytest.mark.parametrize("host", [Settings(tokens=120.0)], indirect=True)
+def test_a_key_has_so_many_tokens_a_minute(client: openai.OpenAI) -> None:
+    """Two a second, 120 at once: an answer of some 50 may be asked for three times, and then not for a while."""
+    given: Any = FREE | {"max_completion_tokens": 20, "logit_bias": None}
+    spent = 0
+    with pytest.raises(openai.RateLimitError) as error:  # noqa: PT012
+        for _ in range(20):
+            usage = client.chat.completions.create(**given).usage
+            assert usage is not None
+            spent += usage.total_tokens
+    assert 120 <= spent < 240
+    assert int(error.value.response.headers["retry-after"]) >= 1
+
+
+def test_what_is_null_is_as_if_it_were_not_sent(client: openai.OpenAI) -> None:
+    names = (
+        "n",
+        "stream",
+        "logprobs",
+        "temperature",
+        "top_p",
+        "stop",
+        "seed",
+        "max_tokens",
+        "stream_options",
+    )
+    assert client.chat.completions.create(**FREE | dict.fromkeys(names)).choices

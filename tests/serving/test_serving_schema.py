@@ -11,7 +11,6 @@ import pytest
 import schemathesis
 import torch
 from argon2 import PasswordHasher
-from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
@@ -65,7 +64,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_no_route_fails_or_answers_off_its_schema(app: Any) -> None:
     headers = {"Authorization": f"Bearer {app.state.keys['answer']}"}
     seen = 0
-    for found in schemathesis.openapi.from_asgi("/v1/openapi.json", app).get_all_operations():
+    api: Any = schemathesis.openapi.from_asgi("/v1/openapi.json", app)
+    for found in api.get_all_operations():
         operation = found.ok()
 
         @given(case=operation.as_strategy())
@@ -83,17 +83,15 @@ def test_no_route_fails_or_answers_off_its_schema(app: Any) -> None:
 
         hold()
         seen += 1
-    assert seen == 9
+    assert seen == 10
 
 
 def test_a_key_that_may_not_ask_is_refused_on_every_route(app: Any) -> None:
     client, seen = TestClient(app), set[str]()
-    for route in app.routes:
-        if not isinstance(route, APIRoute) or not route.include_in_schema:
-            continue
-        seen.add(route.path)
-        for method in route.methods - {"HEAD"}:
-            path = route.path.replace("{name:path}", "tiny")
+    for place, methods in app.openapi()["paths"].items():
+        seen.add(place)
+        for method in map(str.upper, methods):
+            path = place.replace("{name}", "tiny")
             body: Any = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "prompt": "x"}
             given: Any = {"json": body} if method == "POST" else {}
             for key, wanted in [(None, 401), ("plaudit_a_b", 401), ("answer", 0)] + [
@@ -102,9 +100,9 @@ def test_a_key_that_may_not_ask_is_refused_on_every_route(app: Any) -> None:
                 sent = app.state.keys.get(key, key)
                 headers = {} if sent is None else {"Authorization": f"Bearer {sent}"}
                 status = client.request(method, path, headers=headers, **given).status_code
-                if route.path in OPEN | BY_TOKEN or wanted == 0:
-                    assert status not in (401, 403), (route.path, key)
+                if place in OPEN | BY_TOKEN or wanted == 0:
+                    assert status not in (401, 403), (place, key)
                 else:
-                    assert status == wanted, (route.path, key)
+                    assert status == wanted, (place, key)
     assert seen >= OPEN | BY_TOKEN
-    assert len(seen) == 9
+    assert len(seen) == 10

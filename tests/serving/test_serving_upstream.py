@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx2
 import pytest
-from servers import Host
 
 from plaudit.serving.backend import Ask, Broken, Overloaded, Piece
 from plaudit.serving.upstream import UpstreamBackend, body_of
 from plaudit.types import UserError
+from servers import Host
 
 pytest_plugins = ["serving_fixtures"]
 ASKED: Any = [{"role": "user", "content": "How are you?"}]
@@ -35,27 +36,34 @@ def pieces(backend: UpstreamBackend, ask: Ask) -> list[Piece]:
     return asyncio.run(scene())
 
 
-def test_a_server_of_ours_behind_says_what_it_says_itself(host: Host) -> None:
-    """The tiny model behind HTTP gives the tokens, log-probabilities and usage that it gives directly."""
-    url = f"{host.url}/v1"
-    for prompt in (ASKED, "Once upon"):
-        found = pieces(
-            UpstreamBackend(url, "tiny", "v", key=host.key), Ask(prompt, n=2, most=6, seed=4, top=2)
-        )
-        said = [piece for piece in found if piece.usage is None]
-        (usage,) = [piece.usage for piece in found if piece.usage is not None]
-        again = pieces(UpstreamBackend(url, "tiny", "v", key=host.key), Ask(prompt, n=2, most=6, seed=4))
-        for index in range(2):
-            text = "".join(piece.text for piece in said if piece.index == index)
-            assert text == "".join(piece.text for piece in again if piece.index == index)
-            tokens = [token for piece in said if piece.index == index for token in piece.tokens]
-            assert 0 < len(tokens) <= 6
-            assert all(token.logprob < 0 for token in tokens)
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_server_of_ours_behind_says_what_it_says_itself(host: Host, chat: bool) -> None:
+    """The tiny model behind HTTP, read as a stream, gives the texts, log-probabilities, finishes and usage that the
+    same server gives in one to whoever asks it plainly."""
+    prompt: Any = ASKED if chat else "Once upon"
+    ask = Ask(prompt, n=2, most=6, seed=4, top=2)
+    found = pieces(UpstreamBackend(f"{host.url}/v1", "tiny", "v", key=host.key), ask)
+    said = [piece for piece in found if piece.usage is None]
+    (usage,) = [piece.usage for piece in found if piece.usage is not None]
+    body = body_of(ask, "tiny", logprobs=True) | {"stream": False}
+    del body["stream_options"]
+    path = "chat/completions" if chat else "completions"
+    headers = {"authorization": f"Bearer {host.key}"}
+    plain = httpx2.post(f"{host.url}/v1/{path}", json=body, headers=headers, trust_env=False).json()
+    for choice in plain["choices"]:
+        mine = [piece for piece in said if piece.index == choice["index"]]
+        tokens = [token for piece in mine for token in piece.tokens]
+        if chat:
+            content = choice["logprobs"]["content"]
+            wanted, told = [one["logprob"] for one in content], choice["message"]["content"]
             assert all(len(token.top) == 2 for token in tokens)
-            (finish,) = [piece.finish for piece in said if piece.index == index and piece.finish]
-            assert finish in ("stop", "length")
-        assert usage is not None
-        assert usage[1] == sum(len(piece.tokens) for piece in said)
+        else:
+            wanted, told = choice["logprobs"]["token_logprobs"], choice["text"]
+        assert "".join(piece.text for piece in mine) == told
+        assert [token.logprob for token in tokens] == pytest.approx(wanted, abs=1e-6)
+        assert [piece.finish for piece in mine if piece.finish] == [choice["finish_reason"]]
+    counted = plain["usage"]
+    assert usage == (counted["prompt_tokens"], counted["completion_tokens"])
 
 
 def test_the_request_is_openais() -> None:
@@ -71,6 +79,14 @@ def test_the_request_is_openais() -> None:
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
     }  # fmt: skip
+    handed = {
+        "response_format": {"type": "json_schema"},
+        "parallel_tool_calls": False,
+        "metadata": {"a": "b"},
+    }
+    told = body_of(Ask(ASKED, schema={"type": "object"}, handed=handed), "theirs", logprobs=False)
+    assert told | handed == told
+    assert not {"temperature", "top_p", "max_tokens"} & set(told)  # that server's own, where nobody says
     plain = body_of(Ask("Once", most=5), "theirs", logprobs=True)
     assert plain["logprobs"] == 0
     assert "messages" not in plain
@@ -130,6 +146,15 @@ def chunk(text: str = "", finish: str | None = None, **delta: Any) -> dict[str, 
         (200, {}, stream("{not json"), Broken, "no JSON"),
         (200, {}, stream({"choices": [{"index": "x"}]}), Broken, "no answer"),
         (200, {}, stream({"error": {"message": "out of memory"}}), Broken, "out of memory"),
+        (200, {}, stream(chunk("half of it")), Broken, "ended 0 of 1 answers"),
+        (
+            200,
+            {},
+            stream({"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}),
+            Broken,
+            "no answer",
+        ),
+        (429, {"Retry-After": "nan"}, b"", Overloaded, "ask again in 1 s"),
     ],
 )
 def test_faults_behind_are_handed_on_as_what_they_are(

@@ -36,6 +36,15 @@ class Limit:
                 self._forget(now)
             return 0.0
 
+    def spend(self, key: str, now: float, amount: float) -> None:
+        """Counts what has been done already, whatever is left: the next waits until it is made up for."""
+        with self._lock:
+            left, when = self._left.get(key, (self.burst, now))
+            left = min(self.burst, left + max(0.0, now - when) * self.rate)
+            self._left[key] = (left - amount, max(now, when))
+            if len(self._left) > MOST_KEYS:
+                self._forget(now)
+
     def wait(self, key: str, now: float, amount: float = 1.0) -> float:
         """As `take`, and nothing is counted either way."""
         with self._lock:

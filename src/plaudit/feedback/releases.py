@@ -22,13 +22,14 @@ MOST_ARMS = 16
 class Arm:
     """One of the models that share a name. version: unlike that of any other model; weight: its share is this by the
     sum of all; model: a directory or a name, or, with `upstream`, what the server at that address calls it; adapter: a
-    directory to answer with, on the model."""
+    directory to answer with, on the model; digest: of what both held when they were published."""
 
     version: str
     model: str
     weight: float = 1.0
     adapter: str | None = None
     upstream: str | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

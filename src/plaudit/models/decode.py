@@ -179,6 +179,13 @@ class Cache:
                 tensors[index] = old.new_zeros(max(held, slots), heads, columns, width)
                 tensors[index][:rows, :, :before] = old[:rows]
 
+    def narrow(self, columns: int, rows: int) -> None:
+        """Room for no more than so many columns and rows, whose contents are kept."""
+        columns += -columns % COLUMNS
+        for tensors in (self.keys, self.values):
+            for index, old in enumerate(tensors):
+                tensors[index] = old[:rows, :, :columns].clone()
+
     def put(self, start: int, other: Cache, rows: Tensor) -> None:
         """These rows of another cache, which is no wider, from slot `start` on."""
         for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):

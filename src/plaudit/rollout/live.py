@@ -8,6 +8,7 @@ else is there; a test holds the two to the same tokens.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from plaudit.models.decode import Cache, Decoder
+from plaudit.models.decode import COLUMNS, Cache, Decoder
 from plaudit.randomness import rng
 from plaudit.rollout.local import PROMPT_TOKENS, draw
 from plaudit.tensors import FinishReason, Key, SamplingParams
@@ -124,13 +125,8 @@ class Batch:
             length=torch.zeros(0, dtype=torch.long, device=device),
         )
 
-    def enter(self, decoder: Decoder, orders: Sequence[Order]) -> None:
-        """These begin, behind the rows that stand; a prompt that several share is computed once."""
-        prompts = list(dict.fromkeys(tuple(order.prompt_ids) for order in orders))
-        found, states = decoder.prefill(prompts)
-        which = torch.tensor(
-            [prompts.index(tuple(order.prompt_ids)) for order in orders], device=self.length.device
-        )
+    def enter(self, orders: Sequence[Order], found: Cache, states: Tensor, which: Tensor) -> None:
+        """These begin, behind the rows that stand. found, states, which: see `prompts_of`."""
         lengths = torch.tensor([len(order.prompt_ids) for order in orders], device=self.length.device)
         start, count = len(self.rows), len(self.rows) + len(orders)
         self.cache.reserve(int(lengths.max()) + 1, start, count)
@@ -140,6 +136,12 @@ class Batch:
         for order in orders:
             uniforms = torch.from_numpy(rng(*order.key).random(order.params.max_new_tokens))
             self.rows.append(Row(order, uniforms))
+
+    def narrow(self) -> None:
+        """Gives back columns of the cache that a longer row has left behind, where they are more than half."""
+        needed = max((row.order.columns for row in self.rows), default=0)
+        if self.cache.columns > 2 * (needed + COLUMNS):
+            self.cache.narrow(needed, len(self.rows))
 
     def draw(self, logits: Tensor, ends: Sequence[int]) -> None:
         """One token a row, told to whom it may concern. logits [B, V]."""
@@ -219,16 +221,25 @@ class Batch:
 
 
 def _likeliest(logits: Tensor, most: int, temperature: float) -> list[list[tuple[int, float]]]:
-    """The most likely tokens of each row and their log-probabilities at the temperature (at 0, and at 1: as they are).
-    logits [B, V]."""
+    """The most likely tokens of each row, as far as they may be said, and their log-probabilities at the temperature
+    (at 0, and at 1: as they are). logits [B, V]."""
     if most == 0:
         return [[] for _ in range(len(logits))]
     scaled = logits / temperature if temperature > 0 else logits
     values, tokens = torch.log_softmax(scaled, -1).topk(min(most, logits.shape[1]), dim=-1)
     return [
-        list(zip(ids, logprobs, strict=True))
+        [(token, logprob) for token, logprob in zip(ids, logprobs, strict=True) if logprob > -math.inf]
         for ids, logprobs in zip(tokens.tolist(), values.tolist(), strict=True)
     ]
+
+
+def prompts_of(decoder: Decoder, orders: Sequence[Order]) -> tuple[Cache, Tensor, Tensor]:
+    """Keys and values of the orders' prompts, the states after them, and which row of these each order has: a prompt
+    that several share is computed once."""
+    prompts = list(dict.fromkeys(tuple(order.prompt_ids) for order in orders))
+    found, states = decoder.prefill(prompts)
+    which = [prompts.index(tuple(order.prompt_ids)) for order in orders]
+    return found, states, torch.tensor(which, device=states.device)
 
 
 class LiveEngine:
@@ -255,8 +266,9 @@ class LiveEngine:
         self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+    def room(self) -> int:
+        """How many more orders are taken now: places in the batch that are free, and those in which one may wait."""
+        return self.most_waiting + max(0, self.max_batch - self.running) - len(self._waiting)
 
     def order(self, *orders: Order) -> None:
         """All of them, or none: Busy where more would wait than may, or where it is closed. ValueError for one that
@@ -266,9 +278,9 @@ class LiveEngine:
             if not order.prompt_ids or order.params.max_new_tokens < 1 or order.columns > context:
                 raise ValueError(f"{order.columns} tokens, where the model takes {context}")
         with self._changed:
-            if len(self._waiting) + len(orders) > self.most_waiting:
+            if len(orders) > self.room:
                 self._waiting = deque(order for order in self._waiting if not order.cancelled)
-            if self._closing or len(self._waiting) + len(orders) > self.most_waiting:
+            if self._closing or len(orders) > self.room:
                 raise Busy
             self._waiting.extend(orders)
             self._changed.notify()
@@ -299,12 +311,21 @@ class LiveEngine:
                     self._waiting.clear()
                     break
                 coming = self._next(batch)
+                self.running = len(batch.rows) + len(coming)
+            if coming:
+                try:
+                    prepared = prompts_of(self.decoder, coming)
+                except Exception as error:  # of these alone: those who stand go on
+                    log.exception("a prompt failed")
+                    _tell_all(coming, error)
+                    coming = []
             try:
                 if coming:
-                    batch.enter(self.decoder, coming)
+                    batch.enter(coming, *prepared)
                 if batch.rows:
                     batch.draw(self.decoder.output(batch.hidden), self.ends)
                     batch.leave()
+                    batch.narrow()
                 if batch.rows:
                     batch.go_on(self.decoder)
                 else:
@@ -321,6 +342,7 @@ class LiveEngine:
         the cache than there may be. The first one that does not fit keeps those behind it waiting."""
         taken, prompts = list[Order](), dict[tuple[int, ...], None]()
         longest = max((row.order.columns for row in batch.rows), default=0)
+        longest = max(longest, batch.cache.columns)
         while self._waiting:
             order = self._waiting[0]
             if order.cancelled:

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from plaudit.access.limits import Limit
 from plaudit.feedback.releases import Releases
 from plaudit.serving import chat, health, opinions, protocol
 from plaudit.serving.backend import Broken, Overloaded, Unsupported
+from plaudit.serving.guarding import GuardFailed
 from plaudit.serving.server import Server
 from plaudit.types import Missing, Unavailable, UserError
 
@@ -33,7 +35,7 @@ HERE = Path(__file__).parent
 FOLLOW_SECONDS, TIDY_SECONDS = 1.0, 3600.0
 """How often the store is looked at for a new release, and for answers that were kept long enough."""
 FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": protocol.FaultAnswer} for status in (400, 401, 403, 404, 413, 429, 502, 503, 504)
+    status: {"model": protocol.FaultAnswer} for status in (400, 401, 403, 404, 413, 429, 500, 502, 503, 504)
 }
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
          413: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
@@ -46,12 +48,12 @@ def make_app(server: Server) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         releases = Releases(server.store)
         await server.fleet.follow(releases)
+        await server.tidy()
         tasks = [
             asyncio.create_task(_every(FOLLOW_SECONDS, lambda: server.fleet.follow(releases))),
             asyncio.create_task(_every(TIDY_SECONDS, server.tidy)),
         ]
         yield
-        server.draining = True
         for task in tasks:
             task.cancel()
         await server.fleet.close()
@@ -74,13 +76,16 @@ def make_app(server: Server) -> FastAPI:
     app.add_api_route("/", _page, include_in_schema=False)
     app.add_middleware(Counted, server=server)
     app.add_middleware(Headers)
+    app.add_middleware(Cross)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(Overloaded, _overloaded)
     app.add_exception_handler(Broken, _broken)
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for error in (UnicodeEncodeError, OverflowError, DataError):
+    app.add_exception_handler(GuardFailed, _guard_failed)
+    for error in (UnicodeEncodeError, DataError):
         app.add_exception_handler(error, _not_kept)
+    app.add_exception_handler(Exception, _fault_of_ours)
     return app
 
 
@@ -128,16 +133,35 @@ class Counted:
             figures.seconds.labels(route).observe(time.monotonic() - began)
 
 
+class Cross:
+    """Around the app: pages of any origin may send feedback, which a token opens, and nothing else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.open = CORSMiddleware(
+            app, allow_origins=["*"], allow_methods=["POST"], allow_headers=["content-type"]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        feedback = scope["type"] == "http" and scope["path"].startswith("/v1/feedback")
+        await (self.open if feedback else self.app)(scope, receive, send)
+
+
+async def _guard_failed(_: Request, error: Exception) -> Response:
+    return _fault(503, str(error))
+
+
+async def _fault_of_ours(_: Request, __: Exception) -> Response:
+    """What is logged with its place, and says nothing of it to whoever asked."""
+    return _fault(500, "the server failed")
+
+
 async def _user_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
     status = 503 if isinstance(error, Unavailable) else 404 if isinstance(error, Missing) else 400
-    code = (
-        "model_not_found"
-        if isinstance(error, Missing)
-        else "unsupported"
-        if isinstance(error, Unsupported)
-        else None
-    )
+    code = "unsupported" if isinstance(error, Unsupported) else None
+    if isinstance(error, Missing) and error.where.startswith("model "):
+        code = "model_not_found"
     return _fault(status, str(error), error.where or None, code)
 
 

@@ -43,14 +43,16 @@ class Ask:
 
     most: new tokens a completion, None: as many as there is room for. seed: of the draws; the same one gives the same
     answer. top: how many of the likeliest tokens are told beside each. schema: of JSON that the answer must be; calls:
-    whether a tool must be called, and which (None: as the model will). extra: what else stood in the request.
+    whether a tool must be called, and which (None: as the model will). temperature, top_p: None as the model's server
+    has it, 1 here. extra: what else stood in the request, for a server behind; handed: what it may know beside, and
+    this process does not.
     """
 
     prompt: str | Sequence[Turn]
     n: int = 1
     most: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     top_k: int = 0
     stops: Sequence[str] = ()
     seed: int = 0
@@ -59,6 +61,7 @@ class Ask:
     tools: Sequence[Mapping[str, Any]] = ()
     calls: Literal["none", "required"] | str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    handed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Token:
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What is new of one of the n completions. finish: why it ends here, None while it goes on. usage: tokens of the
-    prompt and of all completions, where a server behind says so; it stands in a piece of its own."""
+    prompt and of all completions, where a server behind says so; it stands in a piece of its own. cut: a stop string
+    took away what some of the tokens said."""
 
     index: int
     text: str = ""
@@ -83,6 +87,7 @@ class Piece:
     calls: tuple[Mapping[str, Any], ...] = ()
     finish: Finish | None = None
     usage: tuple[int, int] | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

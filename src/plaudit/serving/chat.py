@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Coroutine
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 from plaudit.serving import protocol
@@ -16,10 +17,15 @@ from plaudit.serving.backend import Broken, Overloaded
 from plaudit.serving.exchange import Exchange
 from plaudit.serving.fleet import Chosen
 from plaudit.serving.guard import Limited, known
+from plaudit.serving.guarding import GuardFailed
 from plaudit.serving.server import Server, repeats
 from plaudit.types import Missing, UserError
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1")
+T = TypeVar("T")
+UNHELD = {"X-Accel-Buffering": "no"}
+"""A proxy is not to gather a stream before it hands it on."""
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "or a stream"}
 }
@@ -28,7 +34,7 @@ STREAM: dict[int | str, dict[str, Any]] = {
 @router.post("/chat/completions", responses=STREAM)
 async def chat(request: Request, body: protocol.ChatRequest, caller: Limited) -> protocol.ChatCompletion:
     """Answers a conversation; as a stream of server-sent events where `stream` is true."""
-    found: Any = await _answer(request.app.state.server, body, caller)
+    found: Any = await _answer(request, body, caller)
     return found  # type: ignore[no-any-return]
 
 
@@ -37,7 +43,7 @@ async def completions(
     request: Request, body: protocol.CompletionRequest, caller: Limited
 ) -> protocol.TextCompletion:
     """Goes on with a text."""
-    found: Any = await _answer(request.app.state.server, body, caller)
+    found: Any = await _answer(request, body, caller)
     return found  # type: ignore[no-any-return]
 
 
@@ -64,28 +70,55 @@ def _card(name: str, created: str) -> protocol.ModelCard:
 
 
 async def _answer(
-    server: Server, body: protocol.ChatRequest | protocol.CompletionRequest, account: str
+    request: Request, body: protocol.ChatRequest | protocol.CompletionRequest, account: str
 ) -> protocol.ChatCompletion | protocol.TextCompletion | StreamingResponse:
+    server: Server = request.app.state.server
     exchange, chosen = await server.begin(body, account)
-    kept = server.keeps(body.store)
     again = repeats(exchange.ask, body.seed)
-    if body.stream:
-        usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _events(server, exchange, chosen, account, again=again, kept=kept, usage=usage)
-        first = await anext(events)  # what cannot be answered is refused before the stream begins
-        return StreamingResponse(_stream(first, events), media_type="text/event-stream")
+    if not body.stream:
+        return await _unless_gone(request, _whole(server, exchange, chosen, account, again=again))
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    events = _events(server, exchange, chosen, account, again=again, usage=usage)
+    # What cannot be answered is refused before the stream begins.
+    first = await _unless_gone(request, _first(events))
+    return StreamingResponse(_stream(first, events), media_type="text/event-stream", headers=UNHELD)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result; where whoever asked goes away meanwhile, it is cancelled. HTTPException 499 then, which nobody
+    reads."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPException(499, "nobody waits for this any more")
+        return await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+
+
+async def _whole(
+    server: Server, exchange: Exchange, chosen: Chosen, account: str, *, again: bool
+) -> protocol.ChatCompletion | protocol.TextCompletion:
     try:
         async with server.answer(exchange, chosen, repeats=again) as pieces:
             async for piece in pieces:
                 exchange.take(piece)
     except asyncio.CancelledError:
-        await asyncio.shield(server.end(exchange, kept=kept and _said(exchange), account=account))
+        if any(one.tokens or one.text for one in exchange.completions):
+            await asyncio.shield(server.end(exchange, account=account))
         raise
-    return exchange.whole(await server.end(exchange, kept=kept, account=account))
+    return exchange.whole(await asyncio.shield(server.end(exchange, account=account)))
 
 
-def _said(exchange: Exchange) -> bool:
-    return any(one.tokens or one.text for one in exchange.completions)
+async def _first(events: AsyncIterator[str]) -> str:
+    return await anext(events)
 
 
 async def _stream(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -95,37 +128,46 @@ async def _stream(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def _events(
-    server: Server, exchange: Exchange, chosen: Chosen, account: str, *, again: bool, kept: bool, usage: bool
+    server: Server, exchange: Exchange, chosen: Chosen, account: str, *, again: bool, usage: bool
 ) -> AsyncIterator[str]:
-    """The stream: a chunk a piece; then, where they are wanted, usage, and what feedback is sent with."""
+    """The stream: a chunk a piece, the last one with what feedback is sent with; then, where it is wanted, usage."""
     opened, ended = set[int](), False
+    held: dict[str, Any] | None = None
     try:
         try:
             async with server.answer(exchange, chosen, repeats=again) as pieces:
                 async for piece in pieces:
                     calls = exchange.take(piece)
-                    if piece.usage is None:
-                        opens = piece.index not in opened
-                        opened.add(piece.index)
-                        yield _line(exchange.chunk(piece, calls, opens=opens))
-        except (Broken, Overloaded, UserError) as error:
+                    if piece.usage is not None:
+                        continue
+                    opens = piece.index not in opened
+                    opened.add(piece.index)
+                    if held is not None:
+                        yield _line(held)
+                    held = exchange.chunk(piece, calls, opens=opens)
+                    if piece.finish is None:
+                        yield _line(held)
+                        held = None
+        except Exception as error:
             if not opened:
                 raise
+            if not isinstance(error, Broken | Overloaded | UserError | GuardFailed):
+                log.exception("an answer broke off: %s", exchange.id)
+                error = Broken("the server failed")
             yield _line(
                 {"error": {"message": str(error), "type": "server_error", "param": None, "code": None}}
             )
             return
         ended = True
-        handle = await server.end(exchange, kept=kept, account=account)
-        if usage or handle is not None:
-            more: dict[str, Any] = {"usage": exchange.counted().model_dump() if usage else None}
-            if handle is not None:
-                more["feedback"] = handle.model_dump()
-            yield _line(exchange.event([], **more))
+        handle = await asyncio.shield(server.end(exchange, account=account))
+        if held is not None:
+            yield _line(held | {"feedback": None if handle is None else handle.model_dump()})
+        if usage:
+            yield _line(exchange.event([], usage=exchange.counted().model_dump()))
         yield "data: [DONE]\n\n"
     finally:
         if not ended and opened:  # whoever asked has gone, or it broke off
-            await asyncio.shield(server.end(exchange, kept=kept, account=account))
+            await asyncio.shield(server.end(exchange, account=account))
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -26,17 +26,20 @@ class Completion:
     tokens: list[Token] = field(default_factory=list)
     calls: list[protocol.MadeCall] = field(default_factory=list)
     finish: str | None = None
+    cut: bool = False
 
 
 @dataclass(slots=True)
 class Exchange:
-    """began: on a clock that does not go back; created: seconds since 1970. told: whether log-probabilities are asked
-    for by the requester."""
+    """caller: whoever asks, as this process tells them apart; requester: their pseudonym, None where nothing is kept.
+    began: on a clock that does not go back; created: seconds since 1970. told: whether log-probabilities are asked for.
+    """
 
     name: str
     version: str
     propensity: float
-    requester: str
+    caller: str
+    requester: str | None
     conversation: str
     ask: Ask
     chat: bool
@@ -68,6 +71,7 @@ class Exchange:
         one.tokens += piece.tokens
         made = tuple(made_call(call) for call in piece.calls)
         one.calls += made
+        one.cut = one.cut or piece.cut
         if piece.finish is not None:
             one.finish = piece.finish
         return made
@@ -114,9 +118,10 @@ class Exchange:
         """What a stream says of a piece. opens: it is its completion's first."""
         if not self.chat:
             before = len(self.completions[piece.index].text) - len(piece.text)
-            told = text_logprobs(piece.tokens, before, self.ask.top) if self.told else None
             choice: dict[str, Any] = {"index": piece.index, "text": piece.text, "finish_reason": piece.finish}
-            choice["logprobs"] = None if told is None else told.model_dump()
+            choice["logprobs"] = None
+            if self.told:
+                choice["logprobs"] = text_logprobs(piece.tokens, before, self.ask.top).model_dump()
             return self.event([choice])
         delta: dict[str, Any] = {"role": "assistant"} if opens else {}
         if piece.text or opens:
@@ -141,7 +146,8 @@ class Exchange:
     # What is kept
 
     def response(self, masker: Masker, *, logprobs: bool = True) -> Response:
-        """As it is stored, without personal data. Tokens are kept where their text is as it was said."""
+        """As it is stored, without personal data. Tokens are kept where they say what was said, and no more."""
+        assert self.requester is not None
         masked: dict[str, int] = {}
 
         def clean(text: str) -> str:
@@ -164,7 +170,11 @@ class Exchange:
             )
             known = bool(one.tokens) and logprobs
             ids = tuple(token.id for token in one.tokens if token.id is not None)
-            whole = known and text == one.text and len(ids) == len(one.tokens)
+            plain = text == one.text and all(
+                made["arguments"] == call.function.arguments
+                for made, call in zip(calls, one.calls, strict=True)
+            )
+            whole = known and plain and not one.cut and len(ids) == len(one.tokens)
             said.append(
                 Said(
                     text=text,
@@ -212,7 +222,7 @@ def said_of(turn: Turn, clean: Any) -> tuple[Any, str]:
 def sampling_of(ask: Ask) -> dict[str, Any]:
     """How the completions were drawn, as it is kept."""
     found: dict[str, Any] = {"n": ask.n, "temperature": ask.temperature, "top_p": ask.top_p}
-    found |= {"top_k": ask.top_k, "max_new_tokens": ask.most, "seed": ask.seed, "stop": list(ask.stops)}
+    found |= {"top_k": ask.top_k, "max_new_tokens": ask.most, "seed": ask.seed, "stops": len(ask.stops)}
     if ask.schema is not None or ask.calls not in (None, "none"):
         found["constrained"] = True
     if ask.tools:

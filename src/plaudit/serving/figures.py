@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -12,7 +14,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "plaudit"}
+        made: Any = {"registry": self.registry, "namespace": "plaudit"}
         self.requests = Counter("requests", "requests by route and status", ["route", "status"], **made)
         self.tokens = Counter("tokens", "tokens by model and kind", ["version", "kind"], **made)
         self.seconds = Histogram(

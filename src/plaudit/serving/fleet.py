@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plaudit.feedback.releases import Arm, Release, Releases
 from plaudit.serving.backend import Backend
@@ -21,6 +22,8 @@ from plaudit.types import Missing, UserError
 
 log = logging.getLogger(__name__)
 Load = Callable[[Arm], Awaitable[Backend]]
+AGAIN_SECONDS = 60.0
+"""After which a release that could not be loaded is tried again."""
 
 
 @dataclass(eq=False, slots=True)
@@ -30,7 +33,6 @@ class Running:
     arm: Arm
     backend: Backend
     asked: int = 0
-    retired: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -64,20 +66,20 @@ class Fleet:
         self.names: dict[str, tuple[Running, ...]] = {}
         self.created: dict[str, str] = {}
         self.fault = ""
-        self._seen = -1
+        self._seen, self._tried = -1, 0.0
         self._leaving = set[asyncio.Task[None]]()
 
     async def follow(self, releases: Releases) -> bool:
         """What stands in the store answers from now on; whether anything changed. A release that cannot be loaded is
         logged, said in `fault`, and what answered before it goes on."""
         last = await asyncio.to_thread(releases.last)
-        if last == self._seen:
+        again = bool(self.fault) and time.monotonic() > self._tried + AGAIN_SECONDS
+        if last == self._seen and not again:
             return False
         newest = await asyncio.to_thread(releases.newest)
-        self.fault = ""
+        self.fault, self._seen, self._tried = "", last, time.monotonic()
         for name, release in newest.items():
             await self._exchange(name, release)
-        self._seen = last
         return True
 
     async def _exchange(self, name: str, release: Release) -> None:
@@ -90,7 +92,9 @@ class Fleet:
                     made.append(old)
                 else:
                     made.append(Running(arm, await self.load(arm)))
-        except UserError as error:
+        except Exception as error:  # also of a machine without enough memory
+            if not isinstance(error, UserError):
+                log.exception("a release cannot be loaded")
             self.fault = f"release {release.number} of {name}: {error}"
             log.error("a release cannot be loaded: %s", self.fault)
             for each in made:
@@ -108,7 +112,6 @@ class Fleet:
 
     def _retire(self, running: Running) -> None:
         """Answers what it was asked, and ends."""
-        running.retired = True
         task = asyncio.create_task(self._drain(running))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
@@ -157,4 +160,4 @@ class Fleet:
 
 def _same(one: Arm, other: Arm) -> bool:
     """Whether two arms are one model, whatever their share."""
-    return (one.model, one.adapter, one.upstream) == (other.model, other.adapter, other.upstream)
+    return replace(one, weight=1.0) == replace(other, weight=1.0)

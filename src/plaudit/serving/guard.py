@@ -11,7 +11,7 @@ from fastapi import Depends, HTTPException, Request
 
 from plaudit.serving.server import Server
 
-NOBODY = "anonymous"
+NOBODY = "public"
 """Whoever asks an open server without a key."""
 
 

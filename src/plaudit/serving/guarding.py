@@ -4,9 +4,10 @@ a function may write either anew."""
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,8 +18,12 @@ from plaudit.serving.backend import Turn
 from plaudit.serving.exchange import said_of
 from plaudit.types import UserError
 
-Place = Literal["before", "after"]
+log = logging.getLogger(__name__)
 Rewrite = Callable[[str], str]
+
+
+class GuardFailed(Exception):
+    """Of the server's own, not of whoever asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +45,18 @@ class Guard:
     rewrite: Rewrite | None = None
 
     def look(self, prompt: str | Sequence[Turn], text: str) -> Verdict:
-        """What becomes of a text. A scorer or function that fails lets nothing pass: UserError."""
-        changed = None if self.rewrite is None else self.rewrite(text)
-        if changed is not None and not isinstance(changed, str):
-            raise UserError(f"gave {type(changed).__name__}, not text", where="guard")
-        if changed == text:
-            changed = None
-        if self.score is None:
-            return Verdict(text=changed)
-        score = self.score(prompt, text if changed is None else changed)
-        return Verdict(refused=score < self.least, text=changed, score=score)
+        """What becomes of a text. GuardFailed where a scorer or function fails: nothing passes then."""
+        try:
+            changed = None if self.rewrite is None else self.rewrite(text)
+            if changed is not None and not isinstance(changed, str):
+                raise TypeError(f"gave {type(changed).__name__}, not text")
+            if changed == text:
+                changed = None
+            score = None if self.score is None else self.score(prompt, text if changed is None else changed)
+        except Exception as error:  # the owner's code and may raise anything
+            log.exception("a guard failed")
+            raise GuardFailed("the guard failed; nothing passes until it works") from error
+        return Verdict(refused=score is not None and score < self.least, text=changed, score=score)
 
 
 def open_guard(
@@ -72,11 +79,12 @@ def _scorer(
     opened = open_for_texts(spec, dtype=dtype, device=device)
 
     def score(prompt: str | Sequence[Turn], text: str) -> float:
+        before: Any = prompt if isinstance(prompt, str) else plain(prompt)
         row: dict[str, Any] = {
-            "prompt": prompt if isinstance(prompt, str) else plain(prompt),
+            "prompt": before or "\n",  # the first that is said: scorers want something before it
             "completion": text,
         }
-        return scored(opened.scorer, samples_of([("guard", row)], opened.model)).scores[0]
+        return scored(opened.scorer, samples_of([("guard", row)], opened.base)).scores[0]
 
     return score
 

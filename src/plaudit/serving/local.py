@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -14,7 +14,7 @@ from plaudit.data.tokenizer import Tokenizer
 from plaudit.models.adapter import Adapter
 from plaudit.models.decode import Decoder
 from plaudit.models.load import Model
-from plaudit.rollout.live import Busy, Drawn, LiveEngine, Order
+from plaudit.rollout.live import Busy, Drawn, Hear, LiveEngine, Order
 from plaudit.serving.backend import Ask, Finish, Overloaded, Piece, Reply, Token, TooMuch, Turn, Unsupported
 from plaudit.serving.words import Words
 from plaudit.tensors import SamplingParams
@@ -22,7 +22,6 @@ from plaudit.types import UserError
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 """How Qwen, Hermes and SmolLM3 write a call of a tool; other families are not read."""
-END: Any = object()
 
 
 class LocalBackend:
@@ -41,7 +40,7 @@ class LocalBackend:
         return self.model.context
 
     async def ready(self) -> bool:
-        return self.engine.waiting < self.engine.most_waiting
+        return self.engine.room > 0
 
     async def close(self, seconds: float) -> None:
         await asyncio.to_thread(self.engine.close, seconds)
@@ -68,14 +67,17 @@ class LocalBackend:
             raise TooMuch(f"has {len(ids)} tokens, the model takes {self.context}", where="messages")
         params = SamplingParams(
             max_new_tokens=room if ask.most is None else min(ask.most, room),
-            temperature=ask.temperature,
+            temperature=1.0 if ask.temperature is None else ask.temperature,
             top_k=ask.top_k,
-            top_p=ask.top_p,
+            top_p=1.0 if ask.top_p is None else ask.top_p,
         )
         heard: asyncio.Queue[tuple[int, Drawn | Exception]] = asyncio.Queue()
 
-        def hears(index: int) -> Callable[[Drawn | Exception], None]:
-            return lambda what: _call(loop, heard.put_nowait, (index, what))
+        def hears(index: int) -> Hear:
+            def hear(what: Drawn | Exception) -> None:
+                loop.call_soon_threadsafe(heard.put_nowait, (index, what))
+
+            return hear
 
         grammar = self._grammar(ask)
         orders = []
@@ -156,19 +158,15 @@ class LocalBackend:
             text += words.end()
         told = (self._token(what.token, what.logprob, what.top),)
         if reads is None:
-            return Piece(index, text, told, (), finish)
+            return Piece(index, text, told, (), finish, cut=words.stopped)
         text, calls = reads.read(text, over=finish is not None)
         if finish == "stop" and reads.made:
             finish = "tool_calls"
-        return Piece(index, text, told, calls, finish)
+        return Piece(index, text, told, calls, finish, cut=words.stopped)
 
     def _token(self, id: int, logprob: float, top: Sequence[tuple[int, float]] = ()) -> Token:
         text, raw = self._shown(id)
         return Token(id, text, raw, logprob, tuple(self._token(*other) for other in top))
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], value: Any) -> None:
-    loop.call_soon_threadsafe(function, value)
 
 
 def _plain(turn: Turn) -> dict[str, Any]:

@@ -34,10 +34,12 @@ BEGINS, ENDS = r"(?<![A-Za-z\p{N}]|\p{N}[-.])", r"(?![A-Za-z\p{N}]|[-.]\p{N})"
 """Before and after a number that stands for itself; Chinese characters may touch it."""
 WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 """Full-width forms to plain ones, a character each."""
+LOCAL = r"(?:(?!\p{Han})[\p{L}\p{N}!#$%&'*+/=?^_`{|}~.-])"
 EMAIL = regex.compile(
-    r"(?:(?!\p{Han})[\p{L}\p{N}!#$%&'*+/=?^_`{|}~-])+(?:\.(?:(?!\p{Han})[\p{L}\p{N}!#$%&'*+/=?^_`{|}~-])+)*"
-    r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+(?:xn--[A-Za-z0-9-]+|[A-Za-z]{2,24})"
+    rf"(?<!{LOCAL}){LOCAL}{{1,64}}+@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?\.){{1,8}}"
+    r"(?:xn--[A-Za-z0-9-]{1,59}|[A-Za-z]{2,24})"
 )
+"""A local part begins where nothing of its kind stands before it, so that a long run of them is read once."""
 
 
 class Span(NamedTuple):
@@ -78,7 +80,7 @@ def is_card(text: str) -> bool:
     known = any(
         len(digits) in lengths and digits.startswith(tuple(begins.split())) for begins, lengths in ISSUERS
     )
-    return known and luhn.is_valid(digits)
+    return known and bool(luhn.is_valid(digits))
 
 
 def is_chinas(text: str) -> bool:
@@ -88,7 +90,7 @@ def is_chinas(text: str) -> bool:
         date.fromisoformat(text[6:14])
     except ValueError:
         return False
-    return mod_11_2.is_valid(text.upper())
+    return bool(mod_11_2.is_valid(text.upper()))
 
 
 def is_singapores(text: str) -> bool:
@@ -160,11 +162,12 @@ class Masker:
     def spans(self, text: str) -> list[Span]:
         """What is personal, from left to right, without overlap."""
         plain = text.translate(WIDE)
-        found = list[Span]()
+        found, taken = list[Span](), bytearray(len(plain))
         for kind in KINDS:
             for finder in self._finders[kind]:
                 for start, end in finder(plain):
-                    if all(end <= other.start or start >= other.end for other in found):
+                    if not any(taken[start:end]):
+                        taken[start:end] = b"\1" * (end - start)
                         found.append(Span(start, end, kind))
         return sorted(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Literal, Self
 
@@ -10,7 +9,9 @@ from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plaudit.access.limits import Limit
-from plaudit.feedback.served import STARS, Behaviour, Opinion
+from plaudit.feedback.events import Event
+from plaudit.feedback.served import STARS, Behaviour, Opinion, Part
+from plaudit.serving.masking import Masker
 from plaudit.serving.server import Server
 
 router = APIRouter(prefix="/v1/feedback")
@@ -54,7 +55,8 @@ class Feedback(Body):
             raise ValueError("of a whole conversation there are thumbs, stars and text")
         return self
 
-    def opinion(self) -> Opinion:
+    def opinion(self, masker: Masker) -> Opinion:
+        """Without personal data in its words."""
         score, how = None, ""
         if self.thumbs is not None:
             score, how = float(self.thumbs == "up"), "thumbs"
@@ -64,8 +66,8 @@ class Feedback(Body):
             score=score,
             chosen=self.chosen,
             over=self.over,
-            correction=self.correction,
-            comment=self.text,
+            correction=None if self.correction is None else masker.mask(self.correction)[0],
+            comment=None if self.text is None else masker.mask(self.text)[0],
             index=self.index,
             scope=self.scope,
             how=how,
@@ -81,7 +83,10 @@ class Signal(Body):
 
 
 class TakenBack(Body):
+    """what: one part of what was said of the answer; left out: all of it."""
+
     token: Token
+    what: Part | None = None
 
 
 class Kept(Body):
@@ -98,7 +103,11 @@ class Retracted(Body):
 async def feedback(request: Request, body: Feedback) -> Kept:
     """Takes an opinion, once: the same again changes nothing, another takes its place."""
     server = _admitted(request, body.token)
-    events = await asyncio.to_thread(server.served.judge, body.token, body.opinion())
+
+    def judge() -> list[Event]:
+        return server.served.judge(body.token, body.opinion(server.masker))
+
+    events = await server.store_do(judge)
     for event in events:
         server.figures.feedback.labels(event.kind).inc()
     return Kept(events=tuple(event.id for event in events))
@@ -108,15 +117,15 @@ async def feedback(request: Request, body: Feedback) -> Kept:
 async def signal(request: Request, body: Signal) -> None:
     """Notes what somebody did. It trains nothing before it is known what it says."""
     server = _admitted(request, body.token)
-    await asyncio.to_thread(server.served.notice, body.token, body.kind, body.value, time.time())
+    await server.store_do(server.served.notice, body.token, body.kind, body.value, time.time())
     server.figures.feedback.labels(body.kind).inc()
 
 
 @router.post("/retract")
 async def retract(request: Request, body: TakenBack) -> Retracted:
-    """Takes back all opinions on an answer."""
+    """Takes back what was said of an answer."""
     server = _admitted(request, body.token)
-    return Retracted(judgements=await asyncio.to_thread(server.served.take_back, body.token))
+    return Retracted(judgements=await server.store_do(server.served.take_back, body.token, body.what))
 
 
 def _admitted(request: Request, token: str) -> Server:

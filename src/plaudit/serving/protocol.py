@@ -59,12 +59,6 @@ class ChatMessage(Wire):
             raise ValueError("a message has neither content nor tool_calls")
         return self
 
-    @property
-    def text(self) -> str:
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content)
-
 
 class Function(Wire):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+$")]
@@ -104,21 +98,21 @@ class Format(Wire):
 
 
 class StreamOptions(Wire):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class Request(Wire):
     """What both kinds of request have. temperature and the like: None as the server has it."""
 
     model: str
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     stop: str | tuple[str, ...] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=200)] | None = None
     store: bool | None = None
@@ -151,13 +145,14 @@ class Request(Wire):
                 fix="leave them out",
             )
         return {
-            "n": self.n,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "n": self.n or 1,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
             "top_k": self.top_k or 0,
             "stops": self.stops,
             "seed": seed if self.seed is None else self.seed,
             "extra": self.model_extra or {},
+            "handed": {} if self.metadata is None else {"metadata": self.metadata},
         }
 
 
@@ -166,7 +161,7 @@ class ChatRequest(Request):
 
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=2000)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool = False
+    logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOPS)] | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
@@ -200,8 +195,17 @@ class ChatRequest(Request):
             schema=self._schema(),
             tools=[tool.function.model_dump(exclude_none=True) for tool in self.tools or ()],
             calls=calls,
-            **self.plain(seed),
+            **self._handing(self.plain(seed)),
         )
+
+    def _handing(self, given: dict[str, Any]) -> dict[str, Any]:
+        """With what a server behind may know of it."""
+        if self.parallel_tool_calls is not None:
+            given["handed"] = given["handed"] | {"parallel_tool_calls": self.parallel_tool_calls}
+        if self.response_format is not None and self.response_format.type != "text":
+            told = self.response_format.model_dump(by_alias=True, exclude_none=True)
+            given["handed"] = given["handed"] | {"response_format": told}
+        return given
 
     def _schema(self) -> dict[str, JsonValue] | None:
         if self.response_format is None or self.response_format.type == "text":
@@ -216,13 +220,13 @@ class CompletionRequest(Request):
 
     prompt: Text
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
+    echo: bool | None = None
     best_of: int | None = None
     suffix: str | None = None
 
     def ask(self, seed: int, most: int | None) -> Ask:
         """As a backend takes it; 16 new tokens where nobody says how many, as OpenAI has it."""
-        if self.echo or self.suffix or self.best_of not in (None, self.n):
+        if self.echo or self.suffix or self.best_of not in (None, self.n or 1):
             raise Unsupported(
                 "echo, suffix and best_of are not to be had here", where="request", fix="leave them out"
             )
@@ -282,7 +286,7 @@ class Usage(Out):
 
 
 class Handle(Out):
-    """What feedback on the answer is sent with: whoever holds it asked. Absent where the answer is not kept."""
+    """What feedback on the answer is sent with: whoever holds it asked. Null where the answer is not kept."""
 
     token: str
     conversation: str

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import secrets
+import socket
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -109,8 +110,10 @@ def run(model: str | None, config: Config, device: torch.device, dtype: torch.dt
     masker = Masker(config.regions, None if config.names is None else names_of(config.names))
     store, console = Store.open(config.store), Console(stderr=True)
     releases = Releases(store)
+    loaded: dict[Arm, Backend] = {}
     if model is not None:
         arm = arm_of(model, config)
+        loaded[arm] = backend_of(arm, config, device, dtype)  # what cannot be loaded is not published
         releases.publish(config.name or Path(model).name, [arm], by=ACCOUNT, note="plaudit serve")
     elif not releases.newest():
         raise UserError("nothing is published", where=config.store, fix="name a model: plaudit serve MODEL")
@@ -119,6 +122,8 @@ def run(model: str | None, config: Config, device: torch.device, dtype: torch.dt
         raise UserError("is not set", where=key_env, fix="export it, or leave upstream_key_env out")
 
     async def load(arm: Arm) -> Backend:
+        if arm in loaded:
+            return loaded.pop(arm)
         return await asyncio.to_thread(backend_of, arm, config, device, dtype)
 
     server = Server(
@@ -152,12 +157,35 @@ def run(model: str | None, config: Config, device: torch.device, dtype: torch.dt
         timeout_graceful_shutdown=int(config.drain_seconds),
         timeout_keep_alive=75,
     )
+    with _listening(config.host, config.port) as listening:
+        Draining(served, server).run(sockets=[listening])
+
+
+class Draining(uvicorn.Server):
+    """Takes no more requests from the moment that it is told to end, and finishes those that it has."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self.server = server
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.server.draining = True
+        await super().shutdown(sockets)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """UserError where the port is taken, or the host is nobody's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
     try:
-        uvicorn.Server(served).run()
-    except SystemExit:  # what uvicorn says of a port that it cannot have
-        raise UserError(
-            "cannot be listened on", where=f"{config.host}:{config.port}", fix="take another port"
-        ) from None
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        what = f"cannot be listened on ({error.strerror})"
+        raise UserError(what, where=f"{host}:{port}", fix="take another port") from None
+    return found
 
 
 def settings_of(config: Config) -> Settings:
@@ -178,11 +206,18 @@ def arm_of(model: str, config: Config, weight: float = 1.0) -> Arm:
     """The model as it stands now, under a version of its own. UserError for one that is not there."""
     if config.upstream is not None:
         return Arm(model, model, weight, upstream=config.upstream)
-    directory = find_any(model)
-    adapter = None if config.adapter is None else str(config.adapter.resolve())
-    parts = [digest_of(directory)] + ([] if adapter is None else [digest_of(Path(adapter))])
-    place = str(directory.resolve()) if Path(model).exists() else model
-    return Arm("-".join([Path(model).name, *parts]), place, weight, adapter=adapter)
+    place = str(Path(model).resolve()) if Path(model).exists() else model
+    adapter = None if config.adapter is None else config.adapter.resolve()
+    if adapter is not None and not adapter.is_dir():
+        raise UserError("is no directory", where=f"adapter {config.adapter}")
+    digest = digest_of_both(place, adapter)
+    version = f"{Path(model).name}-{digest}"
+    return Arm(version, place, weight, adapter=None if adapter is None else str(adapter), digest=digest)
+
+
+def digest_of_both(model: str, adapter: Path | None) -> str:
+    """Of what a model's directory and an adapter's hold now."""
+    return "-".join([digest_of(find_any(model)), *([] if adapter is None else [digest_of(adapter)])])
 
 
 def digest_of(directory: Path) -> str:
@@ -207,21 +242,24 @@ def backend_of(arm: Arm, config: Config, device: torch.device, dtype: torch.dtyp
         return UpstreamBackend(
             arm.upstream, arm.model, arm.version, key=key, timeout=config.seconds, logprobs=config.logprobs
         )
+    adapter = None if arm.adapter is None else Path(arm.adapter)
+    if arm.digest is not None and digest_of_both(arm.model, adapter) != arm.digest:
+        what = f"has changed since {arm.version} was published"
+        raise UserError(what, where=arm.model, fix="publish it again: it is another model")
     if config.engine == "vllm":
         from plaudit.serving.vllm import start
 
-        return start(arm, config.seconds)
+        return start(arm, config.seconds, config.logprobs)
     model = load_any(arm.model, dtype, device)
     if isinstance(model, Foreign):
         raise UserError(
             "is of a family that our own engine does not have", where=arm.model,
             fix="set engine=vllm, or serve it elsewhere and set upstream",
         )  # fmt: skip
-    adapter = None if arm.adapter is None else open_adapter(Path(arm.adapter), model.trunk)
     return LocalBackend(
         model,
         arm.version,
-        adapter,
+        None if adapter is None else open_adapter(adapter, model.trunk),
         max_batch=config.max_batch,
         most_waiting=config.max_waiting,
         cache_tokens=config.cache_tokens,

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import json
 import logging
 import secrets
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from plaudit.access.keys import Keys
 from plaudit.access.limits import Limit
 from plaudit.feedback.served import Served
 from plaudit.feedback.store import Store
 from plaudit.serving import protocol
-from plaudit.serving.backend import Ask, Broken, Piece, Turn
+from plaudit.serving.backend import Ask, Backend, Broken, Piece, Turn
 from plaudit.serving.exchange import Exchange, said_of
 from plaudit.serving.figures import Figures
 from plaudit.serving.fleet import Chosen, Fleet
 from plaudit.serving.guarding import Guard, Verdict
 from plaudit.serving.masking import Masker
+from plaudit.types import UserError
 
 log = logging.getLogger(__name__)
 Keep = Literal["always", "consent", "never"]
 """Which answers are kept: all but those with `store: false`, those with `store: true` alone, or none."""
-KNOWN = 256
-"""Answers that are known already which are held."""
+KNOWN, LARGEST_KNOWN = 256, 4096
+"""Answers that are known already which are held, and tokens that one may tell of."""
+WRITERS = 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ class Server:
     _people: OrderedDict[tuple[str, str | None], str] = field(default_factory=OrderedDict)
     _known: OrderedDict[str, Known] = field(default_factory=OrderedDict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
+    _writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WRITERS, "plaudit-store"))
 
     def __post_init__(self) -> None:
         self.served, self.keys = Served(self.store), Keys(self.store.engine)
@@ -85,11 +92,20 @@ class Server:
         self.requests = Limit(rate=given.requests / 60, burst=max(1.0, given.requests / 6))
         self.tokens = Limit(rate=given.tokens / 60, burst=max(1.0, given.tokens))
 
-    async def requester(self, account: str, user: str | None) -> str:
-        """The pseudonym of whoever asks."""
+    async def store_do(self, work: Callable[..., T], *given: Any) -> T:
+        """What writes to the store, in threads of its own: where the store hesitates, nothing else waits for them."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._writers, functools.partial(work, *given)
+        )
+
+    async def requester(self, account: str, user: str | None) -> str | None:
+        """The pseudonym of whoever asks; None for one who was forgotten, of whom nothing is kept."""
         who = (account, user)
         if who not in self._people:
-            self._people[who] = await asyncio.to_thread(self.served.requester, account, user)
+            try:
+                self._people[who] = await self.store_do(self.served.requester, account, user)
+            except UserError:
+                return None
             if len(self._people) > 10_000:
                 self._people.popitem(last=False)
         return self._people[who]
@@ -104,8 +120,11 @@ class Server:
         self, request: protocol.ChatRequest | protocol.CompletionRequest, account: str
     ) -> tuple[Exchange, Chosen]:
         """Who answers, and what is asked of it. Missing for a name that nobody answers to."""
-        requester = await self.requester(account, request.user)
-        chosen = self.fleet.choose(request.model, requester)
+        requester = await self.requester(account, request.user) if self.keeps(request.store) else None
+        conversation = request.conversation or uuid.uuid4().hex
+        # Where nobody says who it is for, a conversation stays with one model.
+        caller = json.dumps([account, request.user])
+        chosen = self.fleet.choose(request.model, caller if request.user is not None else conversation)
         drawn = secrets.randbits(62)
         ask = request.ask(drawn, self.settings.most_tokens)
         chat = isinstance(request, protocol.ChatRequest)
@@ -114,8 +133,9 @@ class Server:
             name=request.model,
             version=chosen.running.arm.version,
             propensity=chosen.propensity,
+            caller=caller,
             requester=requester,
-            conversation=request.conversation or uuid.uuid4().hex,
+            conversation=conversation,
             ask=ask,
             chat=chat,
             told=told,
@@ -132,11 +152,12 @@ class Server:
 
         Overloaded, Broken or UserError before the first of them, or in their midst.
         """
-        if self.before is not None and not await self._may_be_asked(exchange, self.before):
-            yield self._refused(exchange)
-            return
-        async with self._drawn(exchange, chosen, repeats=repeats) as pieces:
-            yield pieces if self.after is None else self._looked_at(exchange, pieces, self.after)
+        async with self.fleet.using(chosen) as backend:
+            if self.before is not None and not await self._may_be_asked(exchange, self.before):
+                yield self._refused(exchange)
+                return
+            async with self._drawn(exchange, backend, repeats=repeats) as pieces:
+                yield pieces if self.after is None else self._looked_at(exchange, pieces, self.after)
 
     async def _may_be_asked(self, exchange: Exchange, guard: Guard) -> bool:
         """Whether the last thing that was said to the model may be; where it is written anew, the model hears that."""
@@ -172,7 +193,8 @@ class Server:
                 continue
             parts = held.pop(piece.index)
             text = "".join(part.text for part in parts)
-            verdict = await asyncio.to_thread(guard.look, exchange.ask.prompt, text)
+            called = "".join(f"\n{json.dumps(dict(call))}" for part in parts for call in part.calls)
+            verdict = await asyncio.to_thread(guard.look, exchange.ask.prompt, text + called)
             self._note(exchange, "after", verdict)
             if verdict.refused:
                 yield Piece(piece.index, self.refusal, finish="content_filter")
@@ -180,7 +202,8 @@ class Server:
             tokens = tuple(token for part in parts for token in part.tokens)
             calls = tuple(call for part in parts for call in part.calls)
             if verdict.text is None:
-                yield Piece(piece.index, text, tokens, calls, piece.finish)
+                cut = any(part.cut for part in parts)
+                yield Piece(piece.index, text, tokens, calls, piece.finish, cut=cut)
             else:  # its tokens are not what is said
                 yield Piece(piece.index, verdict.text, (), calls, piece.finish)
 
@@ -195,28 +218,28 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _drawn(
-        self, exchange: Exchange, chosen: Chosen, *, repeats: bool
+        self, exchange: Exchange, backend: Backend, *, repeats: bool
     ) -> AsyncIterator[AsyncIterator[Piece]]:
         """What the model says."""
-        place = _place(exchange) if repeats and self.settings.cache else None
+        place = _place(exchange, backend) if repeats and self.settings.cache else None
         if place is not None and (known := self._known.get(place)) is not None:
             self._known.move_to_end(place)
             self.figures.cached.inc()
             exchange.prompt_tokens = known.prompt_tokens
             yield _again(known)
             return
-        async with self.fleet.using(chosen) as backend:
-            reply = await backend.answer(exchange.ask)
-            exchange.prompt_tokens = reply.prompt_tokens
-            pieces = list[Piece]()
-            try:
-                yield self._watched(reply.pieces, exchange, pieces)
-            finally:
-                self._let_go(reply.pieces)
-            if place is not None and len({piece.index for piece in pieces if piece.finish}) == exchange.ask.n:
-                self._known[place] = Known(reply.prompt_tokens, tuple(pieces))
-                if len(self._known) > KNOWN:
-                    self._known.popitem(last=False)
+        reply = await backend.answer(exchange.ask)
+        exchange.prompt_tokens = reply.prompt_tokens
+        pieces = list[Piece]()
+        try:
+            yield self._watched(reply.pieces, exchange, pieces)
+        finally:
+            self._let_go(reply.pieces)
+        ended = len({piece.index for piece in pieces if piece.finish}) == exchange.ask.n
+        if place is not None and ended and sum(map(_size, pieces)) < LARGEST_KNOWN:
+            self._known[place] = Known(reply.prompt_tokens, tuple(pieces))
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
 
     async def _watched(
         self, coming: AsyncIterator[Piece], exchange: Exchange, pieces: list[Piece]
@@ -231,7 +254,7 @@ class Server:
                 return
             except TimeoutError:
                 raise late from None
-            if exchange.first is None:
+            if not pieces:
                 self.figures.first.labels(exchange.version).observe(time.monotonic() - exchange.began)
             pieces.append(piece)
             yield piece
@@ -247,24 +270,32 @@ class Server:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def end(self, exchange: Exchange, *, kept: bool, account: str) -> protocol.Handle | None:
-        """Counts the answer, and keeps it; what feedback on it is sent with."""
+    async def end(self, exchange: Exchange, *, account: str) -> protocol.Handle | None:
+        """Counts the answer, and keeps it; what feedback on it is sent with: None where it is not kept, or not the
+        model's. It is nobody's fault who asked where the store cannot keep it: that is logged, and they are answered.
+        """
         usage = exchange.counted()
         for kind, count in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
             self.figures.tokens.labels(exchange.version, kind).inc(count)
-        self.tokens.take(account, time.monotonic(), min(float(usage.total_tokens), self.tokens.burst))
+        self.tokens.spend(account, time.monotonic(), float(usage.total_tokens))
         if any(one.finish is None for one in exchange.completions):
             self.figures.cancelled.inc()
         log.info(
             json.dumps(
                 {"id": exchange.id, "name": exchange.name, "version": exchange.version, "by": account,
                  "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
-                 "seconds": round(time.monotonic() - exchange.began, 3), "kept": kept}
+                 "seconds": round(time.monotonic() - exchange.began, 3), "kept": exchange.requester is not None}
             )
         )  # fmt: skip
-        if not kept:
+        if exchange.requester is None:
             return None
-        token = await asyncio.to_thread(self._keep, exchange)
+        try:
+            token = await self.store_do(self._keep, exchange)
+        except Exception:
+            log.exception("an answer could not be kept: %s", exchange.id)
+            return None
+        if any("refused" in found for found in exchange.guarded.values()):
+            return None
         return protocol.Handle(token=token, conversation=exchange.conversation)
 
     def _keep(self, exchange: Exchange) -> str:
@@ -274,7 +305,7 @@ class Server:
         """Takes away what was kept as long as it may be; how many answers."""
         if self.settings.days is None:
             return 0
-        return await asyncio.to_thread(self.served.purge, time.time() - self.settings.days * 86400)
+        return await self.store_do(self.served.purge, time.time() - self.settings.days * 86400)
 
 
 def repeats(ask: Ask, seed: int | None) -> bool:
@@ -282,11 +313,17 @@ def repeats(ask: Ask, seed: int | None) -> bool:
     return ask.temperature == 0 or seed is not None
 
 
-def _place(exchange: Exchange) -> str:
+def _size(piece: Piece) -> int:
+    """Tokens that a piece tells of."""
+    return 1 + sum(1 + len(token.top) for token in piece.tokens)
+
+
+def _place(exchange: Exchange, backend: Backend) -> str:
     asked = asdict(exchange.ask)
     if exchange.ask.temperature == 0:
         asked["seed"] = 0
-    return json.dumps([exchange.version, exchange.requester, asked], sort_keys=True, default=str)
+    said = json.dumps([id(backend), exchange.caller, asked], sort_keys=True, default=str)
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 async def _again(known: Known) -> AsyncIterator[Piece]:

@@ -47,7 +47,8 @@ class UpstreamBackend:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx2.Timeout(timeout, connect=10.0)
         local = address.host in ("localhost", "127.0.0.1", "::1")
-        self.client = httpx2.AsyncClient(headers=headers, timeout=limits, trust_env=not local)
+        many = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+        self.client = httpx2.AsyncClient(headers=headers, timeout=limits, limits=many, trust_env=not local)
 
     async def ready(self) -> bool:
         try:
@@ -72,7 +73,7 @@ class UpstreamBackend:
         if response.status_code != 200:
             raise await _refusal(response)
         events = _events(response)
-        return Reply(None, _pieces(response, events, chat))
+        return Reply(None, _pieces(response, events, chat, ask.n))
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> httpx2.Response:
         try:
@@ -82,15 +83,19 @@ class UpstreamBackend:
             raise Broken("the server behind cannot be reached", 503) from None
         except httpx2.TimeoutException:
             raise Broken("the server behind does not answer", 504) from None
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
             raise Broken(f"the server behind failed ({type(error).__name__})") from None
 
 
 def body_of(ask: Ask, model: str, *, logprobs: bool) -> dict[str, Any]:
     """The request in OpenAI's words. What stands in `extra` goes along, and overrides nothing."""
     body: dict[str, Any] = dict(ask.extra)
-    body |= {"model": model, "n": ask.n, "temperature": ask.temperature, "top_p": ask.top_p, "stream": True}
+    body |= {"model": model, "n": ask.n, "stream": True}
     body |= {"stream_options": {"include_usage": True}, "seed": ask.seed % 2**63}
+    for name, value in (("temperature", ask.temperature), ("top_p", ask.top_p)):
+        if value is not None:
+            body[name] = value
+    body |= {name: value for name, value in ask.handed.items() if name != "response_format"}
     if ask.top_k:
         body["top_k"] = ask.top_k
     if ask.most is not None:
@@ -108,10 +113,8 @@ def body_of(ask: Ask, model: str, *, logprobs: bool) -> dict[str, Any]:
         if ask.top:
             body["top_logprobs"] = ask.top
     if ask.schema is not None:
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": dict(ask.schema)},
-        }
+        plain = {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(ask.schema)}}
+        body["response_format"] = ask.handed.get("response_format", plain)
     if ask.tools:
         body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
         if ask.calls in ("none", "required"):
@@ -128,9 +131,10 @@ async def _refusal(response: httpx2.Response) -> Exception:
     what = _message(said)[:LONGEST_FAULT] or f"status {response.status_code}"
     if response.status_code == 429:
         try:
-            return Overloaded(float(response.headers.get("retry-after", "1")))
+            seconds = float(response.headers.get("retry-after", "1"))
         except ValueError:
-            return Overloaded()
+            seconds = 1.0
+        return Overloaded(seconds if 0 <= seconds < 86_400 else 1.0)
     if response.status_code in (401, 403):
         return Broken("the server behind refuses this server's key")
     if response.status_code < 500:
@@ -175,9 +179,9 @@ async def _events(response: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _pieces(
-    response: httpx2.Response, events: AsyncIterator[dict[str, Any]], chat: bool
+    response: httpx2.Response, events: AsyncIterator[dict[str, Any]], chat: bool, n: int
 ) -> AsyncIterator[Piece]:
-    """Pieces as they come; calls of tools when they are whole, with the end."""
+    """Pieces as they come; calls of tools when they are whole, with the end. Broken unless all n come to an end."""
     calls: dict[int, dict[int, dict[str, Any]]] = {}
     ended = set[int]()
     try:
@@ -196,11 +200,15 @@ async def _pieces(
                     text = choice.get("text") or ""
                 tokens = _tokens(choice.get("logprobs"), chat)
                 made = tuple(calls.pop(index, {}).values()) if finish is not None else ()
+                if not 0 <= index < n:
+                    raise ValueError
                 if index in ended or not (text or tokens or made or finish):
                     continue
                 if finish is not None:
                     ended.add(index)
                 yield Piece(index, text, tokens, made, finish)
+        if len(ended) < n:
+            raise Broken(f"the server behind ended {len(ended)} of {n} answers")
     except (KeyError, TypeError, ValueError, AttributeError):
         raise Broken("the server behind says what is no answer") from None
     finally:

@@ -50,10 +50,10 @@ class Words:
         if self.stopped:
             return ""
         waiting = self._held + new
-        found = [place for stop in self.stops if (place := waiting.find(stop)) >= 0]
-        if found:
-            self.stopped, keep = True, min(found)
-            shown, self._held = waiting[:keep], ""
+        found = [(place + len(stop), place) for stop in self.stops if (place := waiting.find(stop)) >= 0]
+        if found:  # the one that is whole first, wherever the tokens' borders are
+            self.stopped = True
+            shown, self._held = waiting[: min(found)[1]], ""
         else:
             kept = max((_begun(waiting, stop) for stop in self.stops), default=0)
             shown, self._held = waiting[: len(waiting) - kept], waiting[len(waiting) - kept :]

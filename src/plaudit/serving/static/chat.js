@@ -3,7 +3,12 @@ import { element, other, speak, t } from "./words.js";
 
 const turns = document.getElementById("turns"), say = document.getElementById("say");
 const fault = document.getElementById("fault"), status = document.getElementById("status");
-let messages = [], conversation = crypto.randomUUID(), going = null, last = null;
+let messages = [], conversation = fresh(), going = null, last = null;
+
+// Some name that nobody else has; browsers give randomUUID to safe addresses alone.
+function fresh() {
+  return crypto.randomUUID?.() ?? Array.from(crypto.getRandomValues(new Uint32Array(4)), (one) => one.toString(16)).join("-");
+}
 
 function headers() {
   const key = sessionStorage.getItem("plaudit-key");
@@ -91,13 +96,15 @@ async function send(event) {
   const text = say.value.trim();
   if (!text || going) return;
   leave();
+  const mine = messages;
   messages.push({ role: "user", content: text });
-  turn("user", text);
+  const asked = turn("user", text);
   say.value = "";
   const { made, shown } = turn("assistant", "");
   const found = await write(request(), (so) => (shown.textContent = so));
+  if (mine !== messages) return;  // another conversation has begun
   if (found === null) {
-    if (!shown.textContent) { made.remove(); turns.lastChild.remove(); messages.pop(); say.value = text; }
+    if (!shown.textContent) { made.remove(); asked.made.remove(); messages.pop(); say.value = text; }
     else messages.push({ role: "assistant", content: shown.textContent });
     return;
   }
@@ -133,12 +140,12 @@ function judged(made, shown, found) {
   const acts = element("div", { class: "acts" });
   made.append(acts);
   const copy = async () => { await navigator.clipboard.writeText(shown.textContent); status.textContent = t("copied"); notice(found.token, "copy"); };
-  acts.append(element("button", { type: "button", class: "quiet", t: "copy", on: { click: copy } }));
+  if (navigator.clipboard) acts.append(element("button", { type: "button", class: "quiet", t: "copy", on: { click: copy } }));
   if (!found.token) return;
   const thumbs = ["up", "down"].map((which) => element("button", { type: "button", class: "quiet", t: which, "aria-pressed": "false" }));
   thumbs.forEach((button, place) => button.addEventListener("click", async () => {
     const pressed = button.getAttribute("aria-pressed") === "true";
-    const done = pressed ? await tell("/v1/feedback/retract", { token: found.token })
+    const done = pressed ? await tell("/v1/feedback/retract", { token: found.token, what: "score" })
       : await tell("/v1/feedback", { token: found.token, thumbs: place === 0 ? "up" : "down" });
     if (!done) return;
     if (pressed) status.textContent = t("back");
@@ -186,7 +193,8 @@ async function another(made, shown, found, acts) {
   pair.append(shown, second);
   acts.hidden = true;
   const body = { ...request(), messages: messages.slice(0, place), regenerates: found.id };
-  const next = await write(body, (so) => (second.textContent = so));
+  const mine = messages, next = await write(body, (so) => (second.textContent = so));
+  if (mine !== messages) return;
   const settle = (text, kept) => {
     pair.replaceWith(element("p", { class: "text" }, text));
     messages[place] = { role: "assistant", content: text };
@@ -213,7 +221,7 @@ document.getElementById("fresh").addEventListener("click", () => {
   going?.abort();
   leave();
   messages = [];
-  conversation = crypto.randomUUID();
+  conversation = fresh();
   turns.replaceChildren();
   status.textContent = fault.textContent = "";
   say.focus();

@@ -7,7 +7,7 @@ const WORDS = {
     correction: "What it should have said", thanks: "Thank you, that is noted.", back: "Taken back.",
     which: "Which of the two answers is better?", first: "The first", second: "The second", writing: "The answer is being written…",
     gone: "The server could not be reached.", about: "What you say here may be kept, without personal data, and so may what you make of the answers: it is what the model is improved by.",
-    stopped: "Stopped.", whole: "How was this conversation?",
+    stopped: "Stopped.",
   },
   zh: {
     model: "模型", fresh: "新对话", language: "English", key: "API 密钥", enter: "进入", say: "您的消息",
@@ -16,7 +16,7 @@ const WORDS = {
     correction: "应当这样回答", thanks: "谢谢，已记录。", back: "已撤回。",
     which: "两个回答哪个更好？", first: "第一个", second: "第二个", writing: "正在写回答……",
     gone: "无法连接服务器。", about: "您在这里说的话（去除个人信息后）以及您对回答的评价可能会被保存，用来改进模型。",
-    stopped: "已停止。", whole: "这次对话怎么样？",
+    stopped: "已停止。",
   },
 };
 let language = localStorage.getItem("plaudit-language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
