@@ -11,6 +11,7 @@ from browsing import until
 
 from plaudit.feedback.judgements import everything
 from plaudit.feedback.served import Served
+from plaudit.types import Preference
 
 pytest_plugins = ["site_fixtures", "serving_fixtures"]
 PageOf = Callable[..., Any]
@@ -54,7 +55,7 @@ def events(host: Any, count: int, page: Any) -> list[Any]:
 def test_a_conversation_and_what_is_said_of_it(page: Any, host: Any) -> None:
     enter(page, host)
     say(page, "How are you?", 1)
-    first = page.locator(".assistant .text").inner_text()
+    first = page.locator(".assistant .text").text_content()
     # A thumb, then the other one, then neither.
     page.get_by_role("button", name="Good").click()
     assert events(host, 1, page)[0].payload["scores"] == {"overall": 1.0}
@@ -79,7 +80,8 @@ def test_a_conversation_and_what_is_said_of_it(page: Any, host: Any) -> None:
         "How are you?", "Very well, <b>thank you</b>.", "Good to hear.",
     ]  # fmt: skip
     assert len({one.conversation for one in kept}) == 1
-    assert first == kept[0].completions[0].text.strip() if kept[0].completions else False
+    assert kept[0].completions is not None
+    assert first == kept[0].completions[0].text
 
 
 def ids(host: Any) -> list[str]:
@@ -99,8 +101,11 @@ def test_another_answer_is_compared_with_the_first(page: Any, host: Any) -> None
     assert first.completions is not None
     assert second.completions is not None
     assert second.regenerates == first.id
-    assert judged.record.completions == (second.completions[0].text, first.completions[0].text)  # type: ignore[union-attr]
-    assert judged.record.choice == 0  # type: ignore[union-attr]
+    record = judged.record
+    assert isinstance(record, Preference)
+    assert record.choice in (0, 1)
+    assert record.completions[record.choice] == second.completions[0].text
+    assert record.completions[1 - record.choice] == first.completions[0].text
     until(page, "document.querySelectorAll('.pair').length === 0")
     assert page.locator(".assistant .text").count() == 1
     assert Served(host.store).signals()[first.id]["regenerate"] == 1.0

@@ -13,6 +13,7 @@ from plaudit.feedback.store import Store
 from plaudit.serving.backend import Ask, Reply
 from plaudit.serving.fleet import Fleet, draw
 from plaudit.types import Missing, UserError
+from servers import alone
 
 PEOPLE = [f"user-{number}" for number in range(4000)]
 
@@ -104,7 +105,7 @@ def test_models_are_exchanged_and_those_that_go_answer_first(tmp_path: Path) -> 
             await fleet.close()
             return log
 
-    log = asyncio.run(scene())
+    log = alone(scene())
     assert Counter(log[6:]) == {
         "slow loads": 1, "b loads": 1, "a ends": 1, "b ends": 2, "slow ends": 1,
     }  # fmt: skip

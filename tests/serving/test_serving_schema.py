@@ -3,7 +3,6 @@ those that answer does so for a key that may not ask."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from plaudit.serving.backend import Backend
 from plaudit.serving.fleet import Fleet
 from plaudit.serving.run import Config, backend_of
 from plaudit.serving.server import Server, Settings
+from servers import alone
 
 EXCLUDED = [positive_data_acceptance, unsupported_method]
 """A request may fit its schema and still not make sense: a tool that the model's template has no place for, say."""
@@ -49,7 +49,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         return backend_of(arm, Config(), torch.device("cpu"), torch.float32)
 
     fleet = Fleet(load)
-    asyncio.run(fleet.follow(Releases(store)))
+    alone(fleet.follow(Releases(store)))
     made = make_app(Server(store, fleet, Settings(most_tokens=4, requests=1e9, tokens=1e12)))
     made.state.opinions.rate = made.state.opinions.burst = 1e9
     made.state.keys = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import pytest
 from plaudit.serving.backend import Ask, Broken, Overloaded, Piece
 from plaudit.serving.upstream import UpstreamBackend, body_of
 from plaudit.types import UserError
-from servers import Host
+from servers import Host, alone
 
 pytest_plugins = ["serving_fixtures"]
 ASKED: Any = [{"role": "user", "content": "How are you?"}]
@@ -33,7 +32,7 @@ def pieces(backend: UpstreamBackend, ask: Ask) -> list[Piece]:
         finally:
             await backend.close(0)
 
-    return asyncio.run(scene())
+    return alone(scene())
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -196,7 +195,7 @@ def test_a_server_that_gives_no_logprobs_is_asked_without(behind: Callable[[Beha
         await backend.close(0)
         return found
 
-    for found in asyncio.run(scene()):
+    for found in alone(scene()):
         assert "".join(piece.text for piece in found) == "Fine."
         assert found[-1].finish == "stop"
     assert asked == [True, False, False]
