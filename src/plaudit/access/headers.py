@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CONTENT = (
@@ -19,27 +24,38 @@ ALWAYS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-LARGEST = 32 * 2**20
-"""Bytes of a request's body."""
+LARGE, SMALL = 32 * 2**20, 2**20
+"""Bytes of a request's body, where many things are sent at once and elsewhere."""
+STRANGERS = 2**16
+"""Of whoever is not known: a body is read before it is clear what it is for, and reading costs."""
+Known = Callable[[Request], bool]
 
 
 class Headers:
-    """Around the app. Also cuts off bodies that are too large, whatever they say their length is."""
+    """Around the app. Also cuts off bodies that are too large, whatever they say their length is.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    large: paths that may be sent LARGE bodies. known: whether a request comes from somebody who may send anything; it
+    is asked in a thread, of bodies that are larger than STRANGERS.
+    """
+
+    def __init__(self, app: ASGIApp, large: str, known: Known) -> None:
+        self.app, self.large, self.known = app, re.compile(large), known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        seen = 0
+        seen, most, known = 0, LARGE if self.large.fullmatch(scope["path"]) else SMALL, False
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, known
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > LARGEST:
+            if seen > STRANGERS and not known:
+                known = await run_in_threadpool(self.known, Request(scope))
+                if not known:
+                    raise HTTPException(401, "log in, or send an API key, for as much as this")
+            if seen > most:
                 raise TooLarge
             return message
 
@@ -56,7 +72,7 @@ class Headers:
 
 
 class TooLarge(HTTPException):
-    """The request's body has more than LARGEST bytes."""
+    """The request's body has more bytes than may be sent there."""
 
     def __init__(self) -> None:
         super().__init__(413, "the request is too large; send it in parts")

@@ -34,6 +34,11 @@ SIGNATURE = "X-Plaudit-Signature"
 """t=SECONDS,v1=HEX: HMAC-SHA256 under the hook's secret of "SECONDS.BODY"."""
 MOST = 100
 """Events or changes in one request."""
+TRANSLATED = tuple(
+    ipaddress.ip_network(network)
+    for network in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")
+)
+"""IPv6 that is another address in truth: an IPv4 one, by a translator on the way, or one of this site."""
 TIMEOUT, FIRST_PAUSE, LONGEST_PAUSE = 10.0, 5.0, 3600.0
 """Seconds: of a request, and between tries, doubled each time."""
 
@@ -188,6 +193,8 @@ def check_public(url: str) -> str:
 def is_public(address: str) -> bool:
     """Whether it is an address that everybody reaches by the same route."""
     found = ipaddress.ip_address(address.partition("%")[0])
+    if found.version == 6 and any(found in network for network in TRANSLATED):
+        return False
     inner = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
     return found.is_global and not found.is_multicast and (inner is None or is_public(str(inner)))
 

@@ -64,7 +64,7 @@ class Keys:
         row |= {"secret": secrets.digest(secret), "created_at": made.created_at, "ends": ends}
         with schema.writing(self.engine) as connection:
             connection.execute(schema.api_keys.insert(), row)
-            audit.note(connection, account, "create", f"key {id}", scopes=list(made.scopes), label=label)
+            audit.note(connection, account, "create", f"key {id}", scopes=list(made.scopes))
         return made, f"{PREFIX}_{id}_{secret}"
 
     def of(self, account: str | None = None) -> list[Key]:

@@ -224,6 +224,17 @@ def decide(
         )  # fmt: skip
 
 
+def refuse_decided(projects: Projects, reviewer: str, item: str) -> None:
+    """UserError where they have decided on the item as a reviewer: their word stands once."""
+    events = schema.events
+    with schema.reading(projects.store.engine) as connection:
+        mine = queries.standing(None, events.c.payload).where(
+            events.c.rater == reviewer, events.c.item == item
+        )
+        if any((row.payload or {}).get(ADJUDICATES) for row in connection.execute(mine)):
+            raise UserError("you have decided on it", where=f"item {item}", fix="decide again, as a reviewer")
+
+
 def _say(
     projects: Projects, id: str, rater: str, item: str, payload: Mapping[str, Any] | None, event: str, guideline: int,
     comment: str | None, flags: Sequence[str], supersedes: str | None, *, ticket: str | None = None,

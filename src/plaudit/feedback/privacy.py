@@ -103,10 +103,10 @@ def erase(connection: Connection, rater: str, seq: int) -> None:
         connection.execute(table.delete().where(table.c.item.in_(theirs)))
     for table in (schema.drafts, schema.practice):
         connection.execute(table.delete().where(table.c.rater == rater))
+    jobs = schema.jobs.c
+    over = sa.or_(jobs.kind == "reply", jobs.state.in_(("done", "failed", "cancelled")))
     connection.execute(
-        schema.jobs.update()
-        .where(schema.jobs.c.asked_by == rater, schema.jobs.c.kind == "reply")
-        .values(arguments={}, result=sa.null())
+        schema.jobs.update().where(jobs.asked_by == rater, over).values(arguments={}, result=sa.null())
     )
     said = schema.responses.c.requester == rater
     done = schema.signals.c.response.in_(sa.select(schema.responses.c.id).where(said))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -21,12 +21,15 @@ from plaudit.feedback.assignments import BY_PRIORITY, RANDOM
 from plaudit.feedback.events import Event, Item, check
 from plaudit.feedback.judgements import PROJECT, REPEATS
 from plaudit.feedback.store import Store, put_items
-from plaudit.feedback.tasks import Task, kind_of
-from plaudit.types import Demonstration, Missing, Prompt, Rating, Record, UserError
+from plaudit.feedback.tasks import MOST_RATERS, Task, kind_of
+from plaudit.types import Demonstration, Missing, Prompt, Ranking, Rating, Record, UserError
 
-Part = Literal["open", "gold", "training", "repeat"]
+Part = Literal["open", "gold", "training", "repeat", "kept"]
+"""kept: nobody is given it; what is said of it was said when it was made."""
 
 
+LONGEST_RATER = 100
+"""Characters of a rater's name that comes in with records: what the studio's addresses take."""
 RESERVED = frozenset({PROJECT, REPEATS, "models"})
 """Names of an item's meta that mean something here."""
 
@@ -126,10 +129,15 @@ class Projects:
         with schema.writing(self.store.engine) as connection:
             task = read(connection, id).task
             if not task.admits(rater):
+                check_room(task, id)
                 named = task.model_copy(update={"raters": (*task.raters, rater)}).model_dump(mode="json")
                 connection.execute(
                     schema.projects.update().where(schema.projects.c.id == id).values(task=named)
                 )
+
+    def check_room(self, id: str) -> None:
+        """UserError where raters are named, and no more may be."""
+        check_room(self.get(id).task, id)
 
     def duplicate(self, id: str, name: str) -> Project:
         """The same task, guidelines and items, and no judgement."""
@@ -238,7 +246,7 @@ class Projects:
                 dict(entry.meta) | {PROJECT: id},
                 author,
             )
-            _put(connection, project, [(item, entry)], slots=False)
+            _put(connection, project, [(item, replace(entry, part="kept"))], slots=False)
             return item.id
 
     def prioritise(self, id: str, worth: Mapping[str, float]) -> None:
@@ -256,8 +264,24 @@ class Projects:
                 connection.execute(change, [{"of": item, "worth": value} for item, value in worth.items()])
 
 
+def check_room(task: Task, project: str) -> None:
+    if len(task.raters) >= MOST_RATERS:
+        raise UserError(
+            f"names {len(task.raters)} raters, as many as it may", where=f"project {project}",
+            fix="take some out, or name none, so that everybody may judge",
+        )  # fmt: skip
+
+
 def _check_record(task: Task, record: Record, where: str) -> None:
     labels = task.kind == "category"
+    rater = record.rater or ""
+    if len(rater) > LONGEST_RATER or "/" in rater:
+        raise UserError(
+            f"a rater is called {rater[:40]!r}", where=where,
+            fix=f"name raters by {LONGEST_RATER} characters at most, none of them a slash",
+        )  # fmt: skip
+    if isinstance(record, Ranking):
+        task.check_item(len(record.completions), where)
     kind, wanted = transfer.kind_of(record), "demonstration" if labels else kind_of(task)
     if kind != wanted:
         raise UserError(f"is a {kind}, where the project asks for a {task.kind}", where=where)

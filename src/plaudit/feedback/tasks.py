@@ -17,6 +17,8 @@ COUNTS: dict[TaskKind, tuple[int, int]] = {
 }  # fmt: skip
 """How many completions an item of each kind has, at least and at most."""
 Name = Annotated[str, Field(min_length=1, max_length=80)]
+MOST_RATERS = 1000
+"""Who may be named of a project."""
 
 
 class Criterion(Config):
@@ -56,7 +58,7 @@ class Task(Config):
     """After how long at work a rater is reminded to rest; 0: never."""
     blur: bool = False
     """Whether texts are shown blurred until the rater wants to see them."""
-    raters: Annotated[tuple[Name, ...], Field(max_length=1000)] = ()
+    raters: Annotated[tuple[Name, ...], Field(max_length=MOST_RATERS)] = ()
     """Who may judge; everybody with an account where none is named."""
     most_judgements: Annotated[int, Field(ge=1)] | None = None
     """Stop rule: no more are given out when so many stand."""

@@ -32,6 +32,8 @@ from plaudit.types import Missing, Unavailable, UserError
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
+LARGE = r"/v1/(chat/)?completions"
+"""Where conversations are sent."""
 FOLLOW_SECONDS, TIDY_SECONDS = 1.0, 3600.0
 """How often the store is looked at for a new release, and for answers that were kept long enough."""
 FAULTS: dict[int | str, dict[str, Any]] = {
@@ -43,6 +45,12 @@ KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permis
 
 def make_app(server: Server) -> FastAPI:
     """The API of a server, which it ends with itself."""
+
+    def known(request: Request) -> bool:
+        kind, _, sent = request.headers.get("authorization", "").partition(" ")
+        if server.settings.open:
+            return True
+        return kind.lower() == "bearer" and server.keys.holder(sent.strip(), time.time()) is not None
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +83,7 @@ def make_app(server: Server) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_api_route("/", _page, include_in_schema=False)
     app.add_middleware(Counted, server=server)
-    app.add_middleware(Headers)
+    app.add_middleware(Headers, large=LARGE, known=known)
     app.add_middleware(Cross)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(Overloaded, _overloaded)

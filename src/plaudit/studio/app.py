@@ -46,6 +46,8 @@ waits for all others after every query."""
 JUDGING = 1
 """Of them, those that write answers: they write one after the other anyway, and a second one would take turns with the
 first at every query instead of letting it end."""
+LARGE = r"/api/v1/projects/[^/]+/(items|records|samples)"
+"""Where much is sent at once."""
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Fault} for status in (400, 401, 403, 404, 413, 422, 429, 503)
 }
@@ -78,13 +80,13 @@ def make_app(store: Store, runs: Path = Path("runs"), *, workers: int = 1) -> Fa
     )
     app.state.projects = Projects(store)
     app.state.runs = runs
-    app.state.guard = Guard(Accounts(store.engine), Keys(store.engine), workers)
+    app.state.guard = guard = Guard(Accounts(store.engine), Keys(store.engine), workers)
     app.state.judging = CapacityLimiter(JUDGING)
     app.state.settled = dict[str, float]()  # when each project is looked at again
     for room in (judging, owning, reviewing, computing, exchanging, watching, people, hooking, pages):
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    app.add_middleware(Headers)
+    app.add_middleware(Headers, large=LARGE, known=lambda request: guard.caller(request) is not None)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -22,6 +22,8 @@ from plaudit.types import UserError
 
 PART = 1000
 """Items in one request."""
+PATIENCE, LONGEST_WAIT = 20, 60.0
+"""How often a request is sent again that came too soon, and how long is waited for it at most, seconds."""
 
 
 class Studio:
@@ -140,12 +142,17 @@ class Studio:
         given: dict[str, Any] = {} if body is None else {"json": body}
         if content is not None:
             given = {"content": content, "headers": {"Content-Type": "application/octet-stream"}}
-        try:
-            answer = self.http.request(method, path, **given)
-        except httpx2.HTTPError as error:
-            raise UserError(
-                f"cannot be reached ({error})", where=str(self.http.base_url), fix="is it running?"
-            ) from None
+        for _ in range(PATIENCE):
+            try:
+                answer = self.http.request(method, path, **given)
+            except httpx2.HTTPError as error:
+                raise UserError(
+                    f"cannot be reached ({error})", where=str(self.http.base_url), fix="is it running?"
+                ) from None
+            if answer.status_code != 429:
+                break
+            after = answer.headers.get("retry-after", "")  # faster than people are: it says when to go on
+            time.sleep(min(float(after) if after.isdecimal() else 1.0, LONGEST_WAIT))
         if answer.is_success:
             return answer
         try:

@@ -20,6 +20,7 @@ from plaudit.types import Missing, UserError, prompt_to_json
 
 router = APIRouter(prefix="/api/v1", tags=["computing"])
 PLAYGROUND = "Playground"
+OURS = wire.OURS
 
 
 def jobs_of(request: Request) -> Jobs:
@@ -150,13 +151,16 @@ def vote(request: Request, caller: Answer, job: Number, body: wire.Vote) -> wire
     if found.state != "done":
         raise UserError("the models have not answered yet", where=f"job {job}", fix="wait for both")
     projects = projects_of(request)
-    project = _playground(projects)
     prompt = prompt_from_json(found.arguments["messages"])
     models, replies = list(found.arguments["models"]), list(found.result["replies"])
     entry = Entry(prompt, tuple(replies), " / ".join(models), {"job": job, "models": models})
     said = {"choice": body.choice, "strength": None}
-    item = projects.enter(project, entry, caller.name)
-    answering.decide(projects, project, caller.name, item, said, event=f"playground-{job}", adjudicates=False)
+    with schema.writing(projects.store.engine):  # one project, and no item without its vote
+        project = _playground(projects)
+        item = projects.enter(project, entry, caller.name)
+        answering.decide(
+            projects, project, caller.name, item, said, event=f"{OURS}playground-{job}", adjudicates=False
+        )
     return _chat(found, revealed=True)
 
 

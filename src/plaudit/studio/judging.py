@@ -75,6 +75,8 @@ def _answer(
     request: Request, caller: Caller, project: str, body: wire.Answer, after: BackgroundTasks
 ) -> Response:
     projects, found = admitted(request, caller, project)
+    if caller.may("review"):
+        answering.refuse_decided(projects, caller.name, body.item)
     said = body.model_dump(include=SAID)
     if body.ahead:
         seq, turns = answering.judge_on(

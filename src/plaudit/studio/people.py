@@ -112,6 +112,8 @@ def invite(request: Request, caller: Manage, body: wire.Invite) -> wire.Invited:
 def accept(request: Request, response: Response, token: Name, body: wire.Acceptance) -> wire.Begun:
     """Makes the account that was offered, and logs it in."""
     offered = accounts_of(request).invitation(token, time.time())
+    if offered.project is not None:
+        request.app.state.projects.check_room(offered.project)  # before there is an account
     account, begun = accounts_of(request).accept(token, body.name, body.password, time.time(), body.identity)
     if offered.project is not None:
         request.app.state.projects.welcome(offered.project, account.name)
@@ -171,8 +173,12 @@ def create_key(request: Request, caller: Anybody, body: wire.NewKey) -> wire.Key
 
 @router.delete("/keys/{id}")
 def revoke_key(request: Request, caller: Anybody, id: Name) -> wire.Said:
-    """One's own, or, as an owner, anybody's."""
-    mine = {key.id for key in keys_of(request).of(None if caller.may("own") else caller.name)}
+    """One's own, or, as an owner, anybody's; with a key, those that may do no more than it."""
+    mine = {
+        key.id
+        for key in keys_of(request).of(None if caller.may("own") else caller.name)
+        if caller.token is not None or caller.permissions.issuperset(key.scopes)
+    }
     if id not in mine:
         raise Missing("key", id)
     keys_of(request).revoke(id, by=caller.name)

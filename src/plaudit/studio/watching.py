@@ -66,7 +66,7 @@ def _shown(place: Path, path: Path) -> wire.RunShown | None:
     try:
         tree = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         recipe = tree["recipe"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         return None
     log, at = path / "metrics.jsonl", None
     with contextlib.suppress(OSError):
@@ -93,10 +93,20 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(row, dict):
             break
         numbers = {
             name: x for name, x in row.items() if isinstance(x, int | float) and not isinstance(x, bool)
         }
-        rows.append({name: float(x) if math.isfinite(x) else None for name, x in numbers.items()})
+        rows.append({name: _finite(x) for name, x in numbers.items()})
     return rows
+
+
+def _finite(x: float) -> float | None:
+    try:
+        found = float(x)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, to_json
 
 from plaudit.access.roles import Permission, Role
@@ -13,6 +14,45 @@ from plaudit.feedback.tasks import Flag, Task
 Text = Annotated[str, Field(max_length=200_000)]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 Id = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$")]
+
+
+OURS = "studio:"
+"""How ids of events begin that the studio makes itself."""
+DEEPEST = 16
+
+
+def _not_ours(id: str) -> str:
+    if id.startswith(OURS):
+        raise PydanticCustomError("reserved", "begins as the studio's own ids do")
+    return id
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    """What can be kept and shown again: nested so far and no further, of numbers and whole characters."""
+    level: list[Any] = [given]
+    for _ in range(DEEPEST):
+        below = list[Any]()
+        for value in level:
+            if isinstance(value, dict):
+                below += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise PydanticCustomError("number", "holds a number that is none")
+            elif isinstance(value, str) and not _whole(value):
+                raise PydanticCustomError("character", "holds a character that cannot be kept")
+        if not below:
+            return given
+        level = below
+    raise PydanticCustomError("deep", "is nested deeper than {most}", {"most": DEEPEST})
+
+
+def _whole(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+EventId = Annotated[Id, AfterValidator(_not_ours)]
+Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class Body(BaseModel):
@@ -38,9 +78,9 @@ class NewItem(Body):
     )
     completions: Annotated[list[Text], Field(max_length=9)] = []
     policy_version: Short | None = None
-    meta: dict[str, Any] = {}
+    meta: Plain = {}
     part: Literal["open", "gold", "training"] = "open"
-    answer: dict[str, Any] | None = None
+    answer: Plain | None = None
     why: Annotated[str, Field(max_length=10_000)] = ""
 
 
@@ -80,9 +120,9 @@ class Answer(Body):
     """event: made by the client, so that sending it again is harmless. payload: None passes the item over. ahead: how
     many turns to send back with the acknowledgement, those in have left out, as `next` does."""
 
-    event: Id
+    event: EventId
     item: Id
-    payload: dict[str, Any] | None
+    payload: Plain | None
     ahead: Annotated[int, Field(ge=0, le=3)] = 0
     have: Annotated[list[Id], Field(max_length=10)] = []
     assignment: Annotated[str, Field(max_length=500)] | None = None
@@ -95,21 +135,21 @@ class Answer(Body):
 class Decision(Body):
     """A reviewer's. event: made by the client, as an answer's."""
 
-    event: Id
+    event: EventId
     item: Id
-    payload: dict[str, Any]
+    payload: Plain
     guideline: Annotated[int, Field(ge=0, lt=2**31)] = 0
     comment: Annotated[str, Field(max_length=10_000)] | None = None
     flags: Annotated[list[Flag], Field(max_length=3)] = []
 
 
 class Draft(Body):
-    draft: dict[str, Any]
+    draft: Plain
 
 
 class Practice(Body):
     item: Id
-    payload: dict[str, Any]
+    payload: Plain
 
 
 class LogIn(Body):

@@ -1,0 +1,227 @@
+"""What somebody who means ill sends, and what it must not bring about."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import client
+from fastapi.testclient import TestClient
+
+from plaudit.access import headers
+from plaudit.feedback.tasks import MOST_RATERS
+from plaudit.studio.client import Studio
+from plaudit.types import UserError
+
+pytest_plugins = ["studio_fixtures"]
+PAIR: Any = {"prompt": "p", "completions": ["a", "b"]}
+
+
+def pairs(owner: TestClient, count: int = 2, **task: Any) -> str:
+    given = {"kind": "comparison", "overlap": 1, "gold_every": 0, "random_share": 0.0, **task}
+    made = owner.post("/api/v1/projects", json={"name": "Pairs", "task": given}).json()["id"]
+    items = [PAIR | {"prompt": f"p{number}"} for number in range(count)]
+    assert owner.post(f"/api/v1/projects/{made}/items", json={"items": items}).status_code == 201
+    return str(made)
+
+
+def given(rater: TestClient, project: str) -> dict[str, Any]:
+    (turn,) = rater.get(f"/api/v1/projects/{project}/next", params={"count": 1}).json()["turns"]
+    return dict(turn)
+
+
+def said(turn: dict[str, Any], event: str = "e1", **payload: Any) -> dict[str, Any]:
+    return {
+        "event": event, "item": turn["item"], "assignment": turn["assignment"],
+        "payload": {"choice": 0, "strength": 1} | payload,
+    }  # fmt: skip
+
+
+def test_a_project_that_names_as_many_raters_as_may_be_takes_no_more(app: Any) -> None:
+    owner = client(app, "owner")
+    project = pairs(owner, raters=[f"q{n}" for n in range(MOST_RATERS)])
+    link = owner.post("/api/v1/invitations", json={"role": "rater", "project": project}).json()["link"]
+    token = link.rpartition("/")[2]
+    answer = client(app).post(
+        f"/api/v1/invitations/{token}", json={"name": "Cay", "password": "correct horse"}
+    )
+    assert answer.status_code == 400
+    assert "as many as it may" in answer.json()["what"]
+    assert app.state.guard.accounts.get("Cay") is None
+    assert owner.get("/api/v1/projects").status_code == 200
+
+
+def nested(depth: int) -> list[Any]:
+    return [] if depth == 1 else [nested(depth - 1)]
+
+
+@pytest.mark.parametrize(
+    "more", [{"x": nested(300)}, {"x": float("nan")}, {"x": "\ud800"}, {"x": "\0"}, {"\ud800": 1}]
+)
+def test_what_could_not_be_shown_again_is_not_taken(app: Any, more: dict[str, Any]) -> None:
+    """Neither as an answer, nor as a draft or practice, nor as what is right of an item."""
+    owner, rater = client(app, "owner"), client(app, "rater")
+    project = pairs(owner)
+    turn = given(rater, project)
+
+    def send(who: TestClient, method: str, path: str, body: Any) -> int:
+        content = json.dumps(body).encode()
+        sent = who.request(method, path, content=content, headers={"content-type": "application/json"})
+        return sent.status_code
+
+    assert send(rater, "POST", f"/api/v1/projects/{project}/answers", said(turn, **more)) in (400, 422)
+    assert send(rater, "PUT", f"/api/v1/drafts/{turn['item']}", {"draft": more}) in (400, 422)
+    assert send(rater, "POST", f"/api/v1/projects/{project}/practice", {"item": turn["item"], "payload": more}) in (
+        400, 422,
+    )  # fmt: skip
+    gold = PAIR | {"part": "gold", "answer": {"choice": 0} | more}
+    assert send(owner, "POST", f"/api/v1/projects/{project}/items", {"items": [gold]}) in (400, 422)
+    assert given(rater, project)["item"] == turn["item"]
+    assert owner.get(f"/api/v1/projects/{project}/items/{turn['item']}").status_code == 200
+
+
+def test_strangers_send_little_and_nobody_more_than_there_is_use_for(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = {"name": "x", "password": "y" * headers.STRANGERS}
+    assert client(app).post("/api/v1/log-in", json=big).status_code == 401
+    owner = client(app, "owner")
+    project = pairs(owner)
+    turn = given(owner, project)
+    assert (
+        owner.post(f"/api/v1/projects/{project}/answers", json=said(turn, x="y" * headers.SMALL)).status_code
+        == 413
+    )
+    monkeypatch.setattr(headers, "LARGE", 3 * headers.SMALL)
+    many = {"items": [PAIR | {"prompt": "p" * 100_000} for _ in range(15)]}
+    assert owner.post(f"/api/v1/projects/{project}/items", json=many).status_code == 201
+    assert (
+        owner.post(f"/api/v1/projects/{project}/items", json={"items": many["items"] * 3}).status_code == 413
+    )
+
+
+def chat(app: Any, who: TestClient) -> int:
+    """A chat that a worker has answered."""
+    body = {
+        "messages": [{"role": "user", "content": "my illness"}],
+        "models": ["a", "b"],
+        "max_new_tokens": 4,
+    }
+    job = int(who.post("/api/v1/playground", json=body).json()["job"])
+    jobs = __import__("plaudit.feedback.jobs", fromlist=["Jobs"]).Jobs(app.state.projects.store.engine)
+    found = jobs.claim("w", time.time(), 60.0)
+    assert found is not None
+    jobs.finish(found.id, "w", {"replies": ["yes", "no"]})
+    return job
+
+
+def test_a_private_chat_is_shown_to_nobody_whatever_becomes_of_its_author(app: Any) -> None:
+    owner, admin, rater = client(app, "owner"), client(app, "admin", "Ada"), client(app, "rater")
+    job = chat(app, admin)
+    assert admin.post(f"/api/v1/playground/{job}/vote", json={"choice": 0}).status_code == 200
+    (project,) = [one["id"] for one in owner.get("/api/v1/projects").json()]
+    changed = {"task": {"kind": "comparison", "overlap": 2, "gold_every": 0}}
+    assert owner.patch(f"/api/v1/projects/{project}", json=changed).status_code == 200
+    assert rater.get(f"/api/v1/projects/{project}/next").json()["turns"] == []
+    assert owner.put("/api/v1/raters/Ada/retracted").status_code == 200
+    assert rater.get(f"/api/v1/projects/{project}/next").json()["turns"] == []
+    assert owner.delete("/api/v1/raters/Ada").status_code == 200
+    assert owner.get(f"/api/v1/projects/{project}/counts").json()["to_come"] == 0
+
+
+def test_nobody_takes_the_ids_that_the_studio_makes(app: Any) -> None:
+    owner, rater = client(app, "owner"), client(app, "rater")
+    project = pairs(owner)
+    turn = given(rater, project)
+    for event in ("studio:playground-1", "studio:x"):
+        assert rater.post(f"/api/v1/projects/{project}/answers", json=said(turn, event)).status_code == 422
+    assert (
+        rater.post(f"/api/v1/projects/{project}/answers", json=said(turn, "playground-1")).status_code == 200
+    )
+    assert owner.post(f"/api/v1/playground/{chat(app, owner)}/vote", json={"choice": 0}).status_code == 200
+
+
+def test_votes_at_once_make_one_playground(app: Any) -> None:
+    owner = client(app, "owner")
+    jobs = [chat(app, owner) for _ in range(3)]
+    with ThreadPoolExecutor(3) as at_once:
+        found = list(
+            at_once.map(
+                lambda job: owner.post(f"/api/v1/playground/{job}/vote", json={"choice": 1}).status_code, jobs
+            )
+        )
+    assert found == [200] * 3
+    assert [one["name"] for one in owner.get("/api/v1/projects").json()] == ["Playground"]
+
+
+def test_raters_that_no_address_could_name_do_not_come_in(app: Any) -> None:
+    owner = client(app, "owner")
+    project = pairs(owner)
+    for rater in ("openai/gpt-4", "x" * 101):
+        line = f'{{"prompt": "p", "completions": ["a", "b"], "choice": 0, "rater": "{rater}"}}'
+        answer = owner.post(f"/api/v1/projects/{project}/records", content=line.encode())
+        assert answer.status_code == 400
+        assert "none of them a slash" in answer.json()["fix"]
+    assert owner.get(f"/api/v1/projects/{project}/counts").json()["judgements"] == 0
+
+
+def test_a_damaged_run_is_left_out_and_the_others_are_shown(app: Any, tmp_path: Path) -> None:
+    for name, config, metrics in (
+        ("a", "recipe: ppo", "5"),
+        ("b", "recipe: ppo", "[" * 200_000),
+        ("c", "recipe: " + "[" * 3000, ""),
+        ("d", "recipe: ppo", '{"step": 1, "x": ' + "9" * 400 + "}"),
+    ):
+        place = tmp_path / "runs" / name
+        place.mkdir(parents=True)
+        (place / "config.yaml").write_text(config)
+        (place / "metrics.jsonl").write_text(metrics)
+    found = {run["name"]: run["steps"] for run in client(app, "reviewer").get("/api/v1/runs").json()}
+    assert found == {"a": 0, "b": 0, "d": 1}
+
+
+def test_a_reviewer_s_word_stands_once(app: Any) -> None:
+    owner, reviewer = client(app, "owner"), client(app, "reviewer")
+    project = pairs(owner)
+    turn = given(reviewer, project)
+    decided = {"event": "d1", "item": turn["item"], "payload": {"choice": 0, "strength": None}}
+    assert reviewer.post(f"/api/v1/projects/{project}/adjudications", json=decided).status_code == 200
+    answer = reviewer.post(f"/api/v1/projects/{project}/answers", json=said(turn, "e1", choice=1))
+    assert answer.status_code == 400
+    assert answer.json()["what"] == "you have decided on it"
+    assert len(app.state.projects.store.current()) == 1
+
+
+def test_a_key_revokes_no_key_that_may_do_more(app: Any) -> None:
+    owner = client(app, "owner")
+    strong = owner.post("/api/v1/keys", json={"scopes": ["own", "manage"]}).json()["key"]["id"]
+    weak = owner.post("/api/v1/keys", json={"scopes": ["judge"]}).json()
+    by_key = TestClient(app, headers={"authorization": f"Bearer {weak['secret']}"})
+    assert by_key.delete(f"/api/v1/keys/{strong}").status_code == 404
+    assert by_key.delete(f"/api/v1/keys/{weak['key']['id']}").status_code == 200
+    assert owner.delete(f"/api/v1/keys/{strong}").status_code == 200
+
+
+def test_the_client_waits_where_it_comes_too_soon(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = client(app, "owner")
+    key = owner.post("/api/v1/keys", json={"scopes": ["manage", "review", "judge"]}).json()["secret"]
+    app.state.guard.requests.burst = 3.0
+    slept = list[float]()
+    now = time.monotonic
+
+    monkeypatch.setattr("plaudit.studio.client.time.sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: now() + sum(slept))
+    studio = Studio("http://studio", key)
+    over: Any = TestClient(app, base_url="http://studio/api/v1/", headers=dict(studio.http.headers))
+    studio.http = over
+    for _ in range(6):
+        assert studio.projects() == []
+    assert slept
+    monkeypatch.setattr("plaudit.studio.client.PATIENCE", 1)
+    with pytest.raises(UserError, match="too many requests"):  # noqa: PT012
+        for _ in range(10):
+            studio.projects()
