@@ -30,6 +30,7 @@ def until(true: Any, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("host", [Settings(requests=1e9, tokens=1e12)], indirect=True)
 def test_models_are_exchanged_without_a_request_lost(client: openai.OpenAI, host: Host) -> None:
     """Four people ask again and again while five releases come, and one goes back: all are answered, by a model that
     stood when they asked; streams go on with the model that began them."""
