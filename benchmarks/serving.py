@@ -135,7 +135,9 @@ def servers(source: Path, place: Path, clients: int) -> list[Served]:
             f"max_batch={clients}"]  # fmt: skip
     peer = str(python_of("serve").parent / "transformers")
     shared = ["serve", str(source), "--device", "cpu", "--dtype", dtype]
-    env = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    hub = place / "hub"  # its list of models looks there, and fails where there is nothing to look into
+    hub.mkdir()
+    env = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "TOKENIZERS_PARALLELISM": "false"}
     return [
         Served("ours", ours, ports[0], "model", {}),
         Served("transformers", [peer, *shared, "--port", str(ports[1])], ports[1], str(source), env),

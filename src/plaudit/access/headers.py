@@ -26,6 +26,8 @@ ALWAYS = {
 }
 LARGE, SMALL = 32 * 2**20, 2**20
 """Bytes of a request's body, where many things are sent at once and elsewhere."""
+PALETTE = ("plaudit.access", "static")
+"""Where the colours of all pages are, as StaticFiles finds them."""
 STRANGERS = 2**16
 """Of whoever is not known: a body is read before it is clear what it is for, and reading costs."""
 Known = Callable[[Request], bool]

@@ -130,8 +130,8 @@ class Served:
             return _of_token(connection, token)
 
     def purge(self, before: float) -> int:
-        """Takes away what was said before that time (seconds since 1970) and nobody judged; its figures stay. What was
-        judged stands as the judged item. How many."""
+        """Takes away what was said before that time (seconds since 1970); its figures stay, and what was judged stands
+        as the judged item. How many."""
         old = (schema.responses.c.created_at < before, schema.responses.c.prompt.is_not(None))
         with schema.writing(self.store.engine) as connection:
             gone = {"prompt": sa.null(), "completions": sa.null(), "conversation": "", "regenerates": None}

@@ -261,7 +261,7 @@ class LiveEngine:
         self.running = 0
         self._waiting: deque[Order] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._dropping = False
         self._thread = threading.Thread(target=self._serve, name="plaudit-live", daemon=True)
         self._thread.start()
 
@@ -295,7 +295,7 @@ class LiveEngine:
         done = not self._thread.is_alive()
         if not done:
             with self._changed:
-                self.most_waiting = -1  # the thread ends at its next step
+                self._dropping = True  # the thread ends at its next step
             self._thread.join()
         return done
 
@@ -306,7 +306,7 @@ class LiveEngine:
             with self._changed:
                 while not self._waiting and not batch.rows and not self._closing:
                     self._changed.wait()
-                if self._closing and (self.most_waiting < 0 or not (self._waiting or batch.rows)):
+                if self._closing and (self._dropping or not (self._waiting or batch.rows)):
                     left = [*self._waiting, *(row.order for row in batch.rows)]
                     self._waiting.clear()
                     break

@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit import __version__
-from plaudit.access.headers import Headers
+from plaudit.access.headers import PALETTE, Headers
 from plaudit.access.limits import Limit
 from plaudit.feedback.releases import Releases
 from plaudit.serving import chat, health, opinions, protocol
@@ -77,10 +77,11 @@ def make_app(server: Server) -> FastAPI:
         responses={**FAULTS},
     )
     app.state.server = server
-    app.state.opinions = Limit(rate=5.0, burst=60.0)
+    # Of one answer, and of one address, behind which a whole site's people may be.
+    app.state.opinions = Limit(rate=1.0, burst=12.0), Limit(rate=50.0, burst=500.0)
     for room in (chat, opinions, health):
         app.include_router(room.router)
-    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.mount("/static", StaticFiles(directory=HERE / "static", packages=[PALETTE]), name="static")
     app.add_api_route("/", _page, include_in_schema=False)
     app.add_middleware(Counted, server=server)
     app.add_middleware(Headers, large=LARGE, known=known)

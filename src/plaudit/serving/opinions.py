@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plaudit.access.limits import Limit
 from plaudit.feedback.events import Event
 from plaudit.feedback.served import STARS, Behaviour, Opinion, Part
 from plaudit.serving.masking import Masker
@@ -131,11 +130,11 @@ async def retract(request: Request, body: TakenBack) -> Retracted:
 def _admitted(request: Request, token: str) -> Server:
     """HTTPException 429 where feedback on one answer, or from one address, comes in too fast."""
     server: Server = request.app.state.server
-    limit: Limit = request.app.state.opinions
+    of_answers, of_addresses = request.app.state.opinions
     address = request.client.host if request.client else ""
     now = time.monotonic()
-    for key, amount in ((token.rpartition(".")[0], 5.0), (address, 1.0)):
-        if (wait := limit.take(key, now, amount)) > 0:
+    for limit, key in ((of_answers, token.rpartition(".")[0]), (of_addresses, address)):
+        if (wait := limit.take(key, now)) > 0:
             raise HTTPException(
                 429, "too much feedback at once; wait a little", {"Retry-After": str(round(wait + 1))}
             )

@@ -9,7 +9,6 @@ import os
 import secrets
 import socket
 import sys
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,6 +18,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from plaudit.access.accounts import Accounts
+from plaudit.access.hosts import OPEN, address, is_local, listening
 from plaudit.access.keys import Keys
 from plaudit.config import Config as Strict
 from plaudit.feedback.releases import Arm, Releases
@@ -107,58 +107,67 @@ class Config(Strict):
 
 def run(model: str | None, config: Config, device: torch.device, dtype: torch.dtype) -> None:
     """Serves the model, and what else is published in the store. UserError for what cannot be."""
+    if config.upstream_key_env is not None and not os.environ.get(config.upstream_key_env):
+        where, fix = config.upstream_key_env, "export it, or leave upstream_key_env out"
+        raise UserError("is not set", where=where, fix=fix)
     masker = Masker(config.regions, None if config.names is None else names_of(config.names))
-    store, console = Store.open(config.store), Console(stderr=True)
-    releases = Releases(store)
-    loaded: dict[Arm, Backend] = {}
-    if model is not None:
-        arm = arm_of(model, config)
-        loaded[arm] = backend_of(arm, config, device, dtype)  # what cannot be loaded is not published
-        releases.publish(config.name or Path(model).name, [arm], by=ACCOUNT, note="plaudit serve")
-    elif not releases.newest():
-        raise UserError("nothing is published", where=config.store, fix="name a model: plaudit serve MODEL")
-    key_env = config.upstream_key_env
-    if key_env is not None and not os.environ.get(key_env):
-        raise UserError("is not set", where=key_env, fix="export it, or leave upstream_key_env out")
-
-    async def load(arm: Arm) -> Backend:
-        if arm in loaded:
-            return loaded.pop(arm)
-        return await asyncio.to_thread(backend_of, arm, config, device, dtype)
-
-    server = Server(
-        store=store,
-        fleet=Fleet(load, drain_seconds=config.drain_seconds),
-        settings=settings_of(config),
-        masker=masker,
-        before=open_guard(config.guard_before, config.guard_least, config.rewrite_before, dtype, device),
-        after=open_guard(config.guard_after, config.guard_least, config.rewrite_after, dtype, device),
-        refusal=config.refusal,
-    )
-    if not config.open and not Keys(store.engine).of():
-        _first_key(store, console)
-    place = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
-    names = ", ".join(sorted(releases.newest()))
-    console.print(f"Serving {names} at {place}/v1 (Ctrl-C ends it)", highlight=False, soft_wrap=True)
-    if not is_local(config.host):
-        console.print(
-            "It can be reached from other machines, unencrypted: put a proxy with TLS before it.",
-            style="yellow",
+    guards = [
+        open_guard(scorer, config.guard_least, rewrite, dtype, device)
+        for scorer, rewrite in (
+            (config.guard_before, config.rewrite_before),
+            (config.guard_after, config.rewrite_after),
         )
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    served = uvicorn.Config(
-        make_app(server),
-        host=config.host,
-        port=config.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(config.drain_seconds),
-        timeout_keep_alive=75,
-    )
-    with _listening(config.host, config.port) as listening:
-        Draining(served, server).run(sockets=[listening])
+    ]
+    # The port first: nothing is published, and no server of vLLM's started, that nobody could ask.
+    with listening(config.host, config.port) as taken, Store.open(config.store) as store:
+        releases, loaded = Releases(store), dict[Arm, Backend]()
+        if model is not None:
+            arm = arm_of(model, config)
+            loaded[arm] = backend_of(arm, config, device, dtype)  # what cannot be loaded is not published
+            releases.publish(config.name or Path(model).name, [arm], by=ACCOUNT, note="plaudit serve")
+        elif not releases.newest():
+            where, fix = config.store, "name a model: plaudit serve MODEL"
+            raise UserError("nothing is published", where=where, fix=fix)
+
+        async def load(arm: Arm) -> Backend:
+            if arm in loaded:
+                return loaded.pop(arm)
+            return await asyncio.to_thread(backend_of, arm, config, device, dtype)
+
+        server = Server(
+            store=store,
+            fleet=Fleet(load, drain_seconds=config.drain_seconds),
+            settings=settings_of(config),
+            masker=masker,
+            before=guards[0],
+            after=guards[1],
+            refusal=config.refusal,
+        )
+        _greet(config, store, sorted(releases.newest()))
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        served = uvicorn.Config(
+            make_app(server),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(config.drain_seconds),
+            timeout_keep_alive=75,
+        )
+        Draining(served, server).run(sockets=[taken])
+
+
+def _greet(config: Config, store: Store, names: list[str]) -> None:
+    """Says where it is, and, to whoever has no key yet, one."""
+    console = Console(stderr=True)
+    if not config.open and not Keys(store.engine).of():
+        key = _first_key(store)
+        said = "Nobody has an API key yet. This one may ask, and is not shown again:"
+        console.print(f"{said}\n  {key}", highlight=False, soft_wrap=True)
+    place = f"{address(config.host, config.port)}/v1"
+    console.print(f"Serving {', '.join(names)} at {place} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    if not is_local(config.host):
+        console.print(OPEN, style="yellow")
 
 
 class Draining(uvicorn.Server):
@@ -171,21 +180,6 @@ class Draining(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.server.draining = True
         await super().shutdown(sockets)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """UserError where the port is taken, or the host is nobody's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-        found.listen(2048)
-    except OSError as error:
-        found.close()
-        what = f"cannot be listened on ({error.strerror})"
-        raise UserError(what, where=f"{host}:{port}", fix="take another port") from None
-    return found
 
 
 def settings_of(config: Config) -> Settings:
@@ -266,21 +260,9 @@ def backend_of(arm: Arm, config: Config, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _first_key(store: Store, console: Console) -> None:
-    """A key for who has just begun, shown once."""
+def _first_key(store: Store) -> str:
+    """A key for who has just begun."""
     accounts = Accounts(store.engine)
     if accounts.get(ACCOUNT) is None:
         accounts.create(ACCOUNT, "admin", secrets.token_urlsafe(32))  # nobody logs in as it
-    _, key = Keys(store.engine).create(ACCOUNT, ["answer"], "plaudit serve")
-    said = "Nobody has an API key yet. This one may ask, and is not shown again:"
-    console.print(f"{said}\n  {key}", highlight=False, soft_wrap=True)
-
-
-def is_local(host: str) -> bool:
-    """Whether nobody but this machine reaches it."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return Keys(store.engine).create(ACCOUNT, ["answer"], "plaudit serve")[1]

@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from plaudit import __version__
 from plaudit.access.accounts import Accounts
-from plaudit.access.headers import Headers
+from plaudit.access.headers import PALETTE, Headers
 from plaudit.access.hooks import Courier
 from plaudit.access.keys import Keys
 from plaudit.feedback.projects import Projects
@@ -85,7 +85,7 @@ def make_app(store: Store, runs: Path = Path("runs"), *, workers: int = 1) -> Fa
     app.state.settled = dict[str, float]()  # when each project is looked at again
     for room in (judging, owning, reviewing, computing, exchanging, watching, people, hooking, pages):
         app.include_router(room.router)
-    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.mount("/static", StaticFiles(directory=HERE / "static", packages=[PALETTE]), name="static")
     app.add_middleware(Headers, large=LARGE, known=lambda request: guard.caller(request) is not None)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(HTTPException, _refusal)

@@ -142,17 +142,13 @@ class Studio:
         given: dict[str, Any] = {} if body is None else {"json": body}
         if content is not None:
             given = {"content": content, "headers": {"Content-Type": "application/octet-stream"}}
+        answer = self._send(method, path, given)
         for _ in range(PATIENCE):
-            try:
-                answer = self.http.request(method, path, **given)
-            except httpx2.HTTPError as error:
-                raise UserError(
-                    f"cannot be reached ({error})", where=str(self.http.base_url), fix="is it running?"
-                ) from None
             if answer.status_code != 429:
                 break
-            after = answer.headers.get("retry-after", "")  # faster than people are: it says when to go on
+            after = answer.headers.get("retry-after", "")  # it says when to go on
             time.sleep(min(float(after) if after.isdecimal() else 1.0, LONGEST_WAIT))
+            answer = self._send(method, path, given)
         if answer.is_success:
             return answer
         try:
@@ -162,6 +158,14 @@ class Studio:
         raise UserError(
             str(fault.get("what")), where=str(fault.get("where", "")), fix=str(fault.get("fix", ""))
         )
+
+    def _send(self, method: str, path: str, given: Mapping[str, Any]) -> httpx2.Response:
+        try:
+            return self.http.request(method, path, **given)
+        except httpx2.HTTPError as error:
+            raise UserError(
+                f"cannot be reached ({error})", where=str(self.http.base_url), fix="is it running?"
+            ) from None
 
 
 def _safe(part: str) -> str:

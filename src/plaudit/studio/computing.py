@@ -20,7 +20,6 @@ from plaudit.types import Missing, UserError, prompt_to_json
 
 router = APIRouter(prefix="/api/v1", tags=["computing"])
 PLAYGROUND = "Playground"
-OURS = wire.OURS
 
 
 def jobs_of(request: Request) -> Jobs:
@@ -159,7 +158,13 @@ def vote(request: Request, caller: Answer, job: Number, body: wire.Vote) -> wire
         project = _playground(projects)
         item = projects.enter(project, entry, caller.name)
         answering.decide(
-            projects, project, caller.name, item, said, event=f"{OURS}playground-{job}", adjudicates=False
+            projects,
+            project,
+            caller.name,
+            item,
+            said,
+            event=f"{wire.OURS}playground-{job}",
+            adjudicates=False,
         )
     return _chat(found, revealed=True)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from ipaddress import ip_address
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from uvicorn.supervisors import Multiprocess
 
 from plaudit.access.accounts import Accounts
 from plaudit.access.hooks import Courier
+from plaudit.access.hosts import OPEN, address, is_local, listening
 from plaudit.feedback.store import Store
 from plaudit.studio.app import make_app
-from plaudit.types import UserError
 
 WORKERS_A_CORE, MOST_WORKERS = 2, 8
 """Where nobody says how many: while one waits for the database, another is at work."""
@@ -33,17 +33,14 @@ def run(store: str, host: str, port: int, runs: Path, workers: int = 0) -> None:
     """Serves until it is interrupted. workers: processes; 0: one on SQLite, where one writes at a time, else two a
     core. UserError where the port is taken, or the host is nobody's."""
     opened = Store.open(store)
-    console, place = Console(stderr=True), f"http://{_shown(host)}:{port}"
+    console, place = Console(stderr=True), address(host, port)
     if not Accounts(opened.engine).all():
         token = Accounts(opened.engine).invite("owner", time.time(), seconds=86400)
         said = "Nobody has an account yet. This link makes the owner's, once, within a day:"
         console.print(f"{said}\n  {place}/welcome/{token}", highlight=False, soft_wrap=True)
     console.print(f"The studio is at {place} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
     if not is_local(host):
-        console.print(
-            "It can be reached from other machines, unencrypted: put a proxy with TLS before it.",
-            style="yellow",
-        )
+        console.print(OPEN, style="yellow")
     if workers == 0:
         many = min(MOST_WORKERS, WORKERS_A_CORE * (os.cpu_count() or 1))
         workers = 1 if opened.engine.dialect.name == "sqlite" else many
@@ -59,14 +56,12 @@ def run(store: str, host: str, port: int, runs: Path, workers: int = 0) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,  # longer than most people think about an answer
     )
-    try:
+    with listening(host, port) as taken:
         if workers == 1:
             opened.close()
-            uvicorn.Server(config).run()
+            uvicorn.Server(config).run(sockets=[taken])
         else:
-            _supervise(config, opened)
-    except SystemExit:  # what uvicorn says of a port that it cannot have
-        raise UserError("cannot be listened on", where=f"{host}:{port}", fix="take another --port") from None
+            _supervise(config, taken, opened)
 
 
 def _worker(store: str, runs: Path, workers: int) -> FastAPI:
@@ -85,25 +80,10 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _supervise(config: uvicorn.Config, store: Store) -> None:
+def _supervise(config: uvicorn.Config, taken: socket.socket, store: Store) -> None:
     """Several processes behind one socket; a worker that dies is started again. What hooks are told goes out here."""
     courier = Courier(store.engine)
-    with config.bind_socket() as socket:
-        courier.start()
-        Multiprocess(config, sockets=[socket]).run()
+    courier.start()
+    Multiprocess(config, sockets=[taken]).run()
     courier.stop()
     store.close()
-
-
-def is_local(host: str) -> bool:
-    """Whether nobody but this machine reaches it."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
