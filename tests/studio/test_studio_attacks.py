@@ -221,7 +221,7 @@ def test_the_client_waits_where_it_comes_too_soon(app: Any, monkeypatch: pytest.
     for _ in range(6):
         assert studio.projects() == []
     assert slept
-    monkeypatch.setattr("plaudit.studio.client.PATIENCE", 1)
+    monkeypatch.setattr("plaudit.studio.client.PATIENCE", 0)
     with pytest.raises(UserError, match="too many requests"):  # noqa: PT012
         for _ in range(10):
             studio.projects()

@@ -71,7 +71,7 @@ ROOMS = [*HERE.glob("*.py"), *(HERE.parent / "access").glob("*.py")] + [
         "tasks",
     )
 ]
-ELSEWHERE = {"client.py", "run.py"}
+ELSEWHERE = {"client.py", "hosts.py", "run.py"}
 """What these say is read in a terminal."""
 
 
