@@ -49,6 +49,8 @@ feedback = typer.Typer(help="What people said: bring it in, take it out, and mea
 app.add_typer(feedback, name="feedback")
 release = typer.Typer(help="Which models answer under which name: publish them, share requests out, go back.")
 app.add_typer(release, name="release")
+loop = typer.Typer(help="Round after round from judgements to a better published model.")
+app.add_typer(loop, name="loop")
 
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the others.")
@@ -169,6 +171,12 @@ def resume(run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The dire
 
         with _resumable(run):
             quickstart.resume(run)
+        return
+    if name == "loop":
+        from plaudit.loop import cycle
+
+        with _resumable(run):
+            cycle.resume(run)
         return
     recipe = _recipe(name, str(run / "config.yaml"))
     summary = rundir.summary(run)
@@ -340,6 +348,67 @@ def serve(
     tree = configs.with_overrides({} if config is None else configs.read_yaml(config), settings or [])
     parsed = configs.parse(serving.Config, tree, "serve" if config is None else str(config))
     serving.run(model, parsed, device, dtype)
+
+
+@loop.command("run")
+def run_loop(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings of the loop.")],
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/loop"),
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Whether to wait for people, or stop and say for whom.")
+    ] = True,
+    overwrite: Overwrite = False,
+) -> None:
+    """Go round: sample, collect, agree, reward, improve, evaluate, gate, publish, until it is enough."""
+    from plaudit import config as configs
+    from plaudit.loop import cycle
+    from plaudit.loop.settings import Config
+
+    tree = configs.with_overrides(configs.read_yaml(config), settings or [])
+    if tree.pop("recipe", "loop") != "loop":
+        raise UserError("is no loop's", where=str(config), fix="run it with `plaudit train`")
+    with _resumable(out):
+        found = cycle.command(configs.parse(Config, tree, str(config)), out, overwrite=overwrite, wait=wait)
+    if found is not None:
+        _print(found)
+
+
+@loop.command("status")
+def loop_status(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a loop.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, as JSON.")] = False,
+) -> None:
+    """Rounds, gains, what it waits for, and what it has cost."""
+    from plaudit import files
+    from plaudit.loop import status
+
+    if not (run / "status.json").exists():
+        raise UserError("is no loop that has begun", where=str(run), fix="name the directory of one")
+    found = files.read_json(run / "status.json", "resume the loop")
+    if as_json:
+        _print(found)
+    else:
+        typer.echo("\n".join(status.lines(found)))
+
+
+@loop.command("retract")
+def loop_retract(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a loop.")],
+    rater: Annotated[str | None, typer.Option(help="All that this rater said.")] = None,
+    item: Annotated[str | None, typer.Option(help="All that was said of this item.")] = None,
+    source: Annotated[str | None, typer.Option(help="All that came from this source.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which models it touches.")] = False,
+) -> None:
+    """Take judgements back, and every model that they touched; `plaudit resume` makes these anew."""
+    from plaudit.loop import retracting
+
+    given: dict[retracting.What, str | None] = {"rater": rater, "item": item, "source": source}
+    chosen = [(what, name) for what, name in given.items() if name is not None]
+    if len(chosen) != 1:
+        raise UserError("name one of --rater, --item and --source", where="plaudit loop retract")
+    ((what, name),) = chosen
+    _print(retracting.retract(run, what, name, by=_whoever(), dry=dry_run))
 
 
 @release.command()

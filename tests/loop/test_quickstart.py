@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plaudit import config as configs
 from plaudit.feedback.store import Store
-from plaudit.loop import measure, quickstart, stages
+from plaudit.loop import drawing, measure, quickstart
 from plaudit.loop.rounds import Journal
 from plaudit.models.load import load_model
 from plaudit.training import rundir
@@ -358,9 +358,9 @@ def test_a_person_goes_the_whole_way_round(tmp_path: Path) -> None:
 def test_what_a_person_says_of_heldout_prompts_is_never_trained_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     by_me(out, Person("12" * 60), "rounds=2", "answers=10", "training_prompts=10")
-    heldout = {json.dumps(row["prompt"]) for row in stages.read_rows(out / "prompts" / "heldout.jsonl")}
+    heldout = {json.dumps(row["prompt"]) for row in drawing.read_rows(out / "prompts" / "heldout.jsonl")}
     assert len(comparisons(out)) == 2 * (10 + 3)
-    told = stages.read_rows(out / "rounds" / "2" / "feedback.jsonl")
+    told = drawing.read_rows(out / "rounds" / "2" / "feedback.jsonl")
     assert len(told) == 2 * 10
     assert not heldout & {json.dumps(row["prompt"]) for row in told}
 

@@ -18,7 +18,7 @@ from plaudit.feedback.assignments import Assignment
 from plaudit.feedback.events import Event, Item, comparison_event, drawn_order, rating_event
 from plaudit.feedback.panel import Impression, Rater
 from plaudit.feedback.store import Store
-from plaudit.loop import judging, stages
+from plaudit.loop import drawing, judging
 from plaudit.loop.quickstart import Config
 from plaudit.loop.rounds import Journal
 from plaudit.loop.stages import Stage
@@ -39,7 +39,7 @@ TEXTS = (
 def stage_of(directory: Path, store: Store, *, prompts: int = 6, ask: Any = None, **settings: Any) -> Stage:
     """A stage of round 1 whose four samples a prompt, and how they look, are written down; it has no model."""
     config = Config(training_prompts=prompts, **settings)
-    asked: stages.Prompts = [(Message("user", f"opener {n}"),) for n in range(prompts)]
+    asked: drawing.Prompts = [(Message("user", f"opener {n}"),) for n in range(prompts)]
     stage = Stage(
         config=config,
         directory=directory,
@@ -319,9 +319,9 @@ def test_a_person_killed_while_judging_goes_on_with_the_same_pairs(tmp_path: Pat
 def test_rows_come_back_whatever_ends_a_line_elsewhere(tmp_path: Path) -> None:
     rows = [{"completion": f"a{mark}b"} for mark in "\n\r\x0b\x0c\x1c\x85\u2028\u2029\ufeff"]
     files.write_rows(tmp_path / "rows.jsonl", rows)
-    assert stages.read_rows(tmp_path / "rows.jsonl") == rows
+    assert drawing.read_rows(tmp_path / "rows.jsonl") == rows
     files.write_rows(tmp_path / "none.jsonl", [])
-    assert stages.read_rows(tmp_path / "none.jsonl") == []
+    assert drawing.read_rows(tmp_path / "none.jsonl") == []
 
 
 def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -330,5 +330,5 @@ def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UserError, match="cannot be read") as caught:
-            stages.read_rows(path)
+            drawing.read_rows(path)
         assert caught.value.where == str(path)

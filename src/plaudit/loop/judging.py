@@ -19,8 +19,9 @@ from plaudit.feedback.events import (
 )
 from plaudit.feedback.panel import Impression, Rater
 from plaudit.feedback.store import Store
+from plaudit.loop.drawing import read_rows
 from plaudit.loop.show import Bar
-from plaudit.loop.stages import Result, Stage, read_rows
+from plaudit.loop.stages import Result, Stage
 from plaudit.types import UserError
 
 LEAST_ANSWERS = 8

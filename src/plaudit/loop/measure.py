@@ -18,7 +18,7 @@ from plaudit.evaluation.metrics import bootstrap, distinct_2
 from plaudit.feedback import panel, terminal
 from plaudit.feedback.events import Item
 from plaudit.feedback.panel import Impression
-from plaudit.loop import stages
+from plaudit.loop import drawing, stages
 from plaudit.loop.stages import Result, Stage
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import Model, load_model
@@ -152,7 +152,7 @@ def start_rows(stage: Stage) -> list[dict[str, Any]]:
     path = stage.directory / "rounds" / "1" / "start.jsonl"
     if not path.exists():
         files.write_rows(path, stages.draw(stage, stage.splits["heldout"], CANDIDATES + 1, "start"))
-    return stages.read_rows(path)
+    return drawing.read_rows(path)
 
 
 def best(start: Sequence[dict[str, Any]], scorer: RewardModel) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from plaudit.evaluation.report import write_report
 from plaudit.feedback.panel import TRAINING_COLUMNS
 from plaudit.feedback.store import Store
 from plaudit.loop import judging, measure, stages
+from plaudit.loop.drawing import Prompts
 from plaudit.loop.rounds import Journal
 from plaudit.loop.stages import Stage
 from plaudit.models.load import find_model, load_model
@@ -188,15 +189,13 @@ def check(config: Config, *, interactive: bool) -> None:
         raise UserError("--raters me asks at a terminal, and there is none", fix="use --raters panel")
 
 
-def write_prompts(config: Config, directory: Path) -> dict[str, list[tuple[Message, ...]]]:
+def write_prompts(config: Config, directory: Path) -> dict[str, Prompts]:
     """The openers as messages, in prompts/train.jsonl and prompts/heldout.jsonl."""
     text = importlib.resources.files("plaudit.loop").joinpath("openers.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    splits: dict[str, list[tuple[Message, ...]]] = {}
+    splits: dict[str, Prompts] = {}
     for split, count in (("train", config.training_prompts), ("heldout", config.heldout_prompts)):
-        prompts: list[tuple[Message, ...]] = [
-            (Message("user", row["prompt"]),) for row in rows if row["split"] == split
-        ]
+        prompts: Prompts = [(Message("user", row["prompt"]),) for row in rows if row["split"] == split]
         if count > len(prompts):
             name = {"train": "training_prompts", "heldout": "heldout_prompts"}[split]
             raise UserError(f"{name} is {count}", where="quickstart", fix=f"give at most {len(prompts)}")

@@ -17,25 +17,24 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from plaudit import files
-from plaudit.evaluation.perception import Band, Views, look_at
+from plaudit.evaluation.perception import Band, Views
 from plaudit.feedback import agreement, transfer
 from plaudit.feedback.store import Store
+from plaudit.loop import drawing
+from plaudit.loop.drawing import Prompts, read_rows
 from plaudit.loop.rounds import Journal
-from plaudit.loop.show import Bar
-from plaudit.models.load import Model, open_adapter
+from plaudit.models.load import Model
 from plaudit.models.q_heads import Steering
 from plaudit.randomness import rng
 from plaudit.recipes import ppo, reward_model
-from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import SamplingParams
 from plaudit.training import online, rundir
-from plaudit.types import Message, UserError, prompt_to_json
+from plaudit.types import prompt_to_json
 
 if TYPE_CHECKING:
     from plaudit.loop.quickstart import Config
 
 Result = dict[str, Any]
-Prompts = list[tuple[Message, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +99,18 @@ def draw(
     steer: Steering | None = None,
 ) -> list[dict[str, Any]]:
     """n samples a prompt, in prompt order, as rows for a file."""
-    model = model or stage.model
-    trunk, tokenizer = model.trunk, model.tokenizer
-    engine = LocalEngine(trunk, tokenizer, steer=steer)
-    if adapter is not None:
-        engine.load(open_adapter(adapter, trunk), f"round-{stage.number - 1}")
     params = SamplingParams(max_new_tokens=stage.config.max_new_tokens)
-    ids = [tokenizer.render(prompt) for prompt in prompts]
-    key = (stage.config.seed, purpose, stage.number)
-    with Bar(stage.console, "sampling", total=len(prompts) * n) as bar:
-        samples = [bar.step(s) for s in engine.sample(ids, n, params, key)]
-    return [
-        {
-            "prompt": prompt_to_json(prompts[s.prompt]),
-            "completion": s.text,
-            "prompt_ids": list(s.prompt_ids),
-            "completion_ids": list(s.completion_ids),
-            "logprobs": list(s.logprobs),
-            "finish_reason": s.finish_reason,
-            "policy_version": s.policy_version,
-            "tokenizer": s.tokenizer,
-        }
-        for s in sorted(samples, key=lambda s: (s.prompt, s.index))
-    ]
+    return drawing.draw(
+        model or stage.model,
+        prompts,
+        n,
+        params,
+        (stage.config.seed, purpose, stage.number),
+        console=stage.console,
+        adapter=adapter,
+        version=None if adapter is None else f"round-{stage.number - 1}",
+        steer=steer,
+    )
 
 
 # 2. look ---------------------------------------------------------------------------------------------------
@@ -152,13 +140,7 @@ def band_of(stage: Stage) -> Band:
 
 def views_of(stage: Stage, rows: Sequence[dict[str, Any]], what: str) -> Views:
     """Views of rows that stand in prompt order, the same number of completions each prompt."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(json.dumps(row["prompt"]), []).append(row)
-    prompts = [group[0]["prompt_ids"] for group in groups.values()]
-    completions = [[row["completion_ids"] for row in group] for group in groups.values()]
-    with Bar(stage.console, f"looking at {what}", total=0) as bar:
-        return look_at(stage.model.trunk, prompts, completions, seed=stage.config.seed, progress=bar.of)
+    return drawing.views_of(stage.model, rows, what, seed=stage.config.seed, console=stage.console)
 
 
 # 3. agree --------------------------------------------------------------------------------------------------
@@ -226,9 +208,7 @@ def reward(stage: Stage) -> Result:
         precision=stage.config.precision,
         threads=stage.config.threads,
     )
-    found = reward_model.run(
-        config, _begin(stage.place / "reward", "reward_model", config), model=stage.model
-    )
+    found = reward_model.run(config, begin(stage.place / "reward", "reward_model", config), model=stage.model)
     if found["heldout_accuracy"] is not None:
         stage.say(
             f"reward model: {found['heldout_accuracy']:.0%} of {found['heldout_comparisons']} held-out comparisons "
@@ -237,7 +217,7 @@ def reward(stage: Stage) -> Result:
     return found
 
 
-def _begin(directory: Path, recipe: str, config: Any) -> Path:
+def begin(directory: Path, recipe: str, config: Any) -> Path:
     """The recipe's run directory, begun unless it was."""
     if not (directory / "config.yaml").exists():
         rundir.start(directory, recipe, config)
@@ -277,19 +257,7 @@ def improve(stage: Stage) -> Result:
     """PPO against the round's reward model, from the policy that the round began with."""
     config = ppo_config(stage)
     stage.say(f"improving the policy: PPO, {config.steps} steps")
-    found = ppo.run(config, _begin(stage.place / "ppo", "ppo", config), model=stage.model)
+    found = ppo.run(config, begin(stage.place / "ppo", "ppo", config), model=stage.model)
     if found["stopped"] is not None:
         stage.say(f"PPO stopped by itself after step {found['steps']}: {found['stopped']}")
     return found
-
-
-# Files -----------------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """UserError where the file is missing or broken."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold what else ends a line
-        return [json.loads(line) for line in lines if line]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=str(path), fix="start the run again") from None

@@ -53,6 +53,11 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
+def digest_of(directory: Path, adapter: Path | None = None) -> str:
+    """Eight digits of what a model's directory holds now, and eight more of an adapter's (`files.digest`)."""
+    return "-".join(files.digest(path)[:8] for path in (directory, adapter) if path is not None)
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -73,6 +73,7 @@ class Config(Base):
     rating_weight: float = Field(default=1.0, ge=0)
     criteria: dict[str, Score] = Field(default={})
     raters: Literal["crowd", "aware"] = "crowd"
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(default={})
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_batch_tokens: int = Field(default=1024, ge=1)
     precision: machine.Precision = "auto"
@@ -251,6 +252,7 @@ def asked(config: Config) -> Reading:
         rating_weight=config.rating_weight,
         criteria=tuple(config.criteria),
         aware=config.raters == "aware",
+        weights=config.weights,
     )
 
 

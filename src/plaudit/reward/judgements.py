@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,7 +27,8 @@ class Reading:
     """How judgements are read.
 
     margin: of the greatest strength, in log-odds; strength 1 has none and those between their share. levels: the
-    ratings' values in order, for "ordinal". aware: by each rater's habits.
+    ratings' values in order, for "ordinal". aware: by each rater's habits. weights: how much a rater's judgements
+    count, 1 where none is named.
     """
 
     comparison: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
@@ -37,6 +38,7 @@ class Reading:
     criteria: tuple[str, ...] = ()
     aware: bool = False
     levels: tuple[float, ...] = (0.0, 1.0)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Totals(NamedTuple):
@@ -92,6 +94,8 @@ class Judgements:
         """starts: the place of each group's first completion among the scores."""
         listwise = reading.comparison == "plackett_luce"
         pairs, units, rankings, ranking_units, ratings, rating_units = [], [], [], [], [], []
+        told: dict[str, list[str | None]] = {"pairs": [], "rankings": [], "ratings": []}  # by whom, in order
+
         for start, group in zip(starts, groups, strict=True):
             for pair in group.pairs:
                 if listwise and pair.ranking is not None:
@@ -100,19 +104,29 @@ class Judgements:
                 margin = reading.margin * strength_share(pair)
                 pairs.append((start + pair.a, start + pair.b, pair.target, margin, shown(pair), who))
                 units.append(((group.key, frozenset((pair.a, pair.b))), who))
+                told["pairs"].append(pair.rater)
             for one in group.rankings if listwise else ():
                 who, places = effects.index(one.rater), list(dict.fromkeys(one.places))
                 if len(places) > 1:  # a text that was ranked twice counts at its better place
                     rankings.append(([start + place for place in places], who))
                     ranking_units.append(((group.key, frozenset(places)), who))
+                    told["rankings"].append(one.rater)
             for rated in group.ratings:
                 who = effects.index(rated.rater)
                 for criterion, level in said(rated.rating, rated.scores, reading):
                     ratings.append((start + rated.place, level, criterion, who))
                     rating_units.append(((group.key, rated.place, criterion), who))
+                    told["ratings"].append(rated.rater)
 
         def column(rows: Sequence[Sequence[float]], at: int, kind: torch.dtype) -> Tensor:
             return torch.tensor([row[at] for row in rows], dtype=kind, device=device)
+
+        def weighed(units: Sequence[tuple[object, int]], names: Sequence[str | None]) -> Tensor:
+            found = [
+                weight * reading.weights.get(name or "", 1.0)
+                for weight, name in zip(copy_weights(effects, units), names, strict=True)
+            ]
+            return torch.tensor(found, dtype=dtype, device=device)
 
         longest = max((len(places) for places, _ in rankings), default=1)
         padded = [places + [0] * (longest - len(places)) for places, _ in rankings]
@@ -124,17 +138,17 @@ class Judgements:
             margin=column(pairs, 3, dtype),
             shown=column(pairs, 4, dtype),
             rater=column(pairs, 5, torch.long),
-            weight=torch.tensor(copy_weights(effects, units), dtype=dtype, device=device),
+            weight=weighed(units, told["pairs"]),
             ranked=torch.tensor(padded, dtype=torch.long, device=device).reshape(-1, longest),
             mask=torch.tensor(counted, dtype=torch.bool, device=device).reshape(-1, longest),
             ranker=torch.tensor([who for _, who in rankings], dtype=torch.long, device=device),
-            ranking_weight=torch.tensor(copy_weights(effects, ranking_units), dtype=dtype, device=device),
+            ranking_weight=weighed(ranking_units, told["rankings"]),
             ratings=Ratings(
                 column(ratings, 0, torch.long),
                 column(ratings, 1, dtype),
                 column(ratings, 2, torch.long),
                 column(ratings, 3, torch.long),
-                torch.tensor(copy_weights(effects, rating_units), dtype=dtype, device=device),
+                weighed(rating_units, told["ratings"]),
             ),
         )
 

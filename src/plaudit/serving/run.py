@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import secrets
@@ -24,7 +23,7 @@ from plaudit.config import Config as Strict
 from plaudit.feedback.releases import Arm, Releases
 from plaudit.feedback.store import Store
 from plaudit.models.foreign import Foreign, find_any, load_any
-from plaudit.models.load import open_adapter
+from plaudit.models.load import digest_of, open_adapter
 from plaudit.serving.app import make_app
 from plaudit.serving.backend import Backend
 from plaudit.serving.fleet import Fleet
@@ -37,8 +36,6 @@ from plaudit.types import UserError
 
 ACCOUNT = "server"
 """Whose the first key is, where nobody has an account yet."""
-ENDS = 1 << 20
-"""Bytes of a weights' file, at its beginning and at its end, that tell it from another."""
 
 
 class Config(Strict):
@@ -204,29 +201,9 @@ def arm_of(model: str, config: Config, weight: float = 1.0) -> Arm:
     adapter = None if config.adapter is None else config.adapter.resolve()
     if adapter is not None and not adapter.is_dir():
         raise UserError("is no directory", where=f"adapter {config.adapter}")
-    digest = digest_of_both(place, adapter)
+    digest = digest_of(find_any(place), adapter)
     version = f"{Path(model).name}-{digest}"
     return Arm(version, place, weight, adapter=None if adapter is None else str(adapter), digest=digest)
-
-
-def digest_of_both(model: str, adapter: Path | None) -> str:
-    """Of what a model's directory and an adapter's hold now."""
-    return "-".join([digest_of(find_any(model)), *([] if adapter is None else [digest_of(adapter)])])
-
-
-def digest_of(directory: Path) -> str:
-    """Eight digits of what the directory holds: its files' names and sizes, the small ones, and the ends of the large
-    ones."""
-    found = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        found.update(f"{path.relative_to(directory)}\0{size}\0".encode())
-        with path.open("rb") as file:
-            found.update(file.read(ENDS))
-            if size > 2 * ENDS:
-                file.seek(-ENDS, os.SEEK_END)
-            found.update(file.read(ENDS))
-    return found.hexdigest()[:8]
 
 
 def backend_of(arm: Arm, config: Config, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -237,7 +214,7 @@ def backend_of(arm: Arm, config: Config, device: torch.device, dtype: torch.dtyp
             arm.upstream, arm.model, arm.version, key=key, timeout=config.seconds, logprobs=config.logprobs
         )
     adapter = None if arm.adapter is None else Path(arm.adapter)
-    if arm.digest is not None and digest_of_both(arm.model, adapter) != arm.digest:
+    if arm.digest is not None and digest_of(find_any(arm.model), adapter) != arm.digest:
         what = f"has changed since {arm.version} was published"
         raise UserError(what, where=arm.model, fix="publish it again: it is another model")
     if config.engine == "vllm":

@@ -1,0 +1,124 @@
+"""A loop's first transition: what the published policy says, and which pairs of it are judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from plaudit import files
+from plaudit.feedback.events import Item, prompt_from_json
+from plaudit.feedback.projects import Entry, Projects
+from plaudit.feedback.tasks import Task
+from plaudit.loop.drawing import Prompts, Row, draw, read_rows
+from plaudit.loop.round import LOOP, SOURCE, Result, Round
+from plaudit.randomness import rng
+from plaudit.reward.model import load_reward_model
+from plaudit.tensors import SamplingParams
+
+Pair = tuple[int, int]
+
+
+def sample(round: Round) -> Result:
+    """Completions of the round's prompts from the published policy -> samples.jsonl; of their pairs those that are
+    judged -> asked.jsonl, and into the studio where people judge."""
+    config = round.config
+    if not config.sources.of_samples:
+        return {"samples": 0, "pairs": 0, "ordered_by": None}
+    prompts, n = round.asked, config.collect.completions
+    round.say(f"sampling {n} completions of {len(prompts)} prompts from {round.standing.version}")
+    rows = drawn(round, prompts, n, "sample")
+    files.write_rows(round.place / "samples.jsonl", rows)
+
+    wanted = math.ceil(config.collect.enough / round.standing.overlap)
+    pairs, taught = chosen(round, rows, wanted)
+    asked = [
+        {"first": first, "second": second, "chosen_by": "worth" if place < taught else "chance"}
+        for place, (first, second) in enumerate(pairs)
+    ]
+    files.write_rows(round.place / "asked.jsonl", asked)
+    if config.sources.studio:
+        task = Task(kind="comparison", overlap=round.standing.overlap, gold_every=0)
+        project = round.opened(round.titles["studio"], task)
+        entries = [
+            Entry(
+                prompt_from_json(rows[first]["prompt"]),
+                (rows[first]["completion"], rows[second]["completion"]),
+                rows[first]["policy_version"],
+                {"round": round.number, "chosen_by": one["chosen_by"]},
+            )
+            for (first, second), one in zip(pairs, asked, strict=True)
+        ]
+        Projects(round.store).add(project.id, entries)
+    by = None if round.last_reward is None else str(round.number - 1)
+    return {"samples": len(rows), "pairs": len(pairs), "ordered_by": by if taught else None}
+
+
+def drawn(round: Round, prompts: Prompts, n: int, purpose: str) -> list[Row]:
+    """n samples a prompt of the published policy."""
+    return draw(
+        round.model,
+        prompts,
+        n,
+        SamplingParams(max_new_tokens=round.config.max_new_tokens),
+        (round.config.seed, purpose, round.number),
+        console=round.console,
+        version=round.standing.version,
+        adapter=round.parent,
+    )
+
+
+def chosen(round: Round, rows: Sequence[Row], wanted: int) -> tuple[list[Pair], int]:
+    """Pairs of rows, no row in two of them, those that teach most first, and how many these are; the others are drawn.
+
+    What teaches most is what the last reward is least sure of: whose two scores are closest, equal texts left out.
+    """
+    collect, n = round.config.collect, round.config.collect.completions
+    groups = [range(first, first + n) for first in range(0, len(rows), n)]
+    chance = rng(round.config.seed, "loop pairs", round.number)
+    if round.last_reward is None:
+        scores = chance.random(len(rows))
+    else:
+        reward = load_reward_model(round.last_reward, round.model)
+        ids = [row["prompt_ids"] for row in rows], [row["completion_ids"] for row in rows]
+        scores = np.asarray(reward.score_ids(*ids), dtype=np.float64)
+
+    pairs = list[Pair]()
+    for group in groups:
+        free = set(group)
+        both = [(a, b) for a, b in combinations(group, 2) if rows[a]["completion"] != rows[b]["completion"]]
+        for a, b in sorted(both, key=lambda pair: (abs(scores[pair[0]] - scores[pair[1]]), pair)):
+            if {a, b} <= free:
+                pairs.append((a, b))
+                free -= {a, b}
+    order = [pairs[i] for i in chance.permutation(len(pairs))]
+    if round.last_reward is None:
+        return order[:wanted], 0
+    by_chance = order[: math.ceil(collect.random_share * wanted)]
+    left = [pair for pair in order if pair not in set(by_chance)]
+    worth = sorted(left, key=lambda pair: abs(scores[pair[0]] - scores[pair[1]]))[: wanted - len(by_chance)]
+    return [*worth, *by_chance], len(worth)
+
+
+def items_for(round: Round, source: str) -> list[tuple[Item, Pair]]:
+    """The asked pairs as items for somebody who is asked by the loop itself."""
+    rows = read_rows(round.place / "samples.jsonl")
+    return [
+        (
+            Item(
+                prompt_from_json(rows[one["first"]]["prompt"]),
+                (rows[one["first"]]["completion"], rows[one["second"]]["completion"]),
+                rows[one["first"]]["policy_version"],
+                {
+                    LOOP: round.config.name,
+                    SOURCE: source,
+                    "round": round.number,
+                    "chosen_by": one["chosen_by"],
+                },
+            ),
+            (one["first"], one["second"]),
+        )
+        for one in read_rows(round.place / "asked.jsonl")
+    ]

@@ -1,0 +1,224 @@
+"""`plaudit loop run`: sample, collect, agree, reward, improve, evaluate, gate, publish, and round again until it is
+enough. A round's place for adversarial training is between improve and evaluate."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from plaudit import config as configs
+from plaudit import files
+from plaudit.data.formats import read_prompts
+from plaudit.feedback.releases import Releases
+from plaudit.feedback.store import Store
+from plaudit.loop import asking, collecting, contest, learning, publishing, retracting, status
+from plaudit.loop.collecting import Waiting
+from plaudit.loop.drawing import Prompts
+from plaudit.loop.round import Result, Round, Standing, place_of
+from plaudit.loop.rounds import Journal
+from plaudit.loop.settings import Config
+from plaudit.models.load import find_model, load_model
+from plaudit.reward.open import judge_of
+from plaudit.training import machine, rundir
+from plaudit.types import Message, UserError, prompt_to_json
+
+RECIPE = "loop"
+TRANSITIONS: dict[str, Callable[[Round], Result]] = {
+    "sample": asking.sample,
+    "collect": collecting.collect,
+    "agree": learning.agree,
+    "reward": learning.reward,
+    "improve": learning.improve,
+    "evaluate": contest.evaluate,
+    "gate": contest.gate,
+    "publish": publishing.publish,
+}
+
+
+def command(
+    config: Config, out: Path, *, overwrite: bool = False, wait: bool = True
+) -> dict[str, Any] | None:
+    """Begin, or go on where a loop of the same settings was stopped. None where it waits for people and `wait` is
+    off."""
+    if not overwrite and (out / "config.yaml").exists():
+        recipe, before = rundir.read_config(out)
+        if recipe != RECIPE or configs.parse(Config, before, str(out / "config.yaml")) != config:
+            raise UserError(
+                "already holds another run", where=str(out), fix="choose another --out or give --overwrite"
+            )
+        return resume(out, wait=wait)
+    check(config)
+    machine.prepare(config.precision, config.threads)
+    rundir.start(out, RECIPE, config, overwrite=overwrite)
+    with rundir.alone(out), rundir.first_try(out):
+        return run(config, out, wait=wait)
+
+
+def resume(directory: Path, *, wait: bool = True) -> dict[str, Any] | None:
+    """Go on with a loop; the summary of one that has ended."""
+    _, tree = rundir.read_config(directory)
+    config = configs.parse(Config, tree, str(directory / "config.yaml"))
+    machine.prepare(config.precision, config.threads)
+    with rundir.alone(directory):
+        retracting.finish(directory, config)
+        if (summary := rundir.summary(directory)) is not None:
+            return summary
+        rundir.check_machine(directory)
+        rundir.settle(directory)
+        files.sweep(directory)
+        return run(config, directory, wait=wait)
+
+
+def check(config: Config) -> None:
+    """UserError for what cannot work, before hours of work."""
+    find_model(config.model)
+    collecting.check_files([*config.data, *(suite.prompts for suite in config.suites.values())])
+    for judge in (
+        config.judge,
+        config.gate.judges if config.gate.judges not in ("panel", "people") else None,
+    ):
+        if judge is not None:
+            judge_of(judge)
+    train, heldout = prompts_of(config)
+    if shared := set(train) & set(heldout):
+        raise UserError(
+            f"{len(shared)} prompts are in both", where="prompts, heldout", fix="take them out of one"
+        )
+
+
+def run(config: Config, directory: Path, *, wait: bool = True) -> dict[str, Any] | None:
+    """All rounds, from where the journal ends; each transition is recorded and can be killed."""
+    console, journal = Console(stderr=True), Journal(directory)
+    device, dtype = machine.prepare(config.precision, config.threads)
+    console.print(f"[bold]Loading[/] {config.model}")
+    model = load_model(config.model, dtype, device)
+    train, heldout = prompts_of(config)
+    for split, prompts in (("train", train), ("heldout", heldout)):
+        lines = [json.dumps({"prompt": prompt_to_json(p)}, ensure_ascii=False) for p in prompts]
+        files.write_text(directory / "prompts" / f"{split}.jsonl", "\n".join(lines) + "\n")
+    start = publishing.arm_of(config.model, config.name, None)
+    taken_back = retracting.read(directory)
+    with Store.open(store_of(config, directory)) as store:
+        if config.name not in Releases(store).newest():
+            Releases(store).publish(config.name, [start], by=publishing.BY, note=f"the start of {directory}")
+        for number in range(1, config.stop.rounds + 1):
+            standing = standing_at(config, journal, number, start.version)
+            if (why := ended(config, journal, number - 1)) is not None:
+                break
+            round = Round(
+                config=config, directory=directory, number=number, model=model, store=store,
+                prompts=train, heldout=heldout, console=console, journal=journal, start=start.version,
+                standing=standing, wait=wait, attempt=len(taken_back),
+                barred=frozenset(version for one in taken_back for version in one["barred"]),
+            )  # fmt: skip
+            try:
+                take(round)
+            except Waiting as waiting:
+                status.write(config, directory)
+                console.print(f"{waiting}; go on with `plaudit resume {directory}`", soft_wrap=True)
+                return None
+        why = ended(config, journal, config.stop.rounds) or f"{config.stop.rounds} rounds"
+    return close(config, directory, why, start.version)
+
+
+def take(round: Round) -> None:
+    """The round's transitions in order, from where the journal ends."""
+    for name, transition in TRANSITIONS.items():
+        status.write(round.config, round.directory, at=(round.number, name))
+        round.journal.do(round.number, name, partial(transition, round))
+    status.write(round.config, round.directory)
+
+
+def standing_at(config: Config, journal: Journal, number: int, start: str) -> Standing:
+    """What the rounds before have come to."""
+    found = journal.done(number - 1, "publish")
+    if found is not None:
+        return publishing.follow(found)
+    return Standing(0, start, config.policy.kl_target, config.collect.overlap)
+
+
+def ended(config: Config, journal: Journal, last: int) -> str | None:
+    """Why no round follows the one that was the last, None where one does."""
+    stop, seconds = config.stop, journal.seconds()["total"]
+    done = [n for n in range(1, last + 1) if journal.done(n, "publish") is not None]
+    if not done:
+        return None
+    results = {n: journal.done(n, "publish") or {} for n in done}
+    newest = journal.done(done[-1], "gate") or {}
+    judgements = sum((journal.done(n, "collect") or {})["judgements"] for n in done)
+    out = 0
+    for n in reversed(done):
+        if results[n]["published"]:
+            break
+        out += 1
+    if publishing.reached(stop.target, newest, results[done[-1]]["published"]):
+        return f"the target is reached: the win rate over the start is above {stop.target:.0%}"
+    if out >= stop.patience:
+        return f"{out} candidates in a row were kept out"
+    if stop.judgements is not None and judgements >= stop.judgements:
+        return f"the budget of {stop.judgements} judgements is spent"
+    if stop.hours is not None and seconds >= 3600 * stop.hours:
+        return f"the budget of {stop.hours:g} hours is spent"
+    if (journal.done(done[-1], "collect") or {})["judgements"] == 0:
+        return "nobody had anything new to say"
+    return None
+
+
+def close(config: Config, directory: Path, why: str, start: str) -> dict[str, Any]:
+    """The published policy as DIR/model, the report, and the summary last of all."""
+    found = status.of(config, directory)
+    champion = found["champion"]
+    if champion["round"] and not (directory / "model").exists():
+        with files.new_directory(directory / "model") as place:
+            made = place_of(directory, champion["round"]) / "ppo" / "model"
+            shutil.copytree(made, place, dirs_exist_ok=True)
+    summary = found | {
+        "ended": why,
+        "seed": config.seed,
+        "model": config.model,
+        "start": start,
+        "peak_rss_gb": round_gb(machine.peak_rss_gb()),
+        "machine": machine.record(),
+    }
+    files.write_text(directory / "report.html", status.report(config, summary))
+    files.write_json(directory / "summary.json", summary)
+    status.write(config, directory, ended=why)
+    console = Console(stderr=True)
+    console.print(f"[bold]Ended:[/] {why}", soft_wrap=True)
+    console.print(f"  read the report      {directory / 'report.html'}", soft_wrap=True)
+    where = f"store={store_of(config, directory)}"
+    console.print(f"  serve what it made   plaudit serve {where}", highlight=False, soft_wrap=True)
+    return summary
+
+
+def round_gb(value: float) -> float:
+    return float(f"{value:.3f}")
+
+
+def store_of(config: Config, directory: Path) -> str:
+    return config.store or str(directory / "feedback.db")
+
+
+def prompts_of(config: Config) -> tuple[Prompts, Prompts]:
+    """Training and held-out prompts: the config's, or the quickstart's openers. UserError where there are too few."""
+    if config.prompts is not None and config.heldout is not None:
+        train, heldout = read_prompts(config.prompts), read_prompts(config.heldout)
+        train, heldout = list(dict.fromkeys(train)), list(dict.fromkeys(heldout))
+    else:
+        text = importlib.resources.files("plaudit.loop").joinpath("openers.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+        split: dict[str, Prompts] = {"train": [], "heldout": []}
+        for row in rows:
+            split[row["split"]].append((Message("user", row["prompt"]),))
+        train, heldout = split["train"], split["heldout"]
+    for name, prompts, least in (("prompts", train, 2), ("heldout", heldout, 10)):
+        if len(prompts) < least:
+            raise UserError(f"are {len(prompts)}", where=name, fix=f"give at least {least}")
+    return train, heldout
