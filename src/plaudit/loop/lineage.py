@@ -139,7 +139,8 @@ def card(round: Round, found: Mapping[str, Any]) -> str:
         f"# {found['version']}",
         "",
         f"Round {round.number} of the loop `{round.config.name}`: `{round.config.model}`, improved by PPO against a "
-        f"reward learned from people's judgements. "
+        f"reward learned from judgements ({', '.join(sources)}"
+        + (", whose raters are simulated). " if "panel" in sources else "). ")
         + ("It was published." if found["published"] else f"It was **kept out**: {verdict['why']}."),
         "",
         "## What it was made from",

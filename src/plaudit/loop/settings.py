@@ -51,7 +51,7 @@ class CollectConfig(Base):
     completions: int = Field(default=4, ge=2)
     overlap: int = Field(default=2, ge=1, le=50)
     most_overlap: int = Field(default=5, ge=1, le=50)
-    random_share: float = Field(default=0.2, ge=0, le=1)
+    random_share: float = Field(default=0.5, ge=0, le=1)
     stale: float = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")
