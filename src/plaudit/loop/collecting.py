@@ -101,8 +101,11 @@ def _ask_panel(round: Round) -> None:
     asked = items_for(round, "panel")
     rows = read_rows(round.place / "samples.jsonl")
     seen = impressions(round, rows, "samples")
+    out = {name for name, state in round.store.raters().items() if state != "active"}
     raters = [
-        replace(rater, name=f"panel-{rater.column}") for rater in panel.training_raters(round.config.seed)
+        named
+        for rater in panel.training_raters(round.config.seed)
+        if (named := replace(rater, name=f"panel-{rater.column}")).name not in out
     ]
     round.store.add_items(item for item, _ in asked)
     with Bar(round.console, "judging", total=len(asked)) as bar:

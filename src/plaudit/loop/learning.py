@@ -85,21 +85,18 @@ def drifted(round: Round, seq: int) -> Result:
     groups = grouped(round, [record for some in told.values() for record in some])
     figures, pairs = held_against(load_reward_model(round.last_reward, round.model), groups)
     found |= {"accuracy": figures, "pairs": pairs, "before": before["accuracy"]}
-    if min(pairs, before["pairs"]) >= FEWEST and figures is not None:
-        low, high = (share_of(*one) for one in ((before["accuracy"], before["pairs"]), (figures, pairs)))
-        found["changed"] = high[1] < low[0]
+    found["changed"] = changed((before["accuracy"], before["pairs"]), (figures, pairs))
     return found
 
 
-def share_of(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval."""
-    found = wilson(round_half(share * n), n)
-    assert found is not None
-    return found
-
-
-def round_half(value: float) -> int:
-    return math.floor(value + 0.5)
+def changed(before: tuple[float | None, int], now: tuple[float | None, int]) -> bool:
+    """Whether two shares, each of so many, differ downwards beyond chance."""
+    if before[0] is None or now[0] is None or min(before[1], now[1]) < FEWEST:
+        return False
+    old, new = (
+        wilson(math.floor(share * n + 0.5), n) for share, n in ((before[0], before[1]), (now[0], now[1]))
+    )
+    return old is not None and new is not None and new[1] < old[0]
 
 
 def held_against(reward: RewardModel, groups: Sequence[Judged]) -> tuple[float | None, int]:
@@ -110,8 +107,11 @@ def held_against(reward: RewardModel, groups: Sequence[Judged]) -> tuple[float |
     return accuracy, len({(g.key, frozenset((p.a, p.b))) for g in groups for p in g.pairs if p.target != 0.5})
 
 
-def records(round: Round, seq: int, *, after: int = 0, by_chance: bool = False) -> dict[str, list[Record]]:
-    """What is learned from, by source, each under "source/rater". by_chance: without pairs that were chosen since the
+def records(
+    round: Round, seq: int, *, after: int = 0, fresh: int = 0, by_chance: bool = False
+) -> dict[str, list[Record]]:
+    """What is learned from, by source, each under "source/rater", and under "stale/source/rater" what was said up to
+    event number `fresh`. by_chance: without pairs that were chosen since the
     last reward was unsure of them, on which it is wrong more often than elsewhere."""
     wanted = {
         event.id: source
@@ -122,7 +122,7 @@ def records(round: Round, seq: int, *, after: int = 0, by_chance: bool = False) 
     for judged in everything(round.store, seq):
         source = wanted.get(judged.event)
         if source is not None and not isinstance(judged.record, Demonstration):
-            stale = "stale/" if judged.seq <= round.standing.fresh else ""
+            stale = "stale/" if judged.seq <= fresh else ""
             record = replace(judged.record, rater=f"{stale}{source}/{judged.rater}")
             found.setdefault(source, []).append(record)
     return found
@@ -147,7 +147,7 @@ def reward(round: Round) -> Result:
     config, seq = round.config, round.done("collect")["seq"]
     name = f"{config.name}/round-{round.number}" + (f"/{round.attempt + 1}" if round.attempt else "")
     round.store.name_snapshot(name, seq, note="reward model and policy of this round of a loop")
-    told = records(round, seq)
+    told = records(round, seq, fresh=round.done("agree")["fresh"])
     if config.sources.behaviour:
         calibrated, guessed = implicit.of_store(round.store, config.seed)
         round.say(
