@@ -65,6 +65,27 @@ def test_rankings_are_pairs_or_rankings() -> None:
     assert loss.metrics["correct"].item() == pytest.approx(4 / 2)
 
 
+def test_a_weight_of_two_is_a_judgement_twice_and_of_nothing_is_none() -> None:
+    """For comparisons, rankings and ratings, in a crowd whose names nobody keeps."""
+    scores = torch.tensor([0.3, -0.2, 1.1, 0.4], dtype=torch.float64)
+    effects = RaterEffects([])
+
+    def cost(reading: Reading, *, ada: int, bo: int) -> float:
+        pairs = [Pair(0, 1, 1.0, rater="ada")] * ada + [Pair(2, 3, 0.0, rater="bo")] * bo
+        rankings = [Ranked((2, 0, 1), "ada")] * ada + [Ranked((3, 1), "bo")] * bo
+        ratings = [Rated(0, 0.9, {}, "ada")] * ada + [Rated(1, 0.1, {}, "bo")] * bo
+        told = Judgements.of([group(*pairs, rankings=rankings, ratings=ratings)], [0], reading, effects)
+        return told.loss(scores, None, reading, effects, told.totals()).loss.item()
+
+    for comparison in ("bradley_terry", "plackett_luce"):
+        plain = Reading(comparison=comparison)
+        twice = Reading(comparison=comparison, weights={"ada": 2.0})
+        without = Reading(comparison=comparison, weights={"ada": 0.0})
+        assert cost(twice, ada=1, bo=1) == pytest.approx(cost(plain, ada=2, bo=1), rel=1e-12)
+        assert cost(without, ada=1, bo=1) == pytest.approx(cost(plain, ada=0, bo=1), rel=1e-12)
+        assert cost(plain, ada=2, bo=1) != pytest.approx(cost(plain, ada=1, bo=1), rel=1e-3)
+
+
 def test_ratings_by_criterion() -> None:
     scores = {"overall": 0.9, "style": 0.2, "length": 0.4}
     assert said(0.9, scores, Reading()) == [(OVERALL, 0.9)]
