@@ -156,6 +156,42 @@ def test_runs_grow_before_one_s_eyes(site: Any, page_of: PageOf) -> None:
     until(page, "document.querySelectorAll('#curves svg circle').length === 8")
 
 
+def test_a_loop_says_what_it_waits_for(site: Any, page_of: PageOf) -> None:
+    place = site.runs / "loop"
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text("recipe: loop\n")
+    gains = {"rates": {"anchor": 0.66}, "intervals": {"anchor": [0.58, 0.74]}}
+    one = {
+        "round": 1,
+        "steps": {"sample": 90.0},
+        "judgements": {"studio": 40},
+        "accuracy": 0.7,
+        "published": True,
+    }
+    told: dict[str, Any] = {
+        "name": "assistant",
+        "rounds": [one | gains | {"why": "preferred to anchor"}],
+        "champion": {"round": 1, "version": "assistant-1234"},
+        "target": 0.7,
+        "judgements": 42,
+        "seconds": {"total": 90.0},
+        "waiting": {"round": 2, "for": "judgements", "have": 3, "want": 40},
+        "at": {"round": 2, "step": "collect"},
+        "ended": None,
+    }
+    (place / "status.json").write_text(json.dumps(told))
+    page = page_of(site.account("Olga", "owner"))
+    page.goto("/loops")
+    page.wait_for_selector("#loops svg")
+    assert "Round 2 waits for judgements: 3 of 40 are there." in page.inner_text("#loops .state")
+    assert "66" in page.inner_text("#loops table")
+    (place / "status.json").write_text(json.dumps(told | {"waiting": None}))
+    until(page, "document.querySelector('#loops .state').textContent.includes('collecting judgements')")
+    page.goto("/language/zh?back=/loops")
+    page.wait_for_selector("#loops svg")
+    assert "收集评判" in page.inner_text("#loops .state")
+
+
 def test_a_playground_vote(site: Any, page_of: PageOf) -> None:
     page = page_of(site.account("Olga", "owner"))
     page.goto("/playground")
@@ -260,7 +296,7 @@ def test_an_audit_finds_nothing(site: Any, page_of: PageOf, axe: Any, language: 
     places = [
         "/projects", *(f"/projects/{id}/judge" for id in projects.values()), f"/projects/{main}",
         *(f"/projects/{main}#{name}" for name in ("quality", "disagreements", "value", "models", "data", "settings")),
-        f"/projects/{main}/items/{item}", "/people", "/runs", "/playground", "/account",
+        f"/projects/{main}/items/{item}", "/people", "/runs", "/loops", "/playground", "/account",
     ]  # fmt: skip
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
     for at in places:

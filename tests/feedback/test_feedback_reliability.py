@@ -7,6 +7,7 @@ import pytest
 from plaudit.feedback.events import Event, comparison_event, rating_event
 from plaudit.feedback.reliability import of_events, raters_wanted
 from plaudit.randomness import rng
+from plaudit.types import Choice
 
 
 def crowd(count: int, *raters: tuple[str, float]) -> list[Event]:
@@ -15,7 +16,7 @@ def crowd(count: int, *raters: tuple[str, float]) -> list[Event]:
     for number in range(count):
         better = int(draw.random() < 0.5)
         for name, right in raters:
-            choice = better if draw.random() < right else 1 - better
+            choice: Choice = 0 if (better == 0) == (draw.random() < right) else 1
             events.append(comparison_event(f"i{number}", name, choice, id=f"{number} {name}"))
     return events
 
@@ -33,14 +34,14 @@ def test_who_contradicts_the_others_counts_for_nothing_and_who_guesses_for_littl
 def test_few_answers_prove_little() -> None:
     events = crowd(100, ("ann", 0.9), ("bo", 0.9), ("carl", 0.9))
     new = [
-        comparison_event(f"i{n}", "new", 1 - int(_majority(events, f"i{n}")), id=f"new {n}") for n in range(2)
+        comparison_event(f"i{n}", "new", other_than_most(events, f"i{n}"), id=f"new {n}") for n in range(2)
     ]
     assert of_events([*events, *new])["new"].weight > 0.6
 
 
-def _majority(events: list[Event], item: str) -> bool:
-    said = [event.payload["choice"] for event in events if event.item == item]
-    return sum(said) * 2 > len(said)
+def other_than_most(events: list[Event], item: str) -> Choice:
+    said = [int(event.payload["choice"]) for event in events if event.item == item]
+    return 0 if 2 * sum(said) > len(said) else 1
 
 
 def test_who_shares_nothing_counts_whole() -> None:

@@ -22,6 +22,7 @@ from plaudit.loop import collecting, contest, cycle, learning, lineage, publishi
 from plaudit.loop.drawing import read_rows
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config
+from plaudit.studio import watching
 from plaudit.types import Message, UserError
 
 SMALL: dict[str, Any] = {
@@ -110,6 +111,17 @@ def test_its_report_and_status_say_how_it_went(twice: tuple[Config, Path]) -> No
     told = status.lines(json.loads((out / "status.json").read_text()))
     assert any("round 1" in line and "100%" in line for line in told)
     assert told[-1].startswith("ended: 2 rounds")
+
+
+def test_the_studio_shows_it(twice: tuple[Config, Path]) -> None:
+    _, out = twice
+    found = watching.loop_shown(out.parent, out)
+    assert (found.run, found.champion.round, len(found.rounds)) == ("run", 1, 2)
+    assert [gain.against for gain in found.rounds[1].gains] == ["parent", "anchor"]
+    assert found.rounds[0].published
+    assert found.ended == "2 rounds"
+    assert found.waiting is None
+    assert found.at is None
 
 
 def test_a_model_names_all_that_it_was_made_from(twice: tuple[Config, Path]) -> None:

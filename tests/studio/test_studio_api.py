@@ -108,6 +108,7 @@ TABLE: dict[tuple[str, str], Permission | None] = {
     ("PUT", "/api/v1/raters/{name}/retracted"): "own",
     ("DELETE", "/api/v1/raters/{name}"): "own",
     ("GET", "/api/v1/runs"): "review",
+    ("GET", "/api/v1/loops"): "review",
     ("GET", "/api/v1/metrics"): "review",
     ("GET", "/api/v1/webhooks"): "own",
     ("POST", "/api/v1/webhooks"): "own",
@@ -130,6 +131,7 @@ TABLE: dict[tuple[str, str], Permission | None] = {
     ("GET", "/projects/{project}"): "review",
     ("GET", "/projects/{project}/items/{item}"): "review",
     ("GET", "/runs"): "review",
+    ("GET", "/loops"): "review",
     ("GET", "/playground"): "answer",
     ("GET", "/account"): "judge",
     ("GET", "/people"): "manage",
@@ -364,6 +366,7 @@ def test_pages_load_nothing_from_elsewhere_and_nobody_frames_them(app: Any) -> N
         f"/projects/{project}/judge",
         "/people",
         "/runs",
+        "/loops",
     )
     for path in (*places, "/playground", "/account", f"/projects/{project}/items/x"):
         page = owner.get(path)

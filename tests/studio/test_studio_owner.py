@@ -248,6 +248,39 @@ def test_runs_are_listed_with_their_curves(somebody: Somebody, tmp_path: Path) -
         assert reviewer.get("/api/v1/metrics", params={"run": outside}).status_code == 404
 
 
+LOOP = {
+    "name": "assistant",
+    "rounds": [
+        {"round": 1, "steps": {"sample": 30.0, "gate": 60.0}, "judgements": {"studio": 40, "served": 2},
+         "accuracy": 0.7, "published": True, "why": "preferred to anchor", "rates": {"anchor": 0.66},
+         "intervals": {"anchor": [0.58, 0.74]}},
+        {"round": 2, "steps": {}, "judgements": {}, "accuracy": None, "published": False, "why": None, "rates": {},
+         "intervals": {}},
+    ],
+    "champion": {"round": 1, "version": "assistant-1234"},
+    "target": 0.7,
+    "judgements": 42,
+    "seconds": {"total": 90.0},
+    "waiting": {"round": 2, "for": "judgements", "have": 3, "want": 40},
+    "at": {"round": 2, "step": "collect"},
+    "ended": None,
+}  # fmt: skip
+
+
+def test_loops_are_shown_with_their_rounds(somebody: Somebody, tmp_path: Path) -> None:
+    reviewer = somebody("reviewer")
+    place = tmp_path / "runs" / "loop"
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text("recipe: loop\n")
+    (place / "status.json").write_text("{")  # half written by somebody else
+    assert reviewer.get("/api/v1/loops").json() == []
+    (place / "status.json").write_text(json.dumps(LOOP))
+    (loop,) = reviewer.get("/api/v1/loops").json()
+    assert loop["rounds"][0]["gains"] == [{"against": "anchor", "rate": 0.66, "low": 0.58, "high": 0.74}]
+    assert loop["waiting"] == {"round": 2, "gate": False, "have": 3, "want": 40}
+    assert loop["rounds"][0]["seconds"] == 90.0
+
+
 def test_a_rater_is_shown_left_out_and_forgotten(app: Any, somebody: Somebody) -> None:
     owner, rater = somebody("owner"), somebody("rater", "Ann")
     project = project_of(owner, overlap=1)

@@ -77,6 +77,12 @@ def runs(request: Request, caller: Review) -> Response:
     return page(request, "runs.html.j2", caller)
 
 
+@router.get("/loops")
+def loops(request: Request, caller: Review) -> Response:
+    """Loops and their rounds."""
+    return page(request, "loops.html.j2", caller)
+
+
 @router.get("/playground")
 def playground(request: Request, caller: Answer) -> Response:
     """Two models, blind, and a vote."""

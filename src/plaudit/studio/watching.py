@@ -31,6 +31,59 @@ def list_runs(request: Request, _: Review) -> list[wire.RunShown]:
     return sorted(found, key=lambda run: (-(run.at or 0.0), run.name))
 
 
+@router.get("/loops")
+def list_loops(request: Request, _: Review) -> list[wire.LoopShown]:
+    """The loops below the studio's runs directory: their rounds, and what they wait for."""
+    place: Path = request.app.state.runs
+    found = list[wire.LoopShown]()
+    for path in _runs(place):
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, RecursionError
+        ):  # none, or half a one
+            found.append(loop_shown(place, path))
+    return found
+
+
+def loop_shown(place: Path, path: Path) -> wire.LoopShown:
+    """From its status.json. A fault of any kind where it has none that can be read."""
+    told = json.loads((path / "status.json").read_text(encoding="utf-8"))
+    waiting = told["waiting"]
+    rounds = [
+        wire.LoopRound(
+            round=one["round"],
+            judgements=one["judgements"],
+            accuracy=one["accuracy"],
+            gains=[
+                wire.Gain(against=name, rate=one["rates"][name], low=low, high=high)
+                for name, (low, high) in one["intervals"].items()
+            ],
+            published=one["published"],
+            why=one["why"] or "",
+            seconds=sum(one["steps"].values()),
+        )
+        for one in told["rounds"]
+    ]
+    return wire.LoopShown(
+        run=str(path.relative_to(place)),
+        name=told["name"],
+        champion=wire.Champion(**told["champion"]),
+        target=told["target"],
+        judgements=told["judgements"],
+        seconds=told["seconds"]["total"],
+        waiting=None
+        if waiting is None
+        else wire.Waited(
+            round=waiting["round"],
+            gate="gate" in waiting["for"],
+            have=waiting["have"],
+            want=waiting["want"],
+        ),
+        at=None if told["at"] is None else wire.LoopAt(**told["at"]),
+        ended=told["ended"] or "",
+        rounds=rounds,
+    )
+
+
 @router.get("/metrics")
 def show_metrics(
     request: Request,

@@ -482,6 +482,65 @@ class RunShown(BaseModel):
     at: float | None
 
 
+class Gain(BaseModel):
+    """How often judges preferred a round's model, 0 to 1, with the 95 % interval. against: parent or anchor."""
+
+    against: str
+    rate: float
+    low: float
+    high: float
+
+
+class LoopRound(BaseModel):
+    """judgements: by source. accuracy: the reward's on held-out comparisons. why: the gate's reason."""
+
+    round: int
+    judgements: dict[str, int]
+    accuracy: float | None
+    gains: list[Gain]
+    published: bool
+    why: str
+    seconds: float
+
+
+class Champion(BaseModel):
+    """round: 0 for the starting model."""
+
+    round: int
+    version: str
+
+
+class Waited(BaseModel):
+    """gate: whether for the judges at the gate."""
+
+    round: int
+    gate: bool
+    have: int
+    want: int
+
+
+class LoopAt(BaseModel):
+    """What a loop is at."""
+
+    round: int
+    step: str
+
+
+class LoopShown(BaseModel):
+    """ended: why, empty while it goes on. target: a win rate over the start."""
+
+    run: str
+    name: str
+    champion: Champion
+    target: float | None
+    judgements: int
+    seconds: float
+    waiting: Waited | None
+    at: LoopAt | None
+    ended: str
+    rounds: list[LoopRound]
+
+
 class Metrics(BaseModel):
     """rows: one a step, numbers by name."""
 
