@@ -144,11 +144,10 @@ def test_a_thousand_bad_requests_leave_nothing(host: Host, client: openai.OpenAI
         kind = KINDS[order[number]]
         return kind.__name__, kind(host, number)
 
-    for number in range(50):  # what is made once is made before it is measured
-        one(number)
-    gc.collect()
-    before = held()
     with ThreadPoolExecutor(AT_ONCE + 1) as people:
+        list(people.map(one, range(100)))  # what is made once, as connections are, is made before it is measured
+        gc.collect()
+        before = held()
         asking = people.submit(properly)
         told = Counter(people.map(one, range(REQUESTS)))
         over.set()
