@@ -226,6 +226,10 @@ def test_of_a_draft_what_no_longer_fits_is_dropped(site: Any, page_of: PageOf, k
     assert page.locator(".choice[aria-pressed=true]").count() == 0
     if kind == "rating":
         assert page.locator(".criterion output").all_inner_texts() == ["0.20", "not given"]
+        page.locator("#score-1").focus()
+        send(page, "9")
+        (event,) = events_of(site, 1)
+        assert event.payload["scores"] == {"b": 0.2, "c": 0.9}
 
 
 def test_a_page_that_is_refused_says_so_in_the_reader_s_language(site: Any, page_of: PageOf) -> None:
