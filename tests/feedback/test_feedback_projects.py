@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plaudit.config import parse
-from plaudit.feedback import answering, drafts
+from plaudit.feedback import answering, drafts, overview
 from plaudit.feedback.answering import Turn
 from plaudit.feedback.giving import SOON, order_of
 from plaudit.feedback.judgements import preferences
@@ -290,6 +290,17 @@ def test_a_copy_has_all_but_what_was_said(projects: Projects) -> None:
         seen.add(str(turn.item.prompt))
         answer(projects, copy, "ann", turn)
     assert seen == {"prompt 0", "prompt 1", "prompt 2"}
+
+
+@pytest.mark.parametrize("part", ["gold", "training"])
+def test_a_copy_asks_openly_what_is_answered_as_nobody_asks_any_more(projects: Projects, part: Any) -> None:
+    project = projects.create("Films", Task(kind="category", labels=("bad", "good"), **PLAIN))
+    right = [Entry(text, part=part, answer={"label": label}) for text, label in (("x", "bad"), ("y", "good"))]
+    projects.add(project.id, right)
+    projects.change(project.id, settings={"labels": ["awful", "good"]})
+    counts = overview.counts(projects, projects.duplicate(project.id, "Again").id)
+    assert (counts["open"], counts[part], counts["to_come"]) == (1, 1, 2)
+    assert overview.counts(projects, project.id)[part] == 2, "as before"
 
 
 def test_guidelines_have_versions_and_answers_name_theirs(projects: Projects) -> None:

@@ -497,3 +497,51 @@ def test_what_is_refused_is_said_in_the_reader_s_language(app: Any) -> None:
     assert (english["where"], english["what"]) == ("log-in", "name or password is wrong")
     chinese = nobody.post("/api/v1/log-in", json=wrong, headers={"accept-language": "zh-CN"}).json()
     assert (chinese["where"], chinese["what"]) == ("登录", "用户名或密码不对")
+
+
+def test_a_change_names_what_changes_and_the_rest_stays(app: Any) -> None:
+    owner, rater = client(app, "owner"), client(app, "rater", "Ann")
+    project = new_project(owner, raters=["Ann"], most_judgements=9)
+    place = f"/api/v1/projects/{project}"
+    before = owner.get(place).json()["task"]
+    changed = owner.patch(place, json={"task": {"blur": True, "most_judgements": None}})
+    assert changed.json()["task"] == before | {"blur": True, "most_judgements": None}
+    # Whoever is invited between two looks at the list of raters stays on it.
+    app.state.projects.welcome(project, "Bob")
+    raters = {"admit": ["Cy", "Cy", "Bob"], "dismiss": ["Ann", "Dee"]}
+    assert owner.patch(place, json={"raters": raters}).json()["task"]["raters"] == ["Bob", "Cy"]
+    assert rater.get(f"{place}/next").status_code == 404
+    everybody = owner.patch(place, json={"raters": {"dismiss": ["Bob", "Cy"]}})
+    assert (everybody.status_code, everybody.json()["what"]) == (
+        400,
+        "would name no rater, so that everybody might judge",
+    )
+    many = owner.patch(place, json={"raters": {"admit": [f"r{i}" for i in range(1000)]}})
+    assert (many.status_code, many.json()["what"]) == (400, "names 2 raters, as many as it may")
+    assert owner.patch(place, json={"task": {"raters": []}}).json()["task"]["raters"] == []
+    assert rater.get(f"{place}/next").status_code == 200
+    for task, status in (
+        ({"kind": "edit"}, 400), ({"kind": "category"}, 400), ({"labels": ["a", "a"]}, 400), ({"overlap": None}, 422),
+        ({"overlapp": 1}, 422),
+    ):  # fmt: skip
+        assert owner.patch(place, json={"task": task}).status_code == status, task
+    shape = owner.get("/api/v1/openapi.json").json()["components"]["schemas"]["TaskChange"]
+    assert "required" not in shape
+    assert not [name for name, setting in shape["properties"].items() if "default" in setting]
+
+
+def test_a_page_is_refused_in_words_and_the_api_in_json(app: Any) -> None:
+    rater, browser = client(app, "rater"), {"accept": "text/html,*/*", "accept-language": "zh"}
+    page = rater.get("/people", headers=browser)
+    assert (page.status_code, page.headers["content-type"]) == (403, "text/html; charset=utf-8")
+    assert '<html lang="zh">' in page.text
+    assert "您无权查看此页面" in page.text
+    markup = rater.get("/projects/<b>x/judge", headers=browser)
+    assert (markup.status_code, "<b>x" in markup.text) == (404, False)
+    assert rater.post("/projects", headers=browser).status_code == 405
+    for path, accept in (
+        ("/people", "*/*"),
+        ("/api/v1/accounts", "text/html"),
+        ("/api/v1/nothing", "text/html"),
+    ):
+        assert set(rater.get(path, headers={"accept": accept}).json()) == {"what", "where", "fix"}

@@ -100,14 +100,25 @@ class Projects:
             return [project_of(row) for row in connection.execute(in_order)]
 
     def change(
-        self, id: str, *, name: str | None = None, task: Task | None = None, archived: bool | None = None
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        task: Task | None = None,
+        settings: Mapping[str, Any] | None = None,
+        admit: Sequence[str] = (),
+        dismiss: Sequence[str] = (),
+        archived: bool | None = None,
     ) -> Project:
-        """UserError for a task of another kind, which would make what was judged mean something else."""
+        """task: another one; settings: those of its fields that change; admit, dismiss: whom its list of raters names
+        from now on, and whom no more. UserError for a task of another kind, which would make what was judged mean
+        something else, or whose last rater is dismissed, so that everybody might judge."""
         with schema.writing(self.store.engine) as connection:
             old, values = read(connection, id), dict[str, Any]()
             if name is not None:
                 values["name"] = name.strip() or old.name
-            if task is not None:
+            task = _changed(task or old.task, settings or {}, admit, dismiss, id)
+            if task != old.task:
                 if task.kind != old.task.kind:
                     raise UserError(
                         f"asks for a {old.task.kind}, not a {task.kind}", where=f"project {id}",
@@ -120,34 +131,31 @@ class Projects:
                 connection.execute(
                     schema.projects.update().where(schema.projects.c.id == id).values(**values)
                 )
-            if task is not None and task.overlap != old.task.overlap:
+            if task.overlap != old.task.overlap:
                 giving.reconcile(connection, id, task)
             return read(connection, id)
 
     def welcome(self, id: str, rater: str) -> None:
         """Names the rater among those who may judge, where some are named."""
         with schema.writing(self.store.engine) as connection:
-            task = read(connection, id).task
-            if not task.admits(rater):
-                check_room(task, id)
-                named = task.model_copy(update={"raters": (*task.raters, rater)}).model_dump(mode="json")
-                connection.execute(
-                    schema.projects.update().where(schema.projects.c.id == id).values(task=named)
-                )
+            if not read(connection, id).task.admits(rater):
+                self.change(id, admit=[rater])
 
     def check_room(self, id: str) -> None:
         """UserError where raters are named, and no more may be."""
         check_room(self.get(id).task, id)
 
     def duplicate(self, id: str, name: str) -> Project:
-        """The same task, guidelines and items, and no judgement."""
+        """The same task, guidelines and items, and no judgement. What was gold or training when other labels or
+        criteria were asked for is asked openly in the copy: its item is not lost, and its answer stands in the old one.
+        """
         old = self.get(id)
         made = self.create(name, old.task)
         if old.guideline:
             self.write_guideline(made.id, self.guideline(id)[1])
         with schema.reading(self.store.engine) as connection:
             rows = _entries(connection, id)
-        self.add(made.id, rows)
+        self.add(made.id, [_still_right(old.task, row) for row in rows])
         return self.get(made.id)
 
     def write_guideline(self, id: str, texts: Mapping[str, str]) -> int:
@@ -264,8 +272,31 @@ class Projects:
                 connection.execute(change, [{"of": item, "worth": value} for item, value in worth.items()])
 
 
-def check_room(task: Task, project: str) -> None:
-    if len(task.raters) >= MOST_RATERS:
+def _changed(
+    task: Task, settings: Mapping[str, Any], admit: Sequence[str], dismiss: Sequence[str], id: str
+) -> Task:
+    tree = task.model_dump() | dict(settings)
+    named = [name for name in dict.fromkeys((*tree["raters"], *admit)) if name not in dismiss]
+    if tree["raters"] and not named:
+        raise UserError(
+            "would name no rater, so that everybody might judge", where=f"project {id}",
+            fix="name somebody, or send an empty list of raters",
+        )  # fmt: skip
+    check_room(task, id, len(named) - len(task.raters))
+    return configs.parse(Task, tree | {"raters": named}, f"project {id}")
+
+
+def _still_right(task: Task, entry: Entry) -> Entry:
+    if entry.answer is not None:
+        try:
+            task.check_answer(entry.answer, len(entry.completions), "")
+        except UserError:
+            return replace(entry, part="open", answer=None, why="")
+    return entry
+
+
+def check_room(task: Task, project: str, more: int = 1) -> None:
+    if len(task.raters) + more > MOST_RATERS:
         raise UserError(
             f"names {len(task.raters)} raters, as many as it may", where=f"project {project}",
             fix="take some out, or name none, so that everybody may judge",

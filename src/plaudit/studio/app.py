@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy.exc import DataError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -99,14 +100,14 @@ def make_app(store: Store, runs: Path = Path("runs"), *, workers: int = 1) -> Fa
 async def _user_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
     status = 503 if isinstance(error, Unavailable) else 404 if isinstance(error, Missing) else 400
-    return _fault(request, status, error.what, error.where, error.fix)
+    return await _fault(request, status, error.what, error.where, error.fix)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 401 and not request.url.path.startswith("/api/"):
         return RedirectResponse("/log-in", 303)
-    answer = _fault(request, error.status_code, str(error.detail))
+    answer = await _fault(request, error.status_code, str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
 
@@ -116,18 +117,21 @@ async def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     within = first.get("ctx", {}).get("at")  # of what is checked on its own, as a task is
     where = ".".join(str(part) for part in (*first["loc"], *([within] if within else [])))
-    return _fault(request, 422, str(first["msg"]), where)
+    return await _fault(request, 422, str(first["msg"]), where)
 
 
 async def _too_much(request: Request, _: Exception) -> Response:
-    return _fault(request, 400, "holds a number or a character that cannot be kept", fix="leave it out")
+    return await _fault(request, 400, "holds a number or a character that cannot be kept", fix="leave it out")
 
 
 async def _half_a_character(request: Request, _: Exception) -> Response:
-    return _fault(request, 400, "a text holds half a character", fix="write the whole character")
+    return await _fault(request, 400, "a text holds half a character", fix="write the whole character")
 
 
-def _fault(request: Request, status: int, what: str, where: str = "", fix: str = "") -> JSONResponse:
+async def _fault(request: Request, status: int, what: str, where: str = "", fix: str = "") -> Response:
     language = pages.language_of(request)
-    said = {"what": what, "where": where, "fix": fix}
-    return JSONResponse({name: translated(text, language) for name, text in said.items()}, status)
+    given = {"where": where, "what": what, "fix": fix}
+    said = {name: translated(text, language) for name, text in given.items()}
+    if not request.url.path.startswith("/api/") and "text/html" in request.headers.get("accept", ""):
+        return await run_in_threadpool(pages.fault, request, status, said)
+    return JSONResponse(said, status)

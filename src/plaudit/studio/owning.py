@@ -55,10 +55,14 @@ def show_counts(request: Request, _: Review, project: Id) -> wire.Counts:
 def change_project(
     request: Request, caller: Manage, project: Id, body: wire.ProjectChange
 ) -> wire.ProjectShown:
-    """Another name, task (of the same kind), guideline; archived or not."""
-    projects = projects_of(request)
+    """Another name, guideline, settings of the task (not its kind), raters; archived or not."""
+    projects, raters = projects_of(request), body.raters or wire.RatersChange()
+    settings = body.task.model_dump(exclude_unset=True) if body.task else {}
     with schema.writing(projects.store.engine):
-        projects.change(project, name=body.name, task=body.task, archived=body.archived)
+        projects.change(
+            project, name=body.name, settings=settings, admit=raters.admit, dismiss=raters.dismiss,
+            archived=body.archived,
+        )  # fmt: skip
         if body.guideline is not None:
             projects.write_guideline(project, dict[str, str](body.guideline.items()))
         note(request, caller, "change", f"project {project}", fields=sorted(body.model_fields_set))

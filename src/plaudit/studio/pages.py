@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plaudit import __version__
 from plaudit.access.roles import ROLES, may_give
 from plaudit.data.dialects import ENCODERS
-from plaudit.studio.guard import COOKIE, Answer, Caller, Guard, Judge, Manage, Review, csrf_of
+from plaudit.studio.guard import COOKIE, SAFE, Answer, Caller, Guard, Judge, Manage, Review, csrf_of
 from plaudit.studio.judging import admitted
 
 router = APIRouter(include_in_schema=False)
@@ -114,7 +115,17 @@ def language(request: Request, language: str) -> Response:
     return answer
 
 
-def page(request: Request, template: str, caller: Caller | None, **content: Any) -> Response:
+def fault(request: Request, status: int, said: Mapping[str, str]) -> Response:
+    """What was refused, to who wanted a page. said: where, what and how to mend it."""
+    guard: Guard = request.app.state.guard
+    caller = guard.caller(request) if request.method in SAFE else None
+    heading = {403: "page_not_yours", 404: "page_not_there"}.get(status, "page_not_shown")
+    return page(request, "fault.html.j2", caller, status, heading=heading, said=said)
+
+
+def page(
+    request: Request, template: str, caller: Caller | None, status: int = 200, **content: Any
+) -> Response:
     """A template with the words of the reader's language."""
     spoken = language_of(request)
     words = dictionary(spoken)
@@ -133,7 +144,7 @@ def page(request: Request, template: str, caller: Caller | None, **content: Any)
             **content,
         )
     )
-    return HTMLResponse(text)
+    return HTMLResponse(text, status)
 
 
 def language_of(request: Request) -> str:

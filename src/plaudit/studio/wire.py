@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, to_json
 
 from plaudit.access.roles import Permission, Role
-from plaudit.feedback.tasks import Flag, Task
+from plaudit.feedback.tasks import MOST_RATERS, Flag, Name, Task, TaskKind
 
 Text = Annotated[str, Field(max_length=200_000)]
 Short = Annotated[str, Field(min_length=1, max_length=200)]
@@ -88,19 +97,40 @@ class NewItems(Body):
     items: Annotated[list[NewItem], Field(min_length=1, max_length=10_000)]
 
 
-def _task(given: Any) -> Any:
-    """A task as JSON has it: lists stand for tuples there."""
-    if not isinstance(given, dict):
-        return given
-    try:
-        return Task.model_validate_json(to_json(given))
-    except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise PydanticCustomError("task", "{what}", {"what": first["msg"], "at": at}) from None
+def _unset(shape: dict[str, Any]) -> None:
+    for setting in shape["properties"].values():
+        setting.pop("default", None)
 
 
-GivenTask = Annotated[Task, BeforeValidator(_task)]
+class TaskChange(Task):
+    """Those of a task's settings that change; the others stay as they are."""
+
+    model_config = ConfigDict(json_schema_extra=_unset)
+    kind: TaskKind = "comparison"
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        return self  # whether they fit is seen in the whole task
+
+
+def _as_json(shape: type[Task]) -> Callable[[Any], Any]:
+    """Reads a task as JSON has it: lists stand for tuples there."""
+
+    def read(given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        try:
+            return shape.model_validate_json(to_json(given))
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"]))
+            raise PydanticCustomError("task", "{what}", {"what": first["msg"], "at": at}) from None
+
+    return read
+
+
+GivenTask = Annotated[Task, BeforeValidator(_as_json(Task))]
+GivenChange = Annotated[TaskChange, BeforeValidator(_as_json(TaskChange))]
 
 
 class NewProject(Body):
@@ -109,9 +139,19 @@ class NewProject(Body):
     guideline: dict[Literal["en", "zh"], Text] = {}
 
 
+class RatersChange(Body):
+    """Who is named from now on among those who may judge, and who no more; all others stay."""
+
+    admit: Annotated[list[Name], Field(max_length=MOST_RATERS)] = []
+    dismiss: Annotated[list[Name], Field(max_length=MOST_RATERS)] = []
+
+
 class ProjectChange(Body):
+    """What is left out stays as it is, also within task."""
+
     name: Short | None = None
-    task: GivenTask | None = None
+    task: GivenChange | None = None
+    raters: RatersChange | None = None
     archived: bool | None = None
     guideline: dict[Literal["en", "zh"], Text] | None = None
 

@@ -1,15 +1,14 @@
 // One item and all that was said of it; a reviewer decides where raters disagree.
 import { makers } from "./tasks.js";
-import { call, form } from "./wire.js";
+import { call, form, identity } from "./wire.js";
 import { element, payloadInWords, prose, t } from "./words.js";
 
 const { project, item } = document.getElementById("review").dataset;
-const { task } = await call("GET", `/projects/${project}`);
-let part = null, event = crypto.randomUUID();
+const shown = document.getElementById("shown");
+let task = null, part = null, event = identity();
 
 async function show() {
   const found = await call("GET", `/projects/${project}/items/${item}`);
-  const shown = document.getElementById("shown");
   shown.setAttribute("aria-busy", "false");
   shown.replaceChildren(...found.prompt.map((one) => element("div", { class: `turn ${one.role}` }, prose(one.html))));
   document.querySelector("#said tbody").replaceChildren(...found.said.map((one) => element(
@@ -25,11 +24,19 @@ async function show() {
 }
 
 form("decide", async (fields) => {
-  if (!part.ready()) throw new Error(t("say_something_first"));
+  if (!part?.ready()) throw new Error(t("say_something_first"));
   await call("POST", `/projects/${project}/adjudications`, { event, item, payload: part.said(), comment: fields.get("reason") || null });
-  event = crypto.randomUUID();
+  event = identity();
   await show();
   return t("saved");
 });
 
-show();
+async function begin() {
+  ({ task } = await call("GET", `/projects/${project}`));
+  await show();
+}
+
+begin().catch((error) => {
+  shown.setAttribute("aria-busy", "false");
+  shown.replaceChildren(element("p", { class: "fault", role: "alert" }, error.message));
+});

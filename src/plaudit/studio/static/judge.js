@@ -1,7 +1,8 @@
 // Where people judge: one item after the other, the next one there before it is wanted.
+import { draftOf, keep as keepHere, keepDraft, recall } from "./kept.js";
 import { Outbox } from "./outbox.js";
 import { makers } from "./tasks.js";
-import { call } from "./wire.js";
+import { call, identity } from "./wire.js";
 import { element, payloadInWords, percent, prose, t } from "./words.js";
 
 const root = document.getElementById("judge");
@@ -17,8 +18,9 @@ const began = Date.now();
 let reminded = began;
 
 const outbox = new Outbox(rater, {
-  told({ waiting, refused, forged }) {
+  told({ waiting, unkept, refused, forged }) {
     if (refused) giveBack(refused);
+    else if (unkept) say(t("not_kept", { count: unkept }), { kind: "waiting", loud: true });
     else if (forged) say(t("load_again"), { kind: "waiting", loud: true });
     else if (waiting) say(t("not_sent_yet", { count: waiting }), { kind: "waiting" });
     else if (notice.dataset.kind === "waiting") notice.hidden = true;
@@ -35,18 +37,25 @@ function say(text, { kind = "", loud = false } = {}) {
   notice.classList.toggle("loud", loud);
   notice.replaceChildren(
     element("span", {}, text), " ",
-    element("button", { type: "button", class: "quiet", on: { click: () => { notice.hidden = true; } } }, t("close")),
+    element("button", { type: "button", class: "quiet", on: { click: close } }, t("close")),
   );
   notice.hidden = false;
 }
 
-// What was refused comes back as a draft of its item.
+// The message, else the comment that is open.
+function close() {
+  const more = current?.comment.closest("details[open]");
+  const closed = notice.hidden ? more : notice, focused = closed?.contains(document.activeElement);
+  if (!notice.hidden) notice.hidden = true;
+  else if (more) more.open = false;
+  if (focused) board.focus({ preventScroll: true });
+}
+
+// What was refused is a draft of its item again; what it should have replaced can still be replaced.
 function giveBack({ body, message }) {
   say(t("answer_refused", { why: message }), { kind: "refused", loud: true });
-  const { payload, comment, flags } = body;
-  store(body.item, { payload: payload ?? undefined, comment: comment ?? "", flags });
   answered.delete(body.item);
-  if (last?.event === body.event) last = null;
+  if (last?.event === body.event) last = body.supersedes ? { ...last, event: body.supersedes } : null;
 }
 
 // -- what comes next -------------------------------------------------------------------------------------------
@@ -179,11 +188,6 @@ function show(turn, draft = stored(turn)) {
   }
 }
 
-// A random id, also where the page is not served over TLS.
-function identity() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 function showKeys(keys, training) {
   const common = [["↵", t("send")], ...(training ? [] : [["s", t("skip")], ["c", t("comment")]]), ["u", t("undo")], ...(task.blur ? [["b", t("show_or_blur")]] : []), ["Esc", t("leave_field")]];
   document.getElementById("key-list").replaceChildren(
@@ -202,15 +206,9 @@ function showGuideline({ guidelines, guideline: version }) {
 // -- drafts ----------------------------------------------------------------------------------------------------
 
 let saving = null;
-const placeOf = (item) => `plaudit-draft-${rater}-${project}-${item}`;
 
 function stored(turn) {
-  const own = JSON.parse(localStorage.getItem(placeOf(turn.item)) ?? "null");
-  return own ?? turn.draft ?? {};
-}
-
-function store(item, draft) {
-  localStorage.setItem(placeOf(item), JSON.stringify(draft));
+  return draftOf(rater, project, turn.item) ?? turn.draft ?? {};
 }
 
 function keep() {
@@ -218,7 +216,7 @@ function keep() {
   const { turn, part, comment, flags, supersedes } = current;
   if (turn.part === "training") return;
   const draft = { payload: part.said() ?? undefined, comment: comment.value, flags: [...flags], supersedes };
-  store(turn.item, draft);
+  keepDraft(rater, project, turn.item, draft);
   clearTimeout(saving);
   saving = setTimeout(() => call("PUT", `/drafts/${turn.item}`, { draft }).catch(() => {}), 1500);
 }
@@ -240,7 +238,7 @@ function give(said) {
   current = null;
   const payload = said === null ? null : { ...said, seconds: Math.round((performance.now() - shown) / 100) / 10 };
   clearTimeout(saving);
-  localStorage.removeItem(placeOf(turn.item));
+  keepDraft(rater, project, turn.item, null);
   answered.add(turn.item);
   outbox.put(ANSWERS, {
     event, item: turn.item, payload, assignment: turn.assignment, guideline,
@@ -300,8 +298,8 @@ function rest() {
 
 const KEYS = "plaudit-keys";
 const wanted = document.getElementById("use-keys");
-wanted.checked = localStorage.getItem(KEYS) !== "off";
-wanted.addEventListener("change", () => localStorage.setItem(KEYS, wanted.checked ? "on" : "off"));
+wanted.checked = recall(KEYS) ?? true;
+wanted.addEventListener("change", () => keepHere(KEYS, wanted.checked));
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
@@ -314,9 +312,9 @@ document.addEventListener("keydown", (event) => {
   }
   const own = 'button:not(.choice[aria-pressed="true"]), a, summary';
   if ((key === "Enter" || key === " ") && event.target.matches(own)) return;
-  if (!wanted.checked && key !== "Enter") return;
+  if (!wanted.checked && key !== "Enter" && key !== "Escape") return;
   const found = current?.part.keys.find(([name, , action]) => key === name && action);
-  const actions = { Enter: answer, s: skip, u: undo, c: comment, b: blurred };
+  const actions = { Enter: answer, Escape: close, s: skip, u: undo, c: comment, b: blurred };
   const action = found ? found[2] : actions[key];
   if (!action) return;
   event.preventDefault();

@@ -200,17 +200,34 @@ async function settings() {
   for (const name of ["en", "zh"]) place(`guideline-${name}`).value = guidelines[name] ?? "";
 }
 
-form("task", async (fields) => {
-  const { task } = await call("GET", `/projects/${project}`);
-  const given = (name) => (fields.get(name) === "" ? null : Number(fields.get(name)));
-  for (const name of ["overlap", "random_share", "gold_every", "repeat_every", "rest_minutes"]) task[name] = given(name);
-  for (const name of ["most_judgements", "enough_alpha"]) task[name] = given(name);
-  task.raters = fields.get("raters").split("\n").map((line) => line.trim()).filter(Boolean);
-  task.blur = fields.get("blur") === "on";
-  await call("PATCH", `/projects/${project}`, { name: fields.get("name"), task });
+const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+// Only what was changed on this page is sent: others change a project, too, and whoever is invited is named in it.
+form("task", async (_, { elements }) => {
+  const task = {}, body = {};
+  for (const { name, type, value, defaultValue, checked, defaultChecked } of elements) {
+    if (type === "checkbox" ? checked === defaultChecked : value === defaultValue) continue;
+    if (type === "checkbox") task[name] = checked;
+    else if (type === "number") task[name] = value === "" ? null : Number(value);
+    else if (name === "name") body.name = value;
+  }
+  const { raters } = elements, before = lines(raters.defaultValue), now = lines(raters.value);
+  const admit = now.filter((one) => !before.includes(one)), dismiss = before.filter((one) => !now.includes(one));
+  if (!now.length && before.length) task.raters = []; // everybody may judge
+  else if (admit.length || dismiss.length) body.raters = { admit, dismiss };
+  if (Object.keys(task).length) body.task = task;
+  show(await call("PATCH", `/projects/${project}`, body), elements);
   done.delete(overview);
   return t("saved");
 });
+
+function show({ name, task }, elements) {
+  elements.blur.checked = elements.blur.defaultChecked = task.blur;
+  for (const [key, value] of Object.entries({ ...task, name, raters: task.raters.join("\n") })) {
+    const field = elements[key];
+    if (field && key !== "blur") field.value = field.defaultValue = value ?? "";
+  }
+}
 
 form("guideline", async (fields) => {
   const guideline = Object.fromEntries(["en", "zh"].map((name) => [name, fields.get(name)]).filter(([, x]) => x));

@@ -30,5 +30,13 @@ form("new-project", async (fields) => {
   location.assign(`/projects/${made.id}`);
 });
 
-new Outbox(list.dataset.rater).flush(); // what was not sent yet when one left
+// What was not sent yet when one left.
+new Outbox(list.dataset.rater, {
+  told({ refused }) {
+    if (!refused) return;
+    const notice = document.getElementById("notice");
+    notice.textContent = t("answer_refused", { why: refused.message });
+    notice.hidden = false;
+  },
+}).flush();
 show();

@@ -4,8 +4,9 @@ import { element, prose, t } from "./words.js";
 
 const place = (number) => String.fromCharCode(65 + number);
 
-// Each maker is given {task, turn, draft, changed} and gives {node, keys: [[key, words, action]], said, ready}. said():
-// the payload; ready(): whether it is whole; changed(): to be called when it is another.
+// Each maker is given {task, turn, draft, changed}, takes of a draft what still fits the task, and gives {node, keys:
+// [[key, words, action]], said, ready}. said(): the payload; ready(): whether it is whole; changed(): to be called when it
+// is another.
 export const makers = { rating, comparison, ranking, category, edit };
 
 function answer(shown, number, attributes = {}) {
@@ -25,7 +26,6 @@ function marks(pieces, number) {
 }
 
 function comparison({ task, turn, draft, changed }) {
-  let said = draft.payload ?? null;
   const [first, second] = turn.completions;
   const grades = task.strength ? [4, 3, 2, 1] : [null];
   const options = [
@@ -34,6 +34,8 @@ function comparison({ task, turn, draft, changed }) {
     ...[...grades].reverse().map((strength) => ({ choice: second.index, strength, side: 1 })),
     { choice: "both_bad", strength: null },
   ];
+  const is = (one, option) => one?.choice === option.choice && (one.strength ?? null) === option.strength;
+  let said = options.some((option) => is(draft.payload, option)) ? draft.payload : null;
   const name = ({ choice, strength, side }) => {
     if (choice === "tie" || choice === "both_bad") return t(choice);
     const better = t("is_better", { place: place(side) });
@@ -51,8 +53,7 @@ function comparison({ task, turn, draft, changed }) {
   }
   function show() {
     options.forEach((option, number) => {
-      const chosen = said !== null && said.choice === option.choice && said.strength === option.strength;
-      buttons[number].setAttribute("aria-pressed", String(chosen));
+      buttons[number].setAttribute("aria-pressed", String(is(said, option)));
     });
   }
   show();
@@ -78,7 +79,8 @@ function comparison({ task, turn, draft, changed }) {
 }
 
 function rating({ task, turn, draft, changed }) {
-  const scores = { ...(draft.payload?.scores ?? {}) };
+  const asked = task.criteria.map((criterion) => criterion.name);
+  const scores = Object.fromEntries(Object.entries(draft.payload?.scores ?? {}).filter(([name]) => asked.includes(name)));
   const rows = task.criteria.map((criterion, number) => {
     const id = `score-${number}`, shown = element("output", { for: id });
     const slider = element("input", {
@@ -148,7 +150,7 @@ function rating({ task, turn, draft, changed }) {
 }
 
 function category({ task, turn, draft, changed }) {
-  let label = draft.payload?.label ?? null;
+  let label = task.labels.find((name) => name === draft.payload?.label) ?? null;
   const keyOf = (number) => (number < 9 ? String(number + 1) : "adefghijklmnopqrtvwxyz"[number - 9] ?? "");
   const buttons = task.labels.map((name, number) => element(
     "button", { type: "button", class: "choice", "aria-pressed": "false", on: { click: () => choose(name) } },
@@ -176,19 +178,18 @@ const DRAGGED = "application/x-plaudit-rank";
 
 function ranking({ turn, draft, changed }) {
   const shown = new Map(turn.completions.map((one, number) => [one.index, { ...one, number }]));
-  let order = draft.payload?.ranking ?? turn.completions.map((one) => one.index), touched = Boolean(draft.payload?.ranking);
+  const kept = new Set(draft.payload?.ranking);
+  let touched = kept.size === shown.size && [...kept].every((index) => shown.has(index));
+  let order = touched ? [...kept] : [...shown.keys()];
   let at = 0;
   const list = element("ol", { class: "ranks", "aria-label": t("best_first") });
   const told = element("p", { class: "unseen", role: "status" });
-  // focus: which of the moved answer's two buttons was pressed, so that it can be pressed again.
-  function move(from, to, focus = null) {
+  function move(from, to) {
     if (!(to >= 0 && to < order.length && from >= 0 && from < order.length)) return;
     const [index] = order.splice(from, 1);
     order.splice(to, 0, index);
     at = to;
     touch();
-    const buttons = list.children[at].querySelectorAll("button");
-    if (focus !== null) (buttons[focus].disabled ? buttons[1 - focus] : buttons[focus]).focus();
     told.textContent = t("now_at", { place: place(shown.get(index).number), rank: at + 1 });
   }
   function touch() {
@@ -201,7 +202,10 @@ function ranking({ turn, draft, changed }) {
     show();
     list.children[at].scrollIntoView({ block: "nearest" });
   }
+  // Whichever of an answer's two buttons has the focus keeps it, so that it can be pressed again.
   function show() {
+    const focused = list.contains(document.activeElement) ? document.activeElement : null;
+    const mine = focused?.closest("li").dataset.index, down = focused?.nextElementSibling === null;
     list.replaceChildren(...order.map((index, rank) => {
       const one = shown.get(index), name = place(one.number);
       return element(
@@ -219,12 +223,15 @@ function ranking({ turn, draft, changed }) {
         },
         element(
           "div", { class: "handle" }, element("h2", {}, name),
-          element("button", { type: "button", disabled: rank === 0, "aria-label": t("move_up", { place: name }), on: { click: () => move(rank, rank - 1, 0) } }, "↑"),
-          element("button", { type: "button", disabled: rank === order.length - 1, "aria-label": t("move_down", { place: name }), on: { click: () => move(rank, rank + 1, 1) } }, "↓"),
+          element("button", { type: "button", disabled: rank === 0, "aria-label": t("move_up", { place: name }), on: { click: () => move(rank, rank - 1) } }, "↑"),
+          element("button", { type: "button", disabled: rank === order.length - 1, "aria-label": t("move_down", { place: name }), on: { click: () => move(rank, rank + 1) } }, "↓"),
         ),
         prose(one.html),
       );
     }));
+    if (focused === null) return;
+    const buttons = [...list.querySelectorAll(`[data-index="${mine}"] button`)];
+    (down ? buttons.reverse() : buttons).find((button) => !button.disabled)?.focus();
   }
   show();
   const keys = [
@@ -243,8 +250,9 @@ function ranking({ turn, draft, changed }) {
 // Of two answers the better one is chosen first, and then mended.
 function edit({ turn, draft, changed }) {
   const shown = turn.completions, two = shown.length > 1;
-  let chosen = draft.payload?.chosen ?? (two ? null : shown[0].index);
   const texts = new Map(shown.map((one) => [one.index, one.raw]));
+  const given = two ? draft.payload?.chosen : shown[0].index;
+  let chosen = texts.has(given) ? given : null;
   if (draft.payload && chosen !== null) texts.set(chosen, draft.payload.completion);
   const area = element("textarea", { id: "edited", rows: 12, on: { input: () => { texts.set(chosen, area.value); changed(); } } });
   const buttons = two ? shown.map((one, number) => element(

@@ -49,6 +49,11 @@ async function ask(method, path, body) {
   return answer;
 }
 
+// A random id, also where the page is not served over TLS.
+export function identity() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 // A form that is sent by `send(fields)`, and says what is wrong with it.
 export function form(id, send) {
   const found = document.getElementById(id);
@@ -56,7 +61,7 @@ export function form(id, send) {
   const fault = found.querySelector(".fault"), done = found.querySelector(".done");
   found.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const button = found.querySelector("button:not([type=button])");
+    const button = found.querySelector("button:not([type=button])"), focused = document.activeElement === button;
     button.disabled = true;
     if (fault) fault.hidden = true;
     if (done) done.hidden = true;
@@ -72,6 +77,7 @@ export function form(id, send) {
       fault.hidden = false;
     } finally {
       button.disabled = false;
+      if (focused && document.activeElement === document.body) button.focus(); // what is disabled loses it
     }
   });
 }
