@@ -89,7 +89,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         for name, (low, high) in one["intervals"].items():
             parts.append(f"{one['rates'][name]:.0%} ({low:.0%} to {high:.0%}) against {name}")
         if one["decision"] is not None:
-            parts.append(one["decision"] if one["published"] else f"kept out: {one['why']}")
+            parts.append("published" if one["published"] else f"kept out: {one['why']}")
         parts.append(f"{sum(one['steps'].values()) / 60:.1f} min")
         told.append(", ".join(parts))
     if found["target"] is not None:
