@@ -715,6 +715,8 @@ def _parsed(path: Path, settings: list[str], recipe: str | None) -> tuple[str, A
 def _recipe(name: object, where: str) -> Any:
     """The recipe's module. UserError for a name that is none."""
     if not isinstance(name, str) or name not in RECIPES:
+        if name == "loop":
+            raise UserError("is a loop's, not a recipe's", where=where, fix="run it with `plaudit loop run`")
         what = "names no recipe" if name is None else f"unknown recipe {name!r}"
         raise UserError(what, where=where, fix=f"set `recipe` to one of {', '.join(RECIPES)}")
     return importlib.import_module(RECIPES[name])

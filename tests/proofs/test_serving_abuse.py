@@ -145,7 +145,9 @@ def test_a_thousand_bad_requests_leave_nothing(host: Host, client: openai.OpenAI
         return kind.__name__, kind(host, number)
 
     with ThreadPoolExecutor(AT_ONCE + 1) as people:
-        list(people.map(one, range(100)))  # what is made once, as connections are, is made before it is measured
+        list(
+            people.map(one, range(100))
+        )  # what is made once, as connections are, is made before it is measured
         gc.collect()
         before = held()
         asking = people.submit(properly)

@@ -103,6 +103,21 @@ def test_a_stream_that_nobody_reads_on_ends_and_is_kept_as_far_as_it_came(
     assert 0 < len(kept.completions[0].ids or ()) < 400
 
 
+def test_who_goes_away_before_the_answer_is_not_answered(client: openai.OpenAI, host: Host) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3).chat.completions.create(
+            model="tiny", messages=ASKED, max_tokens=4000
+        )
+    until(lambda: host.server.figures.cancelled._value.get() == 1)
+    until(lambda: responses(host) == 1)
+    with host.store.engine.connect() as connection:
+        (id,) = connection.exec_driver_sql("SELECT id FROM responses").one()
+    kept = Served(host.store).get(id)
+    assert kept.completions is not None
+    assert kept.completions[0].finish == "cancelled"
+    assert len(kept.completions[0].ids or ()) < 4000
+
+
 def responses(host: Host) -> int:
     with host.store.engine.connect() as connection:
         return int(connection.exec_driver_sql("SELECT count(*) FROM responses").scalar_one())
