@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from clients import client
 from fastapi.testclient import TestClient
 
 from plaudit.access import headers
+from plaudit.feedback.events import Item, comparison_event, event_id
+from plaudit.feedback.jobs import Jobs
 from plaudit.feedback.tasks import MOST_RATERS
 from plaudit.studio.client import Studio
 from plaudit.types import UserError
@@ -112,7 +115,7 @@ def chat(app: Any, who: TestClient) -> int:
         "max_new_tokens": 4,
     }
     job = int(who.post("/api/v1/playground", json=body).json()["job"])
-    jobs = __import__("plaudit.feedback.jobs", fromlist=["Jobs"]).Jobs(app.state.projects.store.engine)
+    jobs = Jobs(app.state.projects.store.engine)
     found = jobs.claim("w", time.time(), 60.0)
     assert found is not None
     jobs.finish(found.id, "w", {"replies": ["yes", "no"]})
@@ -225,3 +228,47 @@ def test_the_client_waits_where_it_comes_too_soon(app: Any, monkeypatch: pytest.
     with pytest.raises(UserError, match="too many requests"):  # noqa: PT012
         for _ in range(10):
             studio.projects()
+
+
+def test_nobody_takes_an_id_that_the_store_gives_next(app: Any) -> None:
+    """Whoever knows what an id is made from would keep an owner from retracting, forgetting and importing."""
+    owner, rater = client(app, "owner"), client(app, "rater", "Ann")
+    project = pairs(owner)
+    turn = given(rater, project)
+    answers = f"/api/v1/projects/{project}/answers"
+    taken = [event_id(kind, "Ann", number) for kind in ("retract_rater", "forget_rater") for number in (1, 2)]
+    for event in [*taken, event_id("import", turn["item"], "human", "x", 1), event_id("retract", "e1")]:
+        assert rater.post(answers, json=said(turn, event)).status_code == 422
+        decided = {"event": event, "item": turn["item"], "payload": {"choice": 0, "strength": None}}
+        assert owner.post(f"/api/v1/projects/{project}/adjudications", json=decided).status_code == 422
+    assert rater.post(answers, json=said(turn, str(uuid.uuid4()))).status_code == 200
+
+
+def test_a_rater_whose_next_ids_are_taken_is_retracted_and_forgotten(app: Any) -> None:
+    """As a store may hold that was written before such ids were refused."""
+    owner, rater = client(app, "owner"), client(app, "rater", "Ann")
+    store, item = app.state.projects.store, Item("p", ("a", "b"))
+    store.add_items([item])
+    ids = [event_id(kind, "Ann", n) for kind in ("retract_rater", "forget_rater") for n in range(1, 12)]
+    store.extend([comparison_event(item.id, "Ann", 0, id=id) for id in ids])
+    assert owner.put("/api/v1/raters/Ann/retracted").status_code == 200
+    assert owner.delete("/api/v1/raters/Ann").status_code == 200
+    assert rater.get("/api/v1/me").status_code == 401
+
+
+def test_forgetting_ends_what_was_asked_of_a_worker(app: Any) -> None:
+    """Neither what waits nor what is under way leaves a word behind, whatever its worker hands in later."""
+    owner, admin = client(app, "owner"), client(app, "admin", "Ada")
+    project, jobs = pairs(owner), Jobs(app.state.projects.store.engine)
+    body = {"messages": [{"role": "user", "content": "my illness"}], "models": ["a", "b"]}
+    chat = admin.post("/api/v1/playground", json=body).json()["job"]
+    running = jobs.claim("w", time.time(), 60.0)
+    assert running is not None
+    asked = {"model": "m", "prompts": ["my illness"]}
+    waiting = admin.post(f"/api/v1/projects/{project}/samples", json=asked).json()["id"]
+    assert owner.delete("/api/v1/raters/Ada").status_code == 200
+    assert not jobs.finish(chat, "w", {"replies": ["of your illness", "no"]})
+    for id in (chat, waiting):
+        job = jobs.get(id)
+        assert (job.state, job.arguments, job.result) == ("cancelled", {}, None)
+    assert jobs.claim("w", time.time(), 60.0) is None

@@ -59,7 +59,8 @@ def log_in(request: Request, response: Response, body: wire.LogIn) -> wire.Begun
     with _failures_counted(request, f"address {address}", f"name {body.name.strip()}"):
         token = accounts_of(request).sign_in(body.name, body.password, time.time())
     account = accounts_of(request).signed_in(token, time.time())
-    assert account is not None
+    if account is None:  # closed, disabled or under another password just now
+        raise HTTPException(401, "log in, or send an API key")
     _set_cookie(request, response, token)
     return wire.Begun(name=account.name, role=account.role, csrf=csrf_of(token))
 
@@ -81,8 +82,8 @@ def change_password(
     if caller.token is None:
         raise HTTPException(403, "this needs a log-in, not an API key")
     with _failures_counted(request, f"name {caller.name}"):
-        accounts_of(request).proved(caller.name, body.old)
-    accounts_of(request).set_password(caller.name, body.new, by=caller.name)
+        proved = accounts_of(request).proved(caller.name, body.old)
+    accounts_of(request).set_password(caller.name, body.new, by=caller.name, proved=proved)
     token = accounts_of(request).sign_in(caller.name, body.new, time.time())
     _set_cookie(request, response, token)
     return wire.Begun(name=caller.name, role=caller.account.role, csrf=csrf_of(token))
