@@ -119,8 +119,10 @@ def test_each_role_may_all_that_those_below_may() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("olga", "this name is taken"), ("studio", "this name is taken"), ("", "is no name"), ("a" * 41, "is no name"),
-     ("<b>", "is no name"), ("-x", "is no name"), ("x ", None), ("王小明", None), ("D'Arcy-Smith 2", None)],
+    [("olga", "this name is taken"), ("studio", "this name is taken"), ("Command Line", "taken"),
+     ("anonymous", "taken"), ("behaviour", "taken"), ("panel-3", "taken"), ("panel-saw", None),
+     ("", "is no name"), ("a" * 41, "is no name"), ("<b>", "is no name"),
+     ("-x", "is no name"), ("x ", None), ("王小明", None), ("D'Arcy-Smith 2", None)],
 )  # fmt: skip
 def test_names(accounts: Accounts, name: str, said: str | None) -> None:
     if said is None:

@@ -14,6 +14,7 @@ from clients import client
 from fastapi.testclient import TestClient
 
 from plaudit.access import headers
+from plaudit.feedback import answering
 from plaudit.feedback.events import Item, comparison_event, event_id
 from plaudit.feedback.jobs import Jobs
 from plaudit.feedback.tasks import MOST_RATERS
@@ -164,7 +165,7 @@ def test_votes_at_once_make_one_playground(app: Any) -> None:
 def test_raters_that_no_address_could_name_do_not_come_in(app: Any) -> None:
     owner = client(app, "owner")
     project = pairs(owner)
-    for rater in ("openai/gpt-4", "x" * 101):
+    for rater in ("openai/gpt-4", "x" * 101, ".", ".."):
         line = f'{{"prompt": "p", "completions": ["a", "b"], "choice": 0, "rater": "{rater}"}}'
         answer = owner.post(f"/api/v1/projects/{project}/records", content=line.encode())
         assert answer.status_code == 400
@@ -272,3 +273,61 @@ def test_forgetting_ends_what_was_asked_of_a_worker(app: Any) -> None:
         job = jobs.get(id)
         assert (job.state, job.arguments, job.result) == ("cancelled", {}, None)
     assert jobs.claim("w", time.time(), 60.0) is None
+
+
+def test_a_word_and_a_decision_of_one_reviewer_at_once_stand_once(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision is written when the answer has been let in, and before it is."""
+    owner, reviewer = client(app, "owner"), client(app, "reviewer")
+    project = pairs(owner)
+    turn = given(reviewer, project)
+    decided = {"event": "d1", "item": turn["item"], "payload": {"choice": 1, "strength": None}}
+    judge = answering.judge
+
+    def late(*told: Any, **more: Any) -> int:
+        assert reviewer.post(f"/api/v1/projects/{project}/adjudications", json=decided).status_code == 200
+        return judge(*told, **more)
+
+    monkeypatch.setattr(answering, "judge", late)
+    answer = reviewer.post(f"/api/v1/projects/{project}/answers", json=said(turn))
+    assert answer.json()["what"] == "you have decided on it"
+    assert len(app.state.projects.store.current()) == 1
+
+
+def test_who_was_taken_out_of_a_project_keeps_nothing_and_what_they_sent_is_known(app: Any) -> None:
+    owner, ann, bob = client(app, "owner"), client(app, "rater", "Ann"), client(app, "rater", "Bob")
+    project = pairs(owner, 2, lease_minutes=0.001)
+    sent, held = ann.get(f"/api/v1/projects/{project}/next", params={"count": 2}).json()["turns"]
+    answers = f"/api/v1/projects/{project}/answers"
+    first = ann.post(answers, json=said(sent))
+    task = owner.get(f"/api/v1/projects/{project}").json()["task"]
+    owner.patch(f"/api/v1/projects/{project}", json={"task": task | {"raters": ["Bob"]}})
+    for ahead in (0, 2):
+        again = ann.post(answers, json=said(sent) | {"ahead": ahead})
+        assert (again.status_code, again.json()) == (200, {"seq": first.json()["seq"], "next": None})
+    assert ann.post(answers, json=said(held, "e2")).status_code == 404
+    assert bob.post(answers, json=said(sent)).status_code == 400, "somebody else's"
+    assert ann.put(f"/api/v1/drafts/{held['item']}", json={"draft": {"x": 1}}).status_code == 404
+    time.sleep(0.1)
+    assert given(bob, project)["item"] == held["item"]
+
+
+def test_whatever_makes_or_changes_a_project_is_in_the_log(app: Any) -> None:
+    owner = client(app, "owner", "Olga")
+    named, open_ = pairs(owner, raters=["Ann"]), pairs(owner)
+    for name, project in (("Cay", named), ("Dee", open_)):
+        asked = {"role": "rater", "project": project}
+        link = owner.post("/api/v1/invitations", json=asked).json()["link"]
+        body = {"name": name, "password": "correct horse"}
+        token = link.rpartition("/")[2]
+        assert client(app).post(f"/api/v1/invitations/{token}", json=body).status_code == 201
+    assert owner.get(f"/api/v1/projects/{named}").json()["task"]["raters"] == ["Ann", "Cay"]
+    for _ in range(2):
+        assert (
+            owner.post(f"/api/v1/playground/{chat(app, owner)}/vote", json={"choice": 0}).status_code == 200
+        )
+    (made,) = [one["id"] for one in owner.get("/api/v1/projects").json() if one["name"] == "Playground"]
+    lines = [(line["actor"], line["action"], line["target"]) for line in owner.get("/api/v1/audit").json()]
+    assert [line for line in lines if line[1] == "join"] == [("Cay", "join", f"project {named}")]
+    assert [line for line in lines if line[2] == f"project {made}"] == [("Olga", "create", f"project {made}")]

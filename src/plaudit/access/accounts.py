@@ -29,6 +29,10 @@ NAME = re.compile(r"[^\W_](?:[\w .'-]{0,38}[\w.])?")
 """Letters of any script, digits, and a little between them; 40 characters at most."""
 NOBODY = "studio"
 """Who has done what nobody asked for."""
+RESERVED = frozenset({NOBODY, "command line", "anonymous", "behaviour", "me"})
+"""Names that mean somebody else, in the audit log or as a rater."""
+OURS = re.compile(r"panel-\d+|user-[0-9a-f]{20}")
+"""Pseudonyms that are made: simulated raters, and those who ask through an account."""
 _SIGNED_IN = (
     sa.select(*schema.sign_ins.c["seen", "ends"], schema.accounts)
     .join(schema.accounts, schema.accounts.c.name == schema.sign_ins.c.account)
@@ -274,7 +278,8 @@ def _create(
         )
     folded = name.casefold()
     taken = connection.scalars(sa.select(schema.raters.c.id)).all()
-    if name == NOBODY or any(folded == other.casefold() for other in taken):
+    ours = folded in RESERVED or OURS.fullmatch(folded)
+    if ours or any(folded == other.casefold() for other in taken):
         raise UserError("this name is taken", where=f"account {name}", fix="take another")
     privacy.ensure(connection, name)
     privacy.set_identity(connection, name, identity)

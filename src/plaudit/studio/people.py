@@ -13,6 +13,7 @@ from plaudit.access import audit
 from plaudit.access.accounts import LONGEST_SECONDS, Account, Accounts
 from plaudit.access.keys import Key, Keys
 from plaudit.access.roles import PERMISSIONS, Role, may_give
+from plaudit.feedback import schema
 from plaudit.studio import wire
 from plaudit.studio.guard import COOKIE, Anybody, Caller, Guard, Manage, Own, csrf_of
 from plaudit.types import Missing, UserError
@@ -117,7 +118,9 @@ def accept(request: Request, response: Response, token: Name, body: wire.Accepta
         request.app.state.projects.check_room(offered.project)  # before there is an account
     account, begun = accounts_of(request).accept(token, body.name, body.password, time.time(), body.identity)
     if offered.project is not None:
-        request.app.state.projects.welcome(offered.project, account.name)
+        with schema.writing(accounts_of(request).engine) as connection:
+            if request.app.state.projects.welcome(offered.project, account.name):
+                audit.note(connection, account.name, "join", f"project {offered.project}")
     _set_cookie(request, response, begun)
     return wire.Begun(name=account.name, role=account.role, csrf=csrf_of(begun), project=offered.project)
 

@@ -28,7 +28,9 @@ def _not_ours(id: str) -> str:
     if id.startswith(OURS):
         raise PydanticCustomError("reserved", "begins as the studio's own ids do")
     if MADE.fullmatch(id):
-        raise PydanticCustomError("reserved", "is a version 5 UUID, as the store's own ids are; take a random one")
+        raise PydanticCustomError(
+            "reserved", "is a version 5 UUID, as the store's own ids are; take a random one"
+        )
     return id
 
 
