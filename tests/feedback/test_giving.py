@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from plaudit import config as configs
 from plaudit.feedback import answering, giving, judgements, overview, quality, schema
@@ -112,6 +113,8 @@ def test_who_skips_what_is_wanted_no_more_is_followed_by_nobody(projects: Projec
     hand_in(projects, project, "ann", held, None)
     assert to_come(projects, project) == 0
     assert answering.upcoming(projects, projects.get(project), "cem", 0.0) == []
+    with schema.reading(projects.store.engine) as connection:
+        assert all(connection.scalars(sa.select(schema.assignments.c.event)))
 
 
 @pytest.mark.parametrize("answered", [False, True])
