@@ -8,12 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from plaudit.access import accounts as rooms
 from plaudit.access import audit, secrets
 from plaudit.access.accounts import IDLE_SECONDS, LONGEST_SECONDS, Accounts
 from plaudit.access.keys import Keys
 from plaudit.access.roles import ALLOWED, PERMISSIONS, ROLES, may_give
+from plaudit.feedback import schema
 from plaudit.feedback.store import Store
 from plaudit.types import UserError
 
@@ -117,8 +119,10 @@ def test_each_role_may_all_that_those_below_may() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("olga", "this name is taken"), ("studio", "this name is taken"), ("", "is no name"), ("a" * 41, "is no name"),
-     ("<b>", "is no name"), ("-x", "is no name"), ("x ", None), ("王小明", None), ("D'Arcy-Smith 2", None)],
+    [("olga", "this name is taken"), ("studio", "this name is taken"), ("Command Line", "taken"),
+     ("anonymous", "taken"), ("behaviour", "taken"), ("panel-3", "taken"), ("panel-saw", None),
+     ("", "is no name"), ("a" * 41, "is no name"), ("<b>", "is no name"),
+     ("-x", "is no name"), ("x ", None), ("王小明", None), ("D'Arcy-Smith 2", None)],
 )  # fmt: skip
 def test_names(accounts: Accounts, name: str, said: str | None) -> None:
     if said is None:
@@ -162,6 +166,49 @@ def test_a_new_password_ends_all_log_ins(accounts: Accounts) -> None:
     with pytest.raises(UserError, match="wrong"):
         accounts.sign_in("Olga", WORD, 1.0)
     assert accounts.sign_in("Olga", "another horse", 1.0)
+
+
+@pytest.mark.parametrize("change", ["password", "disable", "close"])
+def test_who_is_kept_out_while_their_password_is_checked_stays_out(
+    accounts: Accounts, store: Store, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Checking is slow: what an owner or the holder does meanwhile holds."""
+    accounts.create("Ann", "rater", WORD)
+    proved = accounts.proved("Ann", WORD)
+
+    def meanwhile(_: str) -> bool:
+        monkeypatch.setattr(secrets, "is_outdated", lambda _: False)
+        if change == "password":
+            accounts.set_password("Ann", "another horse", by="Ann")
+        elif change == "disable":
+            accounts.disable("Ann", by="Olga")
+        else:
+            accounts.close("Ann", by="Olga")
+        return False
+
+    monkeypatch.setattr(secrets, "is_outdated", meanwhile)
+    with pytest.raises(UserError, match="name or password is wrong"):
+        accounts.sign_in("Ann", WORD, 0.0)
+    with store.engine.connect() as connection:
+        assert connection.execute(sa.select(schema.sign_ins)).all() == []
+    with pytest.raises(UserError, match="wrong" if change != "close" else "no such account"):
+        accounts.set_password("Ann", "a third horse", by="Ann", proved=proved)
+
+
+def test_a_key_of_an_account_that_is_closed_meanwhile_is_not_made(
+    accounts: Accounts, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts.create("Ann", "rater", WORD)
+    made = secrets.new_token
+
+    def closing() -> str:
+        if accounts.get("Ann") is not None:
+            accounts.close("Ann", by="Olga")
+        return made()
+
+    monkeypatch.setattr(secrets, "new_token", closing)
+    with pytest.raises(UserError, match="there is no such account"):
+        Keys(store.engine).create("Ann", ["judge"])
 
 
 def test_a_hash_of_lower_costs_is_made_anew_at_the_next_log_in(

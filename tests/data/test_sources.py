@@ -164,7 +164,26 @@ def test_what_is_not_there_or_not_readable(tmp_path: Path) -> None:
 
 
 def test_no_text_becomes_a_formula(tmp_path: Path) -> None:
-    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "'=x", "''", "'", "[{", "'[ {", "it's", "1-1"]
+    texts = [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\tx",
+        "\rx",
+        "\n=x",
+        "＝1",
+        "＋1",
+        "－1",
+        "＠x",
+        "'=x",
+        "''",
+        "'",
+        "[{",
+        "'[ {",
+        "it's",
+        "1-1",
+    ]
     records: list[Record] = [Rating(text, text, {"overall": 1.0}, text) for text in texts]
     path = tmp_path / "a.csv"
     write_records(records, path)

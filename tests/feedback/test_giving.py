@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from plaudit import config as configs
-from plaudit.feedback import answering, giving, judgements, overview, quality
+from plaudit.feedback import answering, giving, judgements, overview, quality, schema
+from plaudit.feedback.events import Item, event_id
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
@@ -92,6 +95,174 @@ def test_what_raters_hold_stays_theirs_when_fewer_are_wanted(projects: Projects)
     for rater, ticket in zip(("ann", "bob"), held, strict=True):
         answering.judge(projects, project, rater, item, CHOICE, event=rater, assignment=ticket)
     assert answering.upcoming(projects, projects.get(project), "cem", 0.0) == []
+
+
+def fewer(projects: Projects, project: str, overlap: int = 1) -> None:
+    projects.change(project, task=projects.get(project).task.model_copy(update={"overlap": overlap}))
+
+
+def hand_in(projects: Projects, project: str, rater: str, turn: answering.Turn, payload: Any) -> None:
+    answering.judge(projects, project, rater, turn.item.id, payload, event=rater, assignment=turn.assignment)
+
+
+def test_who_skips_what_is_wanted_no_more_is_followed_by_nobody(projects: Projects) -> None:
+    project = made(projects, overlap=2)
+    (held,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    say(projects, project, "bob", CHOICE, "1")
+    fewer(projects, project)
+    hand_in(projects, project, "ann", held, None)
+    assert to_come(projects, project) == 0
+    assert answering.upcoming(projects, projects.get(project), "cem", 0.0) == []
+    with schema.reading(projects.store.engine) as connection:
+        assert all(connection.scalars(sa.select(schema.assignments.c.event)))
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_is_wanted_no_more_is_its_holder_s_alone_when_their_time_has_run_out(
+    projects: Projects, answered: bool
+) -> None:
+    project, late = made(projects, overlap=2), 1e6
+    (held,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    say(projects, project, "bob", CHOICE, "1")
+    fewer(projects, project)
+    assert answering.upcoming(projects, projects.get(project), "cem", late) == []
+    assert overview.counts(projects, project, late)["to_come"] == 0
+    if answered:
+        hand_in(projects, project, "ann", held, CHOICE)
+    fewer(projects, project, 3)
+    assert to_come(projects, project) == (1 if answered else 2), "more are wanted again"
+    assert len(answering.upcoming(projects, projects.get(project), "cem", late)) == 1
+
+
+def test_of_what_is_wanted_no_more_the_first_to_run_out_is_given_up(projects: Projects) -> None:
+    project = made(projects, overlap=3)
+    say(projects, project, "ann", CHOICE, "1")
+    now = 60.0 * projects.get(project).task.lease_minutes
+    (early,) = answering.upcoming(projects, projects.get(project), "bob", 0.0)
+    (later,) = answering.upcoming(projects, projects.get(project), "cem", now - 1)
+    fewer(projects, project, 2)
+    assert answering.upcoming(projects, projects.get(project), "dee", now + 1) == []
+    hand_in(projects, project, "cem", later, CHOICE)
+    assert early.item == later.item
+    assert overview.counts(projects, project, now + 1)["to_come"] == 0
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_late_answer_counts_whatever_its_item_s_next_holder_does(projects: Projects, skips: bool) -> None:
+    project, late = made(projects, overlap=1), 1e6
+    (first,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    (then,) = answering.upcoming(projects, projects.get(project), "bob", late)
+    hand_in(projects, project, "ann", first, CHOICE)
+    if skips:
+        hand_in(projects, project, "bob", then, None)
+    assert answering.upcoming(projects, projects.get(project), "cem", 2 * late) == []
+    assert overview.counts(projects, project, 2 * late)["to_come"] == 0
+
+
+def test_a_late_answer_that_is_taken_back_asks_somebody_else(projects: Projects) -> None:
+    project, late = made(projects, overlap=1), 1e6
+    (first,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    answering.upcoming(projects, projects.get(project), "bob", late)
+    hand_in(projects, project, "ann", first, CHOICE)
+    answering.judge(
+        projects,
+        project,
+        "ann",
+        first.item.id,
+        None,
+        event="2",
+        assignment=first.assignment,
+        supersedes="ann",
+    )
+    assert len(answering.upcoming(projects, projects.get(project), "cem", 2 * late)) == 1
+
+
+def test_who_decides_on_what_they_hold_is_given_the_next(projects: Projects) -> None:
+    project = made(projects, 2, overlap=1)
+    (held,) = answering.upcoming(projects, projects.get(project), "olga", 0.0)
+    answering.decide(projects, project, "olga", held.item.id, CHOICE, event="d")
+    (then,) = answering.upcoming(projects, projects.get(project), "olga", 0.0)
+    assert then.item != held.item
+    given = [turn.item for turn in answering.upcoming(projects, projects.get(project), "ann", 1e6, 2)]
+    assert held.item in given, "others judge it all the same"
+
+
+def test_who_has_decided_on_an_item_judges_it_no_more_and_what_was_sent_before_is_known(
+    projects: Projects,
+) -> None:
+    project = made(projects, 2, overlap=1)
+    turns = answering.upcoming(projects, projects.get(project), "olga", 0.0, 2)
+
+    def send(turn: answering.Turn) -> int:
+        return answering.judge(
+            projects, project, "olga", turn.item.id, CHOICE, event=turn.item.id, assignment=turn.assignment,
+            reviews=True,
+        )  # fmt: skip
+
+    assert send(turns[0]) == 1
+    for turn in turns:
+        answering.decide(projects, project, "olga", turn.item.id, CHOICE, event=f"d{turn.item.id}")
+    assert send(turns[0]) == 1
+    with pytest.raises(UserError, match="you have decided on it"):
+        send(turns[1])
+    assert [bool(event.payload.get("adjudicates")) for event in projects.store.current()] == [True, True]
+
+
+def test_who_holds_an_item_that_comes_in_judged_by_them_counts_once(projects: Projects) -> None:
+    project = made(projects, overlap=2)
+    (held,) = answering.upcoming(projects, projects.get(project), "ann", 0.0)
+    projects.take_in(project, [Preference("p0", ("a0", "b0"), 1, rater="ann")])
+    assert len(projects.store.items()) == 1
+    with pytest.raises(UserError, match="already answered by event"):
+        hand_in(projects, project, "ann", held, CHOICE)
+    assert answering.upcoming(projects, projects.get(project), "ann", 0.0) == []
+    assert len(projects.store.current()) == 1
+    (imported,) = projects.store.current()
+    answering.judge(
+        projects, project, "ann", held.item.id, CHOICE, event="2", assignment=held.assignment, supersedes=imported.id
+    )  # fmt: skip
+    assert [event.id for event in projects.store.current()] == ["2"]
+
+
+def test_a_page_that_is_loaded_again_does_not_tell_gold_by_its_place(projects: Projects) -> None:
+    project = made(projects, 9, overlap=1, gold_every=2)
+    projects.add(project, [Entry(f"g{i}", ("a", "b"), part="gold", answer=CHOICE) for i in range(9)])
+    for number in range(6):
+        turns = answering.upcoming(projects, projects.get(project), "ann", 0.0, 3)
+        assert len({str(turn.item.prompt)[0] for turn in turns}) == 2, "gold among others"
+        again = answering.upcoming(projects, projects.get(project), "ann", 0.0, 3)
+        assert [turn.item for turn in again] == [turn.item for turn in turns]
+        answering.judge(
+            projects, project, "ann", turns[0].item.id, CHOICE, event=str(number), assignment=turns[0].assignment
+        )  # fmt: skip
+
+
+def test_an_item_s_id_tells_nothing_of_what_it_holds_and_of_what_it_repeats(projects: Projects) -> None:
+    """Whoever guesses the model, or an item that they have judged, cannot work out whether it is so."""
+    project = made(projects, 14, overlap=1, repeat_every=2)
+    entry = Entry("secret", ("a", "b"), "model")
+    assert [projects.add(project, [entry]) for _ in range(2)] == [1, 0], "the same again"
+    assert projects.take_in(project, [Preference("p0", ("a0", "b0"), 0)])["items"] == 0
+    for number in range(15):
+        say(projects, project, "ann", CHOICE, str(number))
+    items = projects.store.items()
+    for item in items.values():
+        assert item.id != Item(item.prompt, item.completions, item.policy_version, item.meta, item.author).id
+    twins = [item for item in items.values() if "repeats" in item.meta]
+    assert twins
+    for twin in twins:
+        first = twin.meta["repeats"]
+        assert twin.id != event_id("repeat", first, "ann").replace("-", "")
+        assert twin.id != hmac.new(b"", first.encode(), "sha256").hexdigest()[:32]
+    assert "salt" not in repr(projects.get(project))
+
+
+def test_a_project_of_before_its_items_had_a_salt_keeps_their_ids(projects: Projects) -> None:
+    project = made(projects, 0)
+    with schema.writing(projects.store.engine) as connection:
+        connection.execute(schema.projects.update().values(salt=None))
+    projects.add(project, [Entry("p", ("a", "b"))])
+    assert list(projects.store.items()) == [Item("p", ("a", "b"), meta={"project": project}).id]
 
 
 def test_what_is_asked_again_is_worth_what_it_was(projects: Projects) -> None:

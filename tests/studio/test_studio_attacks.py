@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from clients import client
 from fastapi.testclient import TestClient
 
 from plaudit.access import headers
+from plaudit.feedback import answering
+from plaudit.feedback.events import Item, comparison_event, event_id
+from plaudit.feedback.jobs import Jobs
 from plaudit.feedback.tasks import MOST_RATERS
 from plaudit.studio.client import Studio
 from plaudit.types import UserError
@@ -112,7 +116,7 @@ def chat(app: Any, who: TestClient) -> int:
         "max_new_tokens": 4,
     }
     job = int(who.post("/api/v1/playground", json=body).json()["job"])
-    jobs = __import__("plaudit.feedback.jobs", fromlist=["Jobs"]).Jobs(app.state.projects.store.engine)
+    jobs = Jobs(app.state.projects.store.engine)
     found = jobs.claim("w", time.time(), 60.0)
     assert found is not None
     jobs.finish(found.id, "w", {"replies": ["yes", "no"]})
@@ -161,7 +165,7 @@ def test_votes_at_once_make_one_playground(app: Any) -> None:
 def test_raters_that_no_address_could_name_do_not_come_in(app: Any) -> None:
     owner = client(app, "owner")
     project = pairs(owner)
-    for rater in ("openai/gpt-4", "x" * 101):
+    for rater in ("openai/gpt-4", "x" * 101, ".", ".."):
         line = f'{{"prompt": "p", "completions": ["a", "b"], "choice": 0, "rater": "{rater}"}}'
         answer = owner.post(f"/api/v1/projects/{project}/records", content=line.encode())
         assert answer.status_code == 400
@@ -225,3 +229,106 @@ def test_the_client_waits_where_it_comes_too_soon(app: Any, monkeypatch: pytest.
     with pytest.raises(UserError, match="too many requests"):  # noqa: PT012
         for _ in range(10):
             studio.projects()
+
+
+def test_nobody_takes_an_id_that_the_store_gives_next(app: Any) -> None:
+    """Whoever knows what an id is made from would keep an owner from retracting, forgetting and importing."""
+    owner, rater = client(app, "owner"), client(app, "rater", "Ann")
+    project = pairs(owner)
+    turn = given(rater, project)
+    answers = f"/api/v1/projects/{project}/answers"
+    taken = [event_id(kind, "Ann", number) for kind in ("retract_rater", "forget_rater") for number in (1, 2)]
+    for event in [*taken, event_id("import", turn["item"], "human", "x", 1), event_id("retract", "e1")]:
+        assert rater.post(answers, json=said(turn, event)).status_code == 422
+        decided = {"event": event, "item": turn["item"], "payload": {"choice": 0, "strength": None}}
+        assert owner.post(f"/api/v1/projects/{project}/adjudications", json=decided).status_code == 422
+    assert rater.post(answers, json=said(turn, str(uuid.uuid4()))).status_code == 200
+
+
+def test_a_rater_whose_next_ids_are_taken_is_retracted_and_forgotten(app: Any) -> None:
+    """As a store may hold that was written before such ids were refused."""
+    owner, rater = client(app, "owner"), client(app, "rater", "Ann")
+    store, item = app.state.projects.store, Item("p", ("a", "b"))
+    store.add_items([item])
+    # The log has four then: retracting is the fifth event, forgetting the sixth.
+    ids = [event_id(kind, "Ann", n) for kind in ("retract_rater", "forget_rater") for n in (5, 6)]
+    store.extend([comparison_event(item.id, "Ann", 0, id=id) for id in ids])
+    assert owner.put("/api/v1/raters/Ann/retracted").status_code == 200
+    assert owner.delete("/api/v1/raters/Ann").status_code == 200
+    assert rater.get("/api/v1/me").status_code == 401
+
+
+def test_forgetting_ends_what_was_asked_of_a_worker(app: Any) -> None:
+    """Neither what waits nor what is under way leaves a word behind, whatever its worker hands in later."""
+    owner, admin = client(app, "owner"), client(app, "admin", "Ada")
+    project, jobs = pairs(owner), Jobs(app.state.projects.store.engine)
+    body = {"messages": [{"role": "user", "content": "my illness"}], "models": ["a", "b"]}
+    chat = admin.post("/api/v1/playground", json=body).json()["job"]
+    running = jobs.claim("w", time.time(), 60.0)
+    assert running is not None
+    asked = {"model": "m", "prompts": ["my illness"]}
+    waiting = admin.post(f"/api/v1/projects/{project}/samples", json=asked).json()["id"]
+    assert owner.delete("/api/v1/raters/Ada").status_code == 200
+    assert not jobs.finish(chat, "w", {"replies": ["of your illness", "no"]})
+    for id in (chat, waiting):
+        job = jobs.get(id)
+        assert (job.state, job.arguments, job.result) == ("cancelled", {}, None)
+    assert jobs.claim("w", time.time(), 60.0) is None
+
+
+def test_a_word_and_a_decision_of_one_reviewer_at_once_stand_once(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision is written when the answer has been let in, and before it is."""
+    owner, reviewer = client(app, "owner"), client(app, "reviewer")
+    project = pairs(owner)
+    turn = given(reviewer, project)
+    decided = {"event": "d1", "item": turn["item"], "payload": {"choice": 1, "strength": None}}
+    judge = answering.judge
+
+    def late(*told: Any, **more: Any) -> int:
+        assert reviewer.post(f"/api/v1/projects/{project}/adjudications", json=decided).status_code == 200
+        return judge(*told, **more)
+
+    monkeypatch.setattr(answering, "judge", late)
+    answer = reviewer.post(f"/api/v1/projects/{project}/answers", json=said(turn))
+    assert answer.json()["what"] == "you have decided on it"
+    assert len(app.state.projects.store.current()) == 1
+
+
+def test_who_was_taken_out_of_a_project_keeps_nothing_and_what_they_sent_is_known(app: Any) -> None:
+    owner, ann, bob = client(app, "owner"), client(app, "rater", "Ann"), client(app, "rater", "Bob")
+    project = pairs(owner, 2, lease_minutes=0.001)
+    sent, held = ann.get(f"/api/v1/projects/{project}/next", params={"count": 2}).json()["turns"]
+    answers = f"/api/v1/projects/{project}/answers"
+    first = ann.post(answers, json=said(sent))
+    task = owner.get(f"/api/v1/projects/{project}").json()["task"]
+    owner.patch(f"/api/v1/projects/{project}", json={"task": task | {"raters": ["Bob"]}})
+    for ahead in (0, 2):
+        again = ann.post(answers, json=said(sent) | {"ahead": ahead})
+        assert (again.status_code, again.json()) == (200, {"seq": first.json()["seq"], "next": None})
+    assert ann.post(answers, json=said(held, "e2")).status_code == 404
+    assert bob.post(answers, json=said(sent)).status_code == 400, "somebody else's"
+    assert ann.put(f"/api/v1/drafts/{held['item']}", json={"draft": {"x": 1}}).status_code == 404
+    time.sleep(0.1)
+    assert given(bob, project)["item"] == held["item"]
+
+
+def test_whatever_makes_or_changes_a_project_is_in_the_log(app: Any) -> None:
+    owner = client(app, "owner", "Olga")
+    named, open_ = pairs(owner, raters=["Ann"]), pairs(owner)
+    for name, project in (("Cay", named), ("Dee", open_)):
+        asked = {"role": "rater", "project": project}
+        link = owner.post("/api/v1/invitations", json=asked).json()["link"]
+        body = {"name": name, "password": "correct horse"}
+        token = link.rpartition("/")[2]
+        assert client(app).post(f"/api/v1/invitations/{token}", json=body).status_code == 201
+    assert owner.get(f"/api/v1/projects/{named}").json()["task"]["raters"] == ["Ann", "Cay"]
+    for _ in range(2):
+        assert (
+            owner.post(f"/api/v1/playground/{chat(app, owner)}/vote", json={"choice": 0}).status_code == 200
+        )
+    (made,) = [one["id"] for one in owner.get("/api/v1/projects").json() if one["name"] == "Playground"]
+    lines = [(line["actor"], line["action"], line["target"]) for line in owner.get("/api/v1/audit").json()]
+    assert [line for line in lines if line[1] == "join"] == [("Cay", "join", f"project {named}")]
+    assert [line for line in lines if line[2] == f"project {made}"] == [("Olga", "create", f"project {made}")]

@@ -29,6 +29,10 @@ NAME = re.compile(r"[^\W_](?:[\w .'-]{0,38}[\w.])?")
 """Letters of any script, digits, and a little between them; 40 characters at most."""
 NOBODY = "studio"
 """Who has done what nobody asked for."""
+RESERVED = frozenset({NOBODY, "command line", "anonymous", "behaviour", "me"})
+"""Names that mean somebody else, in the audit log or as a rater."""
+OURS = re.compile(r"panel-\d+|user-[0-9a-f]{20}")
+"""Pseudonyms that are made: simulated raters, and those who ask through an account."""
 _SIGNED_IN = (
     sa.select(*schema.sign_ins.c["seen", "ends"], schema.accounts)
     .join(schema.accounts, schema.accounts.c.name == schema.sign_ins.c.account)
@@ -121,11 +125,15 @@ class Accounts:
             connection.execute(schema.accounts.delete().where(schema.accounts.c.name == name))
             audit.note(connection, by, "close", f"account {name}")
 
-    def set_password(self, name: str, password: str, *, by: str) -> None:
-        """All log-ins of the account end."""
+    def set_password(
+        self, name: str, password: str, *, by: str, proved: sa.Row[*tuple[Any, ...]] | None = None
+    ) -> None:
+        """All log-ins of the account end. proved: what the old password was checked against."""
         hashed = secrets.hash_password(password)
         with schema.writing(self.engine) as connection:
             _must(connection, name)
+            if proved is not None:
+                _check_unchanged(connection, proved)
             _set(connection, name, password=hashed)
             connection.execute(schema.sign_ins.delete().where(schema.sign_ins.c.account == name))
             audit.note(connection, by, "set password", f"account {name}")
@@ -138,6 +146,7 @@ class Accounts:
         fresh = secrets.hash_password(password) if secrets.is_outdated(row.password) else None
         token = secrets.new_token()
         with schema.writing(self.engine) as connection:
+            _check_unchanged(connection, row)
             if fresh is not None:
                 _set(connection, row.name, password=fresh)
             _forget_ended(connection, now)
@@ -147,12 +156,10 @@ class Accounts:
     def proved(self, name: str, password: str) -> sa.Row[*tuple[Any, ...]]:
         """The account's row. UserError, the same for all reasons, where it may not come in with this password."""
         with schema.reading(self.engine) as connection:
-            row = connection.execute(
-                sa.select(schema.accounts).where(schema.accounts.c.name == name.strip())
-            ).first()
+            row = _row(connection, name.strip())
         known = secrets.fits(password, None if row is None else row.password)
         if row is None or not known or row.disabled:
-            raise UserError("name or password is wrong", where="log-in")
+            raise _wrong()
         return row
 
     def signed_in(self, token: str, now: float) -> Account | None:
@@ -235,8 +242,23 @@ def account_of(row: sa.Row[*tuple[Any, ...]]) -> Account:
     return Account(row.name, cast(Role, row.role), row.created_at, row.disabled)
 
 
+def _row(connection: Connection, name: str) -> sa.Row[*tuple[Any, ...]] | None:
+    return connection.execute(sa.select(schema.accounts).where(schema.accounts.c.name == name)).first()
+
+
+def _check_unchanged(connection: Connection, proved: sa.Row[*tuple[Any, ...]]) -> None:
+    """UserError where the account has another password since it was proved, is disabled or gone: hashing is slow."""
+    now = _row(connection, proved.name)
+    if now is None or now.disabled or now.password != proved.password:
+        raise _wrong()
+
+
+def _wrong() -> UserError:
+    return UserError("name or password is wrong", where="log-in")
+
+
 def _get(connection: Connection, name: str) -> Account | None:
-    row = connection.execute(sa.select(schema.accounts).where(schema.accounts.c.name == name)).first()
+    row = _row(connection, name)
     return None if row is None else account_of(row)
 
 
@@ -256,7 +278,8 @@ def _create(
         )
     folded = name.casefold()
     taken = connection.scalars(sa.select(schema.raters.c.id)).all()
-    if name == NOBODY or any(folded == other.casefold() for other in taken):
+    ours = folded in RESERVED or OURS.fullmatch(folded)
+    if ours or any(folded == other.casefold() for other in taken):
         raise UserError("this name is taken", where=f"account {name}", fix="take another")
     privacy.ensure(connection, name)
     privacy.set_identity(connection, name, identity)

@@ -48,21 +48,21 @@ class Keys:
     ) -> tuple[Key, str]:
         """The key, and what its holder sends, which cannot be shown again. UserError for a scope that the account
         does not have."""
-        holder = self.accounts.get(account)
-        if holder is None or holder.disabled:
-            raise Missing("account", account)
         unknown = [scope for scope in scopes if scope not in PERMISSIONS]
         if unknown or not scopes:
             raise UserError(
                 f"scopes are {list(scopes)}, not some of {', '.join(PERMISSIONS)}", where="API key"
             )
-        if over := [scope for scope in scopes if scope not in ALLOWED[holder.role]]:
-            raise UserError(f"a {holder.role} may not {', '.join(over)}", where=f"account {account}")
         id, secret = secrets.new_token()[:12].replace("_", "-"), secrets.new_token()
         made = Key(id, account, label, tuple(dict.fromkeys(scopes)), _now(), ends)
         row: dict[str, Any] = {"id": id, "account": account, "label": label, "scopes": list(made.scopes)}
         row |= {"secret": secrets.digest(secret), "created_at": made.created_at, "ends": ends}
         with schema.writing(self.engine) as connection:
+            holder = self.accounts.get(account)
+            if holder is None or holder.disabled:
+                raise Missing("account", account)
+            if over := [scope for scope in scopes if scope not in ALLOWED[holder.role]]:
+                raise UserError(f"a {holder.role} may not {', '.join(over)}", where=f"account {account}")
             connection.execute(schema.api_keys.insert(), row)
             audit.note(connection, account, "create", f"key {id}", scopes=list(made.scopes))
         return made, f"{PREFIX}_{id}_{secret}"

@@ -24,7 +24,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _JSON_COLUMN = re.compile(r"completions|choice|strength|presented|ranking|scores|label|messages|annotator\d+")
 _MESSAGES = re.compile(r"\[\s*\{")
 # What a cell cannot begin with and stay a text: a formula, messages, nothing at all. One more ' is put before.
-_SPECIAL = re.compile(r"'*(?:[=+\-@\t\r]|\[\s*\{|\Z)")
+_SPECIAL = re.compile(r"'*(?:[=+\-@\t\r\n＝＋－＠]|\[\s*\{|\Z)")
 _ESCAPED = re.compile(r"'" + _SPECIAL.pattern)
 # A blank cell is an absent key, but an empty text where a companion says that the row is about this column.
 _COMPANIONS = {

@@ -139,7 +139,10 @@ def _hold(connection: Connection, seat: _Seat, now: float) -> dict[str, str]:
     giving.makes(connection, project.id, project.task, rater, range(done, done + seat.most))
     held = giving.held(connection, project.id, project.task, rater, now)[: seat.most]
     while len(held) < seat.most:
-        more = giving.claim(connection, project.id, project.task, rater, done + len(held), seat.doubt, now)
+        given = 1 + (held[-1].given if held else 0)
+        more = giving.claim(
+            connection, project.id, project.task, rater, done + len(held), seat.doubt, now, given
+        )
         if more is None:
             break
         held.append(more)
@@ -190,20 +193,23 @@ def practise(
 def judge(
     projects: Projects, id: str, rater: str, item: str, payload: Mapping[str, Any] | None, *, event: str,
     assignment: str | None = None, guideline: int = 0, comment: str | None = None, flags: Sequence[str] = (),
-    supersedes: str | None = None,
+    supersedes: str | None = None, reviews: bool = False,
 ) -> int:  # fmt: skip
     """Writes an answer, or, of None, that the rater passes the item over; the event's seq. The draft goes with it.
 
     event: an id that the client has made; the same again is harmless. assignment: the turn's. flags: what is wrong
-    with the item. supersedes: the rater's answer that this one takes the place of.
-    UserError for an answer of another kind than the project asks for, or one that leaves something out; and for an
-    item that was not given to this rater.
+    with the item. supersedes: the rater's answer that this one takes the place of. reviews: they may decide, too.
+    UserError for an answer of another kind than the project asks for, or one that leaves something out; for an item
+    that was not given to this rater, or that they have decided on as a reviewer: their word stands once.
     """
     if assignment is None:
         raise _not_given(item)
-    return _say(
-        projects, id, rater, item, payload, event, guideline, comment, flags, supersedes, ticket=assignment
-    )
+    with schema.writing(projects.store.engine, at_once=reviews) as connection:
+        if reviews and projects.store.event(event) is None:
+            _refuse_decided(connection, rater, item)
+        return _say(
+            projects, id, rater, item, payload, event, guideline, comment, flags, supersedes, ticket=assignment
+        )  # fmt: skip
 
 
 def decide(
@@ -224,15 +230,11 @@ def decide(
         )  # fmt: skip
 
 
-def refuse_decided(projects: Projects, reviewer: str, item: str) -> None:
-    """UserError where they have decided on the item as a reviewer: their word stands once."""
+def _refuse_decided(connection: Connection, reviewer: str, item: str) -> None:
     events = schema.events
-    with schema.reading(projects.store.engine) as connection:
-        mine = queries.standing(None, events.c.payload).where(
-            events.c.rater == reviewer, events.c.item == item
-        )
-        if any((row.payload or {}).get(ADJUDICATES) for row in connection.execute(mine)):
-            raise UserError("you have decided on it", where=f"item {item}", fix="decide again, as a reviewer")
+    mine = queries.standing(None, events.c.payload).where(events.c.rater == reviewer, events.c.item == item)
+    if any((row.payload or {}).get(ADJUDICATES) for row in connection.execute(mine)):
+        raise UserError("you have decided on it", where=f"item {item}", fix="decide again, as a reviewer")
 
 
 def _say(

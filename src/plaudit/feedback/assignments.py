@@ -14,12 +14,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from plaudit.feedback import schema
+from plaudit.feedback import queries, schema
 from plaudit.feedback.events import JUDGEMENTS, Event
 from plaudit.types import Missing, UserError
 
-BY_PRIORITY, RANDOM, FOR_ONE = 0, 1, 2
-"""Queues: what is worth most first; what is given out in no order of worth; what one rater alone is given."""
+BY_PRIORITY, RANDOM, FOR_ONE, SURPLUS = 0, 1, 2, 3
+"""Queues: what is worth most first; what is given out in no order of worth; what one rater alone is given; what whoever
+has it may answer, and nobody else is asked for: there are as many judgements as are wanted without it."""
 
 
 _GIVING = 0x706C6176
@@ -41,13 +42,15 @@ def join(connection: Connection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One slot of an item, held by a rater until `expires` (seconds, on the claimant's clock)."""
+    """One slot of an item, held by a rater until `expires` (seconds, on the claimant's clock). given: its place in the
+    order in which they were given what they hold."""
 
     id: int
     item: str
     slot: int
     rater: str
     expires: float
+    given: int = 0
 
 
 def assign(connection: Connection, items: Iterable[str], overlap: int, judged: Mapping[str, int]) -> int:
@@ -64,7 +67,7 @@ def assign(connection: Connection, items: Iterable[str], overlap: int, judged: M
             sa.select(sa.func.count()).where(slots.c.item == item, slots.c.event.is_(None))
         )
         for _ in range(overlap - judged.get(item, 0) - int(to_come or 0)):
-            _open_slot(connection, item)
+            connection.execute(slots.insert(), {"item": item, "slot": _next_slot(connection, item)})
             opened += 1
     return opened
 
@@ -116,18 +119,20 @@ def take(
 
 
 def give(
-    connection: Connection, item: str, rater: str, until: float, *, project: str, queue: int
+    connection: Connection, item: str, rater: str, until: float, *, project: str, queue: int, given: int = 0
 ) -> Assignment:
     """A new slot of the item that is this rater's from the start."""
     slot = _next_slot(connection, item)
     row = {"item": item, "slot": slot, "rater": rater, "expires": until, "project": project, "queue": queue}
+    row["given"] = given
     id = connection.execute(schema.assignments.insert(), row).inserted_primary_key
     assert id is not None
-    return Assignment(int(id[0]), item, slot, rater, until)
+    return Assignment(int(id[0]), item, slot, rater, until, given)
 
 
 def check_answer(connection: Connection, event: Event) -> None:
-    """UserError when the event's assignment is unknown, of another item, or answered by this rater already.
+    """UserError when the event's assignment is unknown, of another item, or answered by this rater already, or a
+    judgement of theirs came in otherwise.
 
     An answer may take the place of the rater's earlier one: by superseding it, or once it was taken back.
     """
@@ -154,12 +159,11 @@ def check_slot(event: Event, item: str | None, answer: str | None) -> None:
 def _answered(superseding: bool) -> sa.Select[Any]:
     """A slot's item, and the rater's (by) answer to it; superseding: one that stands, and is not the old one."""
     slots, events, later = schema.assignments, schema.events, schema.events.alias()
-    answer = sa.select(events.c.id).where(
-        events.c.rater == sa.bindparam("by"), events.c.item == slots.c.item, events.c.assignment == slots.c.id
-    )
+    answer = queries.answer_to(slots, events, sa.bindparam("by"))
     if superseding:
         superseded = sa.exists().where(later.c.supersedes == events.c.id)
-        answer = answer.where(events.c.id != sa.bindparam("old"), ~superseded)
+        of_slot = events.c.assignment == slots.c.id
+        answer = answer.where(of_slot, events.c.id != sa.bindparam("old"), ~superseded)
     return sa.select(slots.c.item, answer.limit(1).scalar_subquery().label("answer")).where(
         slots.c.id == sa.bindparam("slot_id")
     )
@@ -169,12 +173,16 @@ def complete(connection: Connection, event: Event) -> None:
     """Closes the assignment that the stored event answers; after a skip, opens a slot for somebody else.
 
     When the rater's time ran out and somebody else holds the slot, the judgement is kept all the same, and
-    the slot stays with its new holder.
+    the slot stays with its new holder, who is the last to be asked for it.
     """
     told = {"slot_id": event.assignment, "by": event.rater, "answer": event.id}
     closed = connection.execute(_complete(), told).rowcount
-    if closed and event.kind == "skip" and event.item is not None:
-        _open_slot(connection, event.item)
+    if closed and event.kind == "skip":
+        _open_slot(connection, event)
+    elif not closed and event.kind != "skip":
+        slots = schema.assignments
+        late = slots.update().where(slots.c.id == event.assignment, slots.c.event.is_(None))
+        connection.execute(late.values(queue=SURPLUS))
 
 
 @functools.cache
@@ -185,16 +193,13 @@ def _complete() -> sa.Update:
     return mine.values(event=sa.bindparam("answer"), expires=None)
 
 
-def _open_slot(connection: Connection, item: str) -> None:
-    """Of the project and in the queue that the item's others are; none where they were one rater's own."""
+def _open_slot(connection: Connection, skip: Event) -> None:
+    """Like the one that was passed over; none where that was one rater's own, or nobody else is asked for it."""
     slots = schema.assignments
-    like = connection.execute(sa.select(slots).where(slots.c.item == item).limit(1)).first()
-    row: dict[str, Any] = {"item": item, "slot": _next_slot(connection, item)}
-    if like is not None:
-        if like.queue == FOR_ONE:
-            return
-        row |= {"project": like.project, "queue": like.queue, "priority": like.priority}
-    connection.execute(slots.insert(), row)
+    like = connection.execute(sa.select(slots).where(slots.c.id == skip.assignment)).one()
+    if like.queue not in (FOR_ONE, SURPLUS):
+        row = {"item": like.item, "slot": _next_slot(connection, like.item), "project": like.project}
+        connection.execute(slots.insert(), row | {"queue": like.queue, "priority": like.priority})
 
 
 def _next_slot(connection: Connection, item: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import math
 import uuid
@@ -55,6 +56,13 @@ class Item:
             object.__setattr__(
                 self, "id", hashlib.sha256(to_json(as_stored(content)).encode()).hexdigest()[:32]
             )
+
+
+def salted(item: Item, salt: str | None) -> Item:
+    """The same under an id from which only who knows the salt can tell what it holds; None: as it is."""
+    if salt is None:
+        return item
+    return replace(item, id=hmac.new(salt.encode(), item.id.encode(), hashlib.sha256).hexdigest()[:32])
 
 
 @dataclass(frozen=True, slots=True)

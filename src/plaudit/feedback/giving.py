@@ -6,6 +6,7 @@ Whatever is drawn is drawn from ids alone, so that a page that is loaded again s
 from __future__ import annotations
 
 import functools
+import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from plaudit.feedback import assignments, queries, schema
-from plaudit.feedback.assignments import BY_PRIORITY, FOR_ONE, RANDOM, Assignment
-from plaudit.feedback.events import Item, event_id
+from plaudit.feedback import assignments, privacy, queries, schema
+from plaudit.feedback.assignments import BY_PRIORITY, FOR_ONE, RANDOM, SURPLUS, Assignment
+from plaudit.feedback.events import JUDGEMENTS, Item
 from plaudit.feedback.judgements import ADJUDICATES, REPEATS
 from plaudit.feedback.store import put_items
 from plaudit.feedback.tasks import Task, agrees
@@ -30,7 +31,7 @@ _MAKING = sa.select(sa.func.pg_advisory_xact_lock(_MADE))
 _IN_TURN = sa.select(
     sa.func.pg_advisory_xact_lock(_RATERS, sa.func.hashtext(sa.bindparam("by", type_=sa.Text)))
 )
-_SHOWN = tuple(schema.assignments.c[name] for name in ("id", "item", "slot", "rater", "expires"))
+_SHOWN = tuple(schema.assignments.c[name] for name in ("id", "item", "slot", "rater", "expires", "given"))
 """What an `Assignment` holds. Statements that are asked for with every item are made once."""
 
 
@@ -73,23 +74,26 @@ def _lesson(project: sa.ColumnElement[str], rater: sa.ColumnElement[str]) -> sa.
 
 
 def held(connection: Connection, project: str, task: Task, rater: str, now: float) -> list[Assignment]:
-    """What the rater holds, kept for them anew: a page that is loaded again shows the same."""
+    """What the rater holds and has not judged otherwise, in the order in which they were given it, kept for them anew:
+    a page that is loaded again shows the same."""
     told = {"of": project, "by": rater, "until": now + 60 * task.lease_minutes}
     rows = connection.execute(_holding(), told).all()
     if not rows and connection.dialect.name == "postgresql":
         # Whoever holds something keeps their other pages waiting by that; who holds nothing, by this.
         connection.execute(_IN_TURN, {"by": rater})
         rows = connection.execute(_holding(), told).all()
-    return sorted((Assignment(*row) for row in rows), key=lambda slot: slot.id)
+    return sorted((Assignment(*row) for row in rows), key=lambda slot: (slot.given, slot.id))
 
 
 @functools.cache
 def _holding() -> sa.Executable:
-    slots = schema.assignments
+    slots, events = schema.assignments, schema.events
+    said = (events.c.rater == slots.c.rater, events.c.item == slots.c.item, events.c.kind.in_(JUDGEMENTS))
     mine = (
         slots.c.project == sa.bindparam("of"),
         slots.c.event.is_(None),
         slots.c.rater == sa.bindparam("by"),
+        ~sa.exists().where(*said),
     )
     held = slots.update().where(*mine).values(expires=sa.bindparam("until", type_=sa.Double))
     return held.returning(*_SHOWN)
@@ -103,19 +107,21 @@ def keep(connection: Connection, task: Task, rater: str, item: str, now: float) 
 
 
 def claim(
-    connection: Connection, project: str, task: Task, rater: str, place: int, doubt: float, now: float
-) -> Assignment | None:
+    connection: Connection, project: str, task: Task, rater: str, place: int, doubt: float, now: float, given: int
+) -> Assignment | None:  # fmt: skip
     """A new slot for this rater, until its lease runs out. place: how many they were given before it; doubt: how often
-    they are given what is worth least."""
+    they are given what is worth least; given: the slot's place in the order of what they hold."""
     until = now + 60 * task.lease_minutes
     for every, choose in ((task.gold_every, gold), (task.repeat_every, again)):
         if due(every, choose.__name__, project, rater, place) and (
             item := choose(connection, project, rater)
         ):
-            return assignments.give(connection, item, rater, until, project=project, queue=FOR_ONE)
+            return assignments.give(
+                connection, item, rater, until, project=project, queue=FOR_ONE, given=given
+            )
     doubted = number("doubt", project, rater, place) < doubt
     first = RANDOM if number("queue", project, rater, place) < task.random_share else BY_PRIORITY
-    told = {"of": project, "by": rater, "moment": now, "until": until}
+    told = {"of": project, "by": rater, "moment": now, "until": until, "given": given}
     for queue in (first, RANDOM + BY_PRIORITY - first):
         row = connection.execute(_claiming(queue, doubted), told).first()
         if row is not None:
@@ -125,8 +131,8 @@ def claim(
 
 @functools.cache
 def _claiming(queue: int, worst_first: bool) -> sa.Executable:
-    """One atomic update that takes the first free slot of a queue. Told: of (the project), by (the rater), moment and
-    until."""
+    """One atomic update that takes the first free slot of a queue. Told: of (the project), by (the rater), moment,
+    until and given."""
     slots = schema.assignments
     own = slots.alias()
     by: sa.BindParameter[str] = sa.bindparam("by", type_=sa.Text)
@@ -145,7 +151,7 @@ def _claiming(queue: int, worst_first: bool) -> sa.Executable:
     return (
         slots.update()
         .where(slots.c.id == free.scalar_subquery())
-        .values(rater=by, expires=sa.bindparam("until", type_=sa.Double))
+        .values(rater=by, expires=sa.bindparam("until", type_=sa.Double), given=sa.bindparam("given"))
         .returning(*_SHOWN)
     )
 
@@ -196,7 +202,8 @@ def again(connection: Connection, id: str, rater: str) -> str | None:
         .order_by(schema.events.c.seq)
     )
     judged = list(connection.scalars(query))[:-SOON]
-    twins = {item: event_id("repeat", item, rater).replace("-", "") for item in judged}
+    key = privacy.key_of(connection, rater)  # an id that the rater cannot make out
+    twins = {item: hmac.new(key, f"repeat {item}".encode(), "sha256").hexdigest()[:32] for item in judged}
     known = set(connection.scalars(sa.select(table.c.item).where(table.c.item.in_(twins.values()))))
     left = [item for item in judged if twins[item] not in known]
     if not left:
@@ -260,7 +267,8 @@ def open_slots(
 
 def reconcile(connection: Connection, project: str, task: Task, only: Sequence[str] | None = None) -> None:
     """As many slots of each open item (or of those named) as judgements are still wanted of it: missing ones are
-    opened, free ones too many are taken back, those that somebody holds stay."""
+    opened, free ones too many are taken back; those that somebody holds stay theirs, and nobody else is asked for what
+    is too many of them, whose time runs out first."""
     assignments.pause(connection)
     table, slots, events = schema.project_items, schema.assignments, schema.events
     query = sa.select(table.c.item, table.c.queue).where(table.c.project == project, table.c.part == "open")
@@ -274,21 +282,32 @@ def reconcile(connection: Connection, project: str, task: Task, only: Sequence[s
             if not (row.payload or {}).get(ADJUDICATES):
                 judged[row.item].add(row.rater)
         to_come: dict[str, list[tuple[int, bool]]] = {item: [] for item in chunk}
+        surplus: dict[str, list[int]] = {item: [] for item in chunk}
         answers = sa.exists().where(events.c.assignment == slots.c.id)
-        open_ = sa.select(slots.c.item, slots.c.id, sa.and_(slots.c.rater.is_(None), ~answers).label("free"))
+        free_ = sa.and_(slots.c.rater.is_(None), ~answers).label("free")
+        open_ = sa.select(slots.c.item, slots.c.id, slots.c.queue, free_).order_by(
+            slots.c.expires, slots.c.id
+        )
         for row in connection.execute(
-            open_.where(slots.c.item.in_(chunk), slots.c.event.is_(None), slots.c.queue != FOR_ONE).order_by(
-                slots.c.id
-            )
+            open_.where(slots.c.item.in_(chunk), slots.c.event.is_(None), slots.c.queue != FOR_ONE)
         ):
-            to_come[row.item].append((row.id, bool(row.free)))
+            if row.queue == SURPLUS:
+                surplus[row.item].append(row.id)
+            else:
+                to_come[row.item].append((row.id, bool(row.free)))
         for item in chunk:
             wanted = task.overlap - len(judged[item]) - len(to_come[item])
             if wanted > 0:
-                missing[item] = wanted
+                back = surplus[item][-wanted:]
+                if back:
+                    connection.execute(slots.update().where(slots.c.id.in_(back)).values(queue=items[item]))
+                missing[item] = wanted - len(back)
             elif wanted < 0:
                 free = [id for id, is_free in to_come[item] if is_free]
                 connection.execute(slots.delete().where(slots.c.id.in_(free[wanted:])))
+                held = [id for id, is_free in to_come[item] if not is_free][: max(0, -wanted - len(free))]
+                if held:
+                    connection.execute(slots.update().where(slots.c.id.in_(held)).values(queue=SURPLUS))
     open_slots(connection, project, items, missing)
 
 

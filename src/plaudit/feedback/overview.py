@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from plaudit.feedback import queries, schema
-from plaudit.feedback.assignments import FOR_ONE
+from plaudit.feedback.assignments import FOR_ONE, SURPLUS
 from plaudit.feedback.events import Event, Item
 from plaudit.feedback.judgements import ADJUDICATES
 from plaudit.feedback.projects import Projects, given, read
@@ -34,8 +34,9 @@ def by_prompt(projects: Projects, id: str) -> dict[str, tuple[Item, list[tuple[s
     return found
 
 
-def counts(projects: Projects, id: str) -> dict[str, int]:
-    """{"open", "gold", "training": items; "judgements": that stand; "to_come": slots without one; "raters"}."""
+def counts(projects: Projects, id: str, now: float = 0.0) -> dict[str, int]:
+    """{"open", "gold", "training": items; "judgements": that stand; "to_come": slots without one; "raters"}. What
+    nobody else is asked for is to come until its rater's time has run out, now."""
     table, slots, events = schema.project_items, schema.assignments, schema.events
     with schema.reading(projects.store.engine) as connection:
         read(connection, id)
@@ -43,7 +44,8 @@ def counts(projects: Projects, id: str) -> dict[str, int]:
             sa.select(table.c.part, sa.func.count()).where(table.c.project == id).group_by(table.c.part)
         )
         parts = {part: int(count) for part, count in rows}
-        open_ = (slots.c.project == id, slots.c.event.is_(None), slots.c.queue != FOR_ONE)
+        over = sa.and_(slots.c.queue == SURPLUS, sa.func.coalesce(slots.c.expires, now) <= now)
+        open_ = (slots.c.project == id, slots.c.event.is_(None), slots.c.queue != FOR_ONE, ~over)
         to_come = connection.scalar(sa.select(sa.func.count()).select_from(slots).where(*open_))
         people = queries.standing(None, sa.func.count(sa.distinct(events.c.rater)))
         people = people.join(table, table.c.item == events.c.item).where(table.c.project == id)

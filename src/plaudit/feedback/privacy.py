@@ -103,11 +103,12 @@ def erase(connection: Connection, rater: str, seq: int) -> None:
         connection.execute(table.delete().where(table.c.item.in_(theirs)))
     for table in (schema.drafts, schema.practice):
         connection.execute(table.delete().where(table.c.rater == rater))
-    jobs = schema.jobs.c
-    over = sa.or_(jobs.kind == "reply", jobs.state.in_(("done", "failed", "cancelled")))
+    jobs = schema.jobs
+    mine = jobs.update().where(jobs.c.asked_by == rater)
     connection.execute(
-        schema.jobs.update().where(jobs.asked_by == rater, over).values(arguments={}, result=sa.null())
+        mine.where(jobs.c.state.in_(("queued", "running"))).values(state="cancelled", worker=None, lease=None)
     )
+    connection.execute(mine.values(arguments={}, result=sa.null(), message=""))
     said = schema.responses.c.requester == rater
     done = schema.signals.c.response.in_(sa.select(schema.responses.c.id).where(said))
     connection.execute(schema.signals.delete().where(done))

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from plaudit import config as configs
 from plaudit.feedback import assignments, giving, queries, schema, transfer
 from plaudit.feedback.assignments import BY_PRIORITY, RANDOM
-from plaudit.feedback.events import Event, Item, check
+from plaudit.feedback.events import Event, Item, check, salted
 from plaudit.feedback.judgements import PROJECT, REPEATS
 from plaudit.feedback.store import Store, put_items
 from plaudit.feedback.tasks import MOST_RATERS, Task, kind_of
@@ -44,7 +44,7 @@ NAMED = _PROJECTS.where(schema.projects.c.id == sa.bindparam("of"))
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """guideline: the newest version, 0 where none is written."""
+    """guideline: the newest version, 0 where none is written. salt: of its items' ids, for nobody to see."""
 
     id: str
     name: str
@@ -52,6 +52,12 @@ class Project:
     created_at: str
     archived: bool
     guideline: int = 0
+    salt: str | None = field(default=None, repr=False)
+
+    def item(self, entry: Entry, author: str | None = None) -> Item:
+        """The entry as an item of this project."""
+        meta = dict(entry.meta) | {PROJECT: self.id}
+        return salted(Item(entry.prompt, entry.completions, entry.policy_version, meta, author), self.salt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,10 @@ class Projects:
         """A new one, without items. UserError for an empty name."""
         if not name.strip():
             raise UserError("has no name", where="project")
-        made = Project(secrets.token_hex(4), name.strip(), task, _now(), archived=False)
-        row = {"id": made.id, "name": made.name, "task": task.model_dump(mode="json")}
+        made = Project(
+            secrets.token_hex(4), name.strip(), task, _now(), archived=False, salt=secrets.token_hex()
+        )
+        row = {"id": made.id, "name": made.name, "task": task.model_dump(mode="json"), "salt": made.salt}
         with schema.writing(self.store.engine) as connection:
             connection.execute(
                 schema.projects.insert(), row | {"created_at": made.created_at, "archived": False}
@@ -92,6 +100,12 @@ class Projects:
         """UserError where there is none."""
         with schema.reading(self.store.engine) as connection:
             return read(connection, id)
+
+    def of_item(self, item: str) -> str | None:
+        """The project that an item is in."""
+        table = schema.project_items
+        with schema.reading(self.store.engine) as connection:
+            return connection.scalar(sa.select(table.c.project).where(table.c.item == item))
 
     def all(self) -> list[Project]:
         """In the order in which they were made."""
@@ -135,11 +149,13 @@ class Projects:
                 giving.reconcile(connection, id, task)
             return read(connection, id)
 
-    def welcome(self, id: str, rater: str) -> None:
-        """Names the rater among those who may judge, where some are named."""
+    def welcome(self, id: str, rater: str) -> bool:
+        """Names the rater among those who may judge, where some are named; whether that was needed."""
         with schema.writing(self.store.engine) as connection:
-            if not read(connection, id).task.admits(rater):
-                self.change(id, admit=[rater])
+            if read(connection, id).task.admits(rater):
+                return False
+            self.change(id, admit=[rater])
+            return True
 
     def check_room(self, id: str) -> None:
         """UserError where raters are named, and no more may be."""
@@ -193,8 +209,7 @@ class Projects:
                     raise UserError(
                         f"its meta holds {', '.join(taken)}, which the store uses itself", where=where
                     )
-                meta = dict(entry.meta) | {PROJECT: id}
-                item = Item(entry.prompt, entry.completions, entry.policy_version, meta)
+                item = project.item(entry)
                 if entry.answer is not None:
                     project.task.check_answer(entry.answer, len(item.completions), where)
                     check(
@@ -213,7 +228,9 @@ class Projects:
             labels = project.task.kind == "category"  # a demonstration's completion is a label
             for number, record in enumerate(records, 1):
                 _check_record(project.task, record, f"record {number}")
-            counts = transfer.import_records(self.store, records, meta={PROJECT: id}, labels=labels)
+            counts = transfer.import_records(
+                self.store, records, meta={PROJECT: id}, labels=labels, salt=project.salt
+            )
             items = [item for item in self.store.items().values() if item.meta.get(PROJECT) == id]
             entries = [Entry(item.prompt, item.completions, item.policy_version, item.meta) for item in items]
             _put(connection, project, list(zip(items, entries, strict=True)), slots=False)
@@ -247,13 +264,7 @@ class Projects:
         with schema.writing(self.store.engine) as connection:
             project = read(connection, id)
             project.task.check_item(len(entry.completions), "item")
-            item = Item(
-                entry.prompt,
-                entry.completions,
-                entry.policy_version,
-                dict(entry.meta) | {PROJECT: id},
-                author,
-            )
+            item = project.item(entry, author)
             _put(connection, project, [(item, replace(entry, part="kept"))], slots=False)
             return item.id
 
@@ -306,10 +317,10 @@ def check_room(task: Task, project: str, more: int = 1) -> None:
 def _check_record(task: Task, record: Record, where: str) -> None:
     labels = task.kind == "category"
     rater = record.rater or ""
-    if len(rater) > LONGEST_RATER or "/" in rater:
+    if len(rater) > LONGEST_RATER or "/" in rater or rater in (".", ".."):
         raise UserError(
             f"a rater is called {rater[:40]!r}", where=where,
-            fix=f"name raters by {LONGEST_RATER} characters at most, none of them a slash",
+            fix=f"name raters by {LONGEST_RATER} characters at most, none of them a slash, and not . or ..",
         )  # fmt: skip
     if isinstance(record, Ranking):
         task.check_item(len(record.completions), where)
@@ -334,7 +345,8 @@ def read(connection: Connection, id: str) -> Project:
 
 def project_of(row: sa.Row[Any]) -> Project:
     """A row of `NAMED`."""
-    return Project(row.id, row.name, task_of(row.task, row.id), row.created_at, row.archived, row.guideline)
+    task = task_of(row.task, row.id)
+    return Project(row.id, row.name, task, row.created_at, row.archived, row.guideline, row.salt)
 
 
 def task_of(stored: Any, id: str) -> Task:

@@ -39,12 +39,7 @@ def _meeting() -> sa.Select[Any]:
     rater stands, how many completions the item has and whether it can be read, whose slot it is, and the rater's answer
     to that slot."""
     events, raters, items, slots = schema.events, schema.raters, schema.items, schema.assignments
-    known, answers = events.alias(), events.alias()
-    answer = sa.select(answers.c.id).where(
-        answers.c.rater == sa.bindparam("rater"),
-        answers.c.item == slots.c.item,
-        answers.c.assignment == slots.c.id,
-    )
+    known, answer = events.alias(), answer_to(slots, events.alias(), sa.bindparam("rater"))
     one = sa.select(sa.literal(1).label("one")).subquery()
     joined = one.outerjoin(known, known.c.id == sa.bindparam("known"))
     joined = joined.outerjoin(raters, raters.c.id == sa.bindparam("rater"))
@@ -57,6 +52,21 @@ def _meeting() -> sa.Select[Any]:
         sa.func.json_array_length(items.c.completions, type_=sa.Integer).label("completions"),
         slots.c.item.label("slot_item"), answer.limit(1).scalar_subquery().label("answer"),
     ).select_from(joined)  # fmt: skip
+
+
+def answer_to(
+    slots: sa.FromClause, events: sa.FromClause, rater: sa.BindParameter[Any]
+) -> sa.Select[tuple[str]]:
+    """The rater's answer to a slot, or what stands of theirs on its item without one: it came in with a file, or they
+    have decided on it."""
+    later = schema.events.alias()
+    superseded = sa.exists().where(later.c.supersedes == events.c.id)
+    otherwise = sa.and_(events.c.assignment.is_(None), events.c.kind.in_(JUDGEMENTS), ~superseded)
+    return sa.select(events.c.id).where(
+        events.c.rater == rater,
+        events.c.item == slots.c.item,
+        sa.or_(events.c.assignment == slots.c.id, otherwise),
+    )
 
 
 def chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:

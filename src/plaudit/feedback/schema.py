@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from plaudit.files import writable
 from plaudit.types import Unavailable, UserError
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration; a test holds it to what `migrations/versions` says."""
 BUSY_SECONDS = 30.0
 _LOCK = 0x706C6175
@@ -78,8 +78,9 @@ assignments = sa.Table(
     sa.Column("project", sa.Text),
     sa.Column(
         "queue", sa.Integer, nullable=False, default=0
-    ),  # 0: by priority; 1: the random slice; 2: for one rater
+    ),  # 0: by priority; 1: the random slice; 2: for one rater; 3: wanted no more
     sa.Column("priority", sa.Double, nullable=False, default=0.0),  # the highest first
+    sa.Column("given", sa.Integer, nullable=False, default=0),  # its place among what its rater was given
 )
 projects = sa.Table(
     "projects",
@@ -89,6 +90,7 @@ projects = sa.Table(
     sa.Column("task", _json, nullable=False),
     sa.Column("created_at", sa.Text, nullable=False),
     sa.Column("archived", sa.Boolean, nullable=False),
+    sa.Column("salt", sa.Text),  # of its items' ids; null: made before there were any
 )
 guidelines = sa.Table(
     "guidelines",

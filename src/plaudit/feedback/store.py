@@ -7,6 +7,7 @@ is gone from it too.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -284,8 +285,7 @@ class Store:
         last = queries.last_rule(connection, rater)
         if last is not None and last.kind == kind:
             return int(last.seq)
-        number = queries.last_seq(connection) + 1
-        return _insert(connection, Event(event_id(kind, rater, number), kind, rater))
+        return _insert(connection, Event(str(uuid.uuid4()), kind, rater))
 
 
 class _Log:

@@ -25,6 +25,7 @@ from plaudit.feedback.events import (
     event_id,
     ranking_event,
     rating_event,
+    salted,
 )
 from plaudit.feedback.judgements import everything
 from plaudit.feedback.schema import to_json
@@ -50,18 +51,20 @@ def import_records(
     policy_version: str | None = None,
     meta: Mapping[str, Any] | None = None,
     labels: bool = False,
+    salt: str | None = None,
 ) -> dict[str, int]:
     """Enters records as items and events, all or none.
 
     Ids come from the content, so importing them again adds nothing; a record that stands among them twice counts
     twice. policy_version: the model that wrote the completions, where one did. meta: of all items. labels:
-    demonstrations are the labels of their prompts. Returns the counts:
+    demonstrations are the labels of their prompts. salt: of the items' ids. Returns the counts:
     records, items and events that are new, events that were there already ("known"), and records left out
     because their rater is retracted or forgotten ("left_out").
     """
     barred = {rater for rater, state in store.raters().items() if state != "active"}
     welcome = [record for record in records if _rater(record) not in barred]
-    items = [replace(_item(record, policy_version), meta=dict(meta or {}), id="") for record in welcome]
+    plain = [replace(_item(record, policy_version), meta=dict(meta or {}), id="") for record in welcome]
+    items = [salted(item, salt) for item in plain]
     times: Counter[str] = Counter()
     events = []
     for item, record in zip(items, welcome, strict=True):

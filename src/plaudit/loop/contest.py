@@ -14,8 +14,7 @@ from plaudit.data.formats import read_prompts
 from plaudit.evaluation.gate import Gate, Rules, length_controlled
 from plaudit.evaluation.metrics import bootstrap, distinct_2, outcomes
 from plaudit.feedback import panel
-from plaudit.feedback.events import Event, Item, prompt_from_json
-from plaudit.feedback.judgements import PROJECT
+from plaudit.feedback.events import Event, prompt_from_json
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.tasks import Task
 from plaudit.loop.collecting import impressions, wait_for
@@ -257,7 +256,7 @@ def _by_people(round: Round, rows: Sequence[Row], test: Gate) -> Iterator[tuple[
         entries = {(i, name): _entry(round, rows[i], name) for i in part for name in names}
         asked = {key: entry for key, entry in entries.items() if entry.completions[0] != entry.completions[1]}
         Projects(round.store).add(project.id, list(asked.values()))
-        items = {_id(entry, project.id): key for key, entry in asked.items()}
+        items = {project.item(entry).id: key for key, entry in asked.items()}
         wait_for(
             round,
             len(asked) * settings.overlap,
@@ -280,10 +279,6 @@ def _entry(round: Round, row: Row, name: str) -> Entry:
 
 def _in_order(row: Row, name: str) -> list[str]:
     return sorted((row[CANDIDATE]["completion"], row[name]["completion"]))
-
-
-def _id(entry: Entry, project: str) -> str:
-    return Item(entry.prompt, entry.completions, None, dict(entry.meta) | {PROJECT: project}).id
 
 
 Answers = dict[tuple[int, str], list[Event]]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from plaudit.feedback import answering, overview, schema, value
 from plaudit.feedback.events import prompt_from_json
 from plaudit.feedback.jobs import Job, Jobs
-from plaudit.feedback.projects import Entry, Projects
+from plaudit.feedback.projects import Entry
 from plaudit.feedback.tasks import Task
 from plaudit.studio import text, wire
 from plaudit.studio.guard import Answer, Caller, Id, Manage, Number, Review
@@ -155,7 +155,7 @@ def vote(request: Request, caller: Answer, job: Number, body: wire.Vote) -> wire
     entry = Entry(prompt, tuple(replies), " / ".join(models), {"job": job, "models": models})
     said = {"choice": body.choice, "strength": None}
     with schema.writing(projects.store.engine):  # one project, and no item without its vote
-        project = _playground(projects)
+        project = _playground(request, caller)
         item = projects.enter(project, entry, caller.name)
         answering.decide(
             projects,
@@ -169,12 +169,15 @@ def vote(request: Request, caller: Answer, job: Number, body: wire.Vote) -> wire
     return _chat(found, revealed=True)
 
 
-def _playground(projects: Projects) -> str:
+def _playground(request: Request, caller: Caller) -> str:
     """The project that keeps the votes, which is made at the first."""
+    projects = projects_of(request)
     for project in projects.all():
         if project.name == PLAYGROUND and project.task.kind == "comparison":
             return project.id
-    return projects.create(PLAYGROUND, Task(kind="comparison", overlap=1, gold_every=0)).id
+    made = projects.create(PLAYGROUND, Task(kind="comparison", overlap=1, gold_every=0))
+    note(request, caller, "create", f"project {made.id}", name=made.name, kind=made.task.kind)
+    return made.id
 
 
 def _own_chat(request: Request, caller: Caller, id: int) -> Job:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from fastapi import APIRouter, Request
 
 from plaudit.access import audit
@@ -48,7 +50,7 @@ def show_project(request: Request, caller: Judge, project: Id) -> wire.ProjectSh
 @router.get("/projects/{project}/counts")
 def show_counts(request: Request, _: Review, project: Id) -> wire.Counts:
     """How much there is, and how much is still to come."""
-    return wire.Counts(**overview.counts(projects_of(request), project))
+    return wire.Counts(**overview.counts(projects_of(request), project, time.time()))
 
 
 @router.patch("/projects/{project}")

@@ -13,6 +13,7 @@ from plaudit.access import audit
 from plaudit.access.accounts import LONGEST_SECONDS, Account, Accounts
 from plaudit.access.keys import Key, Keys
 from plaudit.access.roles import PERMISSIONS, Role, may_give
+from plaudit.feedback import schema
 from plaudit.studio import wire
 from plaudit.studio.guard import COOKIE, Anybody, Caller, Guard, Manage, Own, csrf_of
 from plaudit.types import Missing, UserError
@@ -59,7 +60,8 @@ def log_in(request: Request, response: Response, body: wire.LogIn) -> wire.Begun
     with _failures_counted(request, f"address {address}", f"name {body.name.strip()}"):
         token = accounts_of(request).sign_in(body.name, body.password, time.time())
     account = accounts_of(request).signed_in(token, time.time())
-    assert account is not None
+    if account is None:  # closed, disabled or under another password just now
+        raise HTTPException(401, "log in, or send an API key")
     _set_cookie(request, response, token)
     return wire.Begun(name=account.name, role=account.role, csrf=csrf_of(token))
 
@@ -81,8 +83,8 @@ def change_password(
     if caller.token is None:
         raise HTTPException(403, "this needs a log-in, not an API key")
     with _failures_counted(request, f"name {caller.name}"):
-        accounts_of(request).proved(caller.name, body.old)
-    accounts_of(request).set_password(caller.name, body.new, by=caller.name)
+        proved = accounts_of(request).proved(caller.name, body.old)
+    accounts_of(request).set_password(caller.name, body.new, by=caller.name, proved=proved)
     token = accounts_of(request).sign_in(caller.name, body.new, time.time())
     _set_cookie(request, response, token)
     return wire.Begun(name=caller.name, role=caller.account.role, csrf=csrf_of(token))
@@ -116,7 +118,9 @@ def accept(request: Request, response: Response, token: Name, body: wire.Accepta
         request.app.state.projects.check_room(offered.project)  # before there is an account
     account, begun = accounts_of(request).accept(token, body.name, body.password, time.time(), body.identity)
     if offered.project is not None:
-        request.app.state.projects.welcome(offered.project, account.name)
+        with schema.writing(accounts_of(request).engine) as connection:
+            if request.app.state.projects.welcome(offered.project, account.name):
+                audit.note(connection, account.name, "join", f"project {offered.project}")
     _set_cookie(request, response, begun)
     return wire.Begun(name=account.name, role=account.role, csrf=csrf_of(begun), project=offered.project)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -27,12 +28,18 @@ Id = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[\x20-\x7e]+$
 
 OURS = "studio:"
 """How ids of events begin that the studio makes itself."""
+MADE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+"""What `event_id` makes: anybody could work out which id the store gives next."""
 DEEPEST = 16
 
 
 def _not_ours(id: str) -> str:
     if id.startswith(OURS):
         raise PydanticCustomError("reserved", "begins as the studio's own ids do")
+    if MADE.fullmatch(id):
+        raise PydanticCustomError(
+            "reserved", "is a version 5 UUID, as the store's own ids are; take a random one"
+        )
     return id
 
 
