@@ -1,0 +1,286 @@
+"""The loop over HTTP alone, with simulated people: `plaudit serve`, a chat client, `/v1/feedback`, `plaudit loop run`.
+
+    python benchmarks/loop.py http      # three rounds, and one round on as many judgements at once
+    python benchmarks/loop.py drift     # taste turns to its contrary in round 3, at the gate, too
+    python benchmarks/loop.py poison    # a fifth of all choices say the contrary of what is thought
+
+The client asks two answers a prompt from the served model and says which it prefers, as one of the panel's seven
+training raters would; the gate's judges are the panel's other three. Writes benchmarks/results/loop.json, a scene each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from speed.calibrate import about
+
+from plaudit import files
+from plaudit.access.accounts import Accounts
+from plaudit.access.keys import Keys
+from plaudit.evaluation.perception import Band
+from plaudit.feedback import panel
+from plaudit.feedback.panel import Impression
+from plaudit.feedback.store import Store
+from plaudit.loop import cycle
+from plaudit.loop.drawing import Row, draw, views_of
+from plaudit.loop.settings import Config, Sources
+from plaudit.models.load import Model, load_model
+from plaudit.randomness import rng
+from plaudit.tensors import SamplingParams
+from plaudit.training import machine
+from plaudit.types import Prompt, prompt_to_json
+
+PLACE = Path(__file__).parent / "results" / "loop.json"
+PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
+NAME, NEW, AT_ONCE = "loop", 24, 30
+TURNS = 3
+"""The round from which on taste is its contrary, in the scene `drift`."""
+POISON = 0.2
+SCENES: dict[str, dict[str, Any]] = {
+    "http": {"stop": {"rounds": 3, "patience": 3}},
+    "at once": {"stop": {"rounds": 1}, "collect": {"enough": 1080, "prompts": 120}},
+    "drift": {"stop": {"rounds": 5, "patience": 5}},
+    "poison": {"stop": {"rounds": 2, "patience": 2}},
+}
+SETTINGS: dict[str, Any] = {
+    "name": NAME,
+    "max_new_tokens": NEW,
+    "sources": {"served": 1.0},
+    "collect": {"enough": 360, "prompts": 120},
+    "gate": {"prompts": 160},
+}
+
+
+@dataclass
+class Crowd:
+    """Seven raters who read what a server says. contrary: whether taste has turned."""
+
+    model: Model
+    scene: str
+    seed: int = 0
+    band: Band | None = None
+    asked: int = 0
+    raters: list[panel.Rater] = field(init=False)
+    judges: list[panel.Rater] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.raters = panel.training_raters(self.seed)
+        self.judges = panel.judging_raters(self.seed)
+
+    def impressions(self, rows: list[Row]) -> list[Impression]:
+        views = views_of(self.model, rows, "answers", seed=self.seed, console=Console(quiet=True))
+        assert self.band is not None
+        seen = zip(rows, views.relevance(self.band), views.fluency(self.band), strict=True)
+        return [Impression(row["completion"], float(r), float(f)) for row, r, f in seen]
+
+    def chosen(self, pair: list[Impression], *, round: int, number: int) -> int | None:
+        """Which of two a rater prefers; None where they see no difference."""
+        rater = self.raters[number % len(self.raters)]
+        said = rater.compare(pair[0], pair[1], key=(round, number))
+        if said is None or said.choice not in (0, 1):
+            return None
+        turned = self.scene == "drift" and round >= TURNS
+        if self.scene == "poison" and rng(self.seed, "poison", round, number).random() < POISON:
+            turned = not turned
+        return 1 - int(said.choice) if turned else int(said.choice)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def started(*words: str, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words], stdout=out, stderr=out, start_new_session=True
+        )
+
+
+class Client:
+    """A chat client that asks for two answers and says which is better."""
+
+    def __init__(self, url: str, key: str, crowd: Crowd) -> None:
+        self.http = httpx2.Client(
+            base_url=f"{url}/v1/", headers={"Authorization": f"Bearer {key}"}, timeout=300, trust_env=False
+        )
+        self.crowd = crowd
+
+    def judge(self, prompts: list[Prompt], round: int, wanted: int) -> int:
+        """So many choices."""
+        given = 0
+        while given < wanted:
+            part = [prompts[(self.crowd.asked + i) % len(prompts)] for i in range(AT_ONCE)]
+            rows, answers = list[Row](), list[dict[str, Any]]()
+            for prompt in part:
+                answer = self.ask(prompt)
+                answers.append(answer)
+                for choice in answer["choices"]:
+                    rows.append(self.row(prompt, choice["message"]["content"]))
+            seen = self.crowd.impressions(rows)
+            for place, answer in enumerate(answers):
+                number = self.crowd.asked
+                self.crowd.asked += 1
+                pair = seen[2 * place : 2 * place + 2]
+                chosen = self.crowd.chosen(pair, round=round, number=number)
+                if chosen is not None and pair[0].text != pair[1].text and given < wanted:
+                    body = {"token": answer["feedback"]["token"], "chosen": chosen}
+                    self.http.post("feedback", json=body).raise_for_status()
+                    given += 1
+        return given
+
+    def ask(self, prompt: Prompt) -> dict[str, Any]:
+        body = {
+            "model": NAME,
+            "messages": prompt_to_json(prompt),
+            "n": 2,
+            "max_tokens": NEW,
+            "temperature": 1.0,
+        }
+        found: dict[str, Any] = self.http.post("chat/completions", json=body).raise_for_status().json()
+        return found
+
+    def row(self, prompt: Prompt, text: str) -> Row:
+        tokenizer = self.crowd.model.tokenizer
+        ids = tokenizer.encode(text) or [next(iter(tokenizer.eos_ids))]
+        return {
+            "prompt": prompt_to_json(prompt),
+            "completion": text,
+            "prompt_ids": list(tokenizer.render(prompt)),
+            "completion_ids": list(ids),
+        }
+
+
+def play(scene: str, place: Path, model_name: str, overrides: list[str]) -> dict[str, Any]:
+    """One scene to its end: the loop's summary."""
+    place.mkdir(parents=True)
+    config, out, store = place / "loop.yaml", place / "run", place / "feedback.db"
+    tree = SETTINGS | SCENES[scene] | {"model": model_name, "store": str(store)}
+    config.write_text(json.dumps({"recipe": "loop"} | tree))
+    device, dtype = machine.prepare("auto")
+    crowd = Crowd(load_model(model_name, dtype, device), scene)
+    train, _ = cycle.prompts_of(Config(sources=Sources(served=1.0)))
+    crowd.band = band_of(crowd.model, train)
+    with Store.open(store) as opened:
+        Accounts(opened.engine).create("shop", "admin", os.urandom(16).hex())
+        key = Keys(opened.engine).create("shop", ["answer"])[1]
+
+    loop = started("loop", "run", str(config), "--out", str(out), *overrides, log=place / "loop.txt")
+    while not (out / "waiting.json").exists():
+        if loop.poll() is not None:
+            raise SystemExit((place / "loop.txt").read_text()[-800:])
+        time.sleep(0.5)
+    port = free_port()
+    server = started(
+        "serve",
+        f"store={store}",
+        f"port={port}",
+        "requests_per_minute=1e9",
+        "tokens_per_minute=1e12",
+        log=place / "serve.txt",
+    )
+    client = Client(f"http://127.0.0.1:{port}", key, crowd)
+    try:
+        wait_ready(port)
+        while loop.poll() is None:
+            try:
+                waiting = json.loads((out / "waiting.json").read_text())
+            except (OSError, ValueError):
+                time.sleep(0.5)
+                continue
+            print(
+                f"{scene}: round {waiting['round']}, {waiting['want'] - waiting['have']} choices", flush=True
+            )
+            client.judge(train, waiting["round"], waiting["want"] - waiting["have"])
+            while (out / "waiting.json").exists() and loop.poll() is None:
+                time.sleep(0.5)
+    finally:
+        for process in (server, loop):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return found
+
+
+def band_of(model: Model, prompts: list[Prompt]) -> Band:
+    """What is relevant and fluent to whom the start is all that they know."""
+    params = SamplingParams(max_new_tokens=NEW)
+    console = Console(quiet=True)
+    rows = draw(model, prompts[:60], 2, params, (0, "band"), console=console)
+    return Band.of(views_of(model, rows, "the start", seed=0, console=console))
+
+
+def wait_ready(port: int) -> None:
+    ends = time.monotonic() + 180
+    while time.monotonic() < ends:
+        try:
+            if httpx2.get(f"http://127.0.0.1:{port}/readyz", timeout=2.0, trust_env=False).status_code == 200:
+                return
+        except httpx2.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise SystemExit("the server does not start")
+
+
+def told(summary: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a scene."""
+    rounds = [
+        {
+            name: one[name]
+            for name in (
+                "round", "judgements", "accuracy", "drift", "rates", "intervals", "bounds", "published", "why",
+                "kl_per_token", "length_controlled",
+            )
+        }
+        for one in summary["rounds"]
+    ]  # fmt: skip
+    return {"rounds": rounds, "champion": summary["champion"], "minutes": summary["seconds"]["total"] / 60}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scene", choices=["http", "drift", "poison"])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--out", type=Path, help="where the runs stay; else they go")
+    parser.add_argument("settings", nargs="*", help="KEY=VALUE of the loop")
+    given = parser.parse_args()
+    scenes = ["http", "at once"] if given.scene == "http" else [given.scene]
+    with tempfile.TemporaryDirectory(prefix="plaudit-loop-") as beside:
+        base = given.out or Path(beside)
+        found = {
+            scene: told(play(scene, base / scene.replace(" ", "-"), given.model, given.settings))
+            for scene in scenes
+        }
+    kept = json.loads(PLACE.read_text())["scenes"] if PLACE.exists() else {}
+    when = datetime.datetime.now(datetime.UTC).date().isoformat()
+    files.write_json(PLACE, {"scenes": kept | found, "date": when, "machine": about()})
+    for scene, one in found.items():
+        for row in one["rounds"]:
+            rates = ", ".join(f"{rate:.0%} against {name}" for name, rate in row["rates"].items())
+            print(
+                f"{scene}: round {row['round']}: {rates}; {'published' if row['published'] else row['why']}"
+            )
+
+
+if __name__ == "__main__":
+    main()
