@@ -71,6 +71,8 @@ class Task(Config):
         names = [criterion.name for criterion in self.criteria]
         if len(set(names)) != len(names):
             raise ValueError("two criteria have the same name")
+        if "__proto__" in names:
+            raise ValueError("no criterion may be called __proto__")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("two labels are the same")
         if self.kind == "category" and len(self.labels) < 2:
