@@ -233,7 +233,7 @@ def test_a_round_waits_for_people_twice_and_goes_on(tmp_path: Path) -> None:
     with Store.open(store_path) as store:
         (project,) = Projects(store).all()
         assert project.task.overlap == 2
-        judge_all(store, "Loop assistant", ("ann", "bo"), lambda a, b: len(a) > len(b))
+        judge_all(store, "Loop assistant, round 1", ("ann", "bo"), lambda a, b: len(a) > len(b))
     assert cycle.command(config, out, wait=False) is None
     assert json.loads((out / "waiting.json").read_text())["for"] == "judges at the gate (dora)"
 
@@ -266,7 +266,7 @@ def test_who_judged_for_training_may_not_judge_at_the_gate(tmp_path: Path) -> No
     out = tmp_path / "run"
     cycle.command(config, out, wait=False)
     with Store.open(out / "feedback.db") as store:
-        judge_all(store, "Loop policy", ("ann", "bo"), lambda a, b: len(a) > len(b))
+        judge_all(store, "Loop policy, round 1", ("ann", "bo"), lambda a, b: len(a) > len(b))
     with pytest.raises(UserError, match="ann judged what the model was trained on"):
         cycle.command(config, out, wait=False)
 

@@ -237,6 +237,13 @@ class Projects:
             giving.reconcile(connection, id, project.task)
             return counts
 
+    def items(self, id: str) -> list[str]:
+        """Ids, in the order in which they came in."""
+        table = schema.project_items
+        with schema.reading(self.store.engine) as connection:
+            query = sa.select(table.c.item).where(table.c.project == id).order_by(table.c.number)
+            return list(connection.scalars(query))
+
     def close(self, id: str, items: Sequence[str]) -> int:
         """Takes back the slots of these items that nobody holds or has answered; how many."""
         with schema.writing(self.store.engine) as connection:

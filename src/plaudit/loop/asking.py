@@ -19,6 +19,8 @@ from plaudit.reward.model import load_reward_model
 from plaudit.tensors import SamplingParams
 
 Pair = tuple[int, int]
+MORE = 1.1
+"""Times as many are asked for as are waited for, since some are passed over."""
 
 
 def sample(round: Round) -> Result:
@@ -32,7 +34,7 @@ def sample(round: Round) -> Result:
     rows = drawn(round, prompts, n, "sample")
     files.write_rows(round.place / "samples.jsonl", rows)
 
-    wanted = math.ceil(config.collect.enough / round.standing.overlap)
+    wanted = math.ceil(MORE * config.collect.enough / round.standing.overlap)
     pairs, taught = chosen(round, rows, wanted)
     asked = [
         {"first": first, "second": second, "chosen_by": "worth" if place < taught else "chance"}
@@ -43,13 +45,8 @@ def sample(round: Round) -> Result:
         task = Task(kind="comparison", overlap=round.standing.overlap, gold_every=0)
         project = round.opened(round.titles["studio"], task)
         entries = [
-            Entry(
-                prompt_from_json(rows[first]["prompt"]),
-                (rows[first]["completion"], rows[second]["completion"]),
-                rows[first]["policy_version"],
-                {"round": round.number, "chosen_by": one["chosen_by"]},
-            )
-            for (first, second), one in zip(pairs, asked, strict=True)
+            Entry(item.prompt, item.completions, item.policy_version, item.meta)
+            for item, _ in items_for(round, "studio")
         ]
         Projects(round.store).add(project.id, entries)
     by = None if round.last_reward is None else str(round.number - 1)

@@ -16,6 +16,7 @@ from plaudit.evaluation.perception import Band
 from plaudit.feedback import panel, transfer
 from plaudit.feedback.events import comparison_event, event_id
 from plaudit.feedback.panel import Impression
+from plaudit.feedback.projects import Projects
 from plaudit.loop.asking import items_for
 from plaudit.loop.drawing import Row, draw, read_rows, views_of
 from plaudit.loop.judging import opinions
@@ -49,7 +50,15 @@ def collect(round: Round) -> Result:
     if any(getattr(sources, name) for name in PEOPLE):
         wait_for(round, round.config.collect.enough, "judgements", lambda: new(round))
     seq = round.store.last_seq()
+    if (project := round.project(round.titles["studio"])) is not None:
+        # What is in somebody's hands is theirs to answer, and counts in the next round; nothing else is given out.
+        Projects(round.store).close(project.id, Projects(round.store).items(project.id))
     counts = Counter[str](source for _, _, source in gathered(round, seq, after=round.standing.seq))
+    if not any(True for _ in gathered(round, seq)):
+        raise UserError(
+            "there is no judgement to learn from", where=f"round {round.number}",
+            fix="look whether those who should judge can: docs/loop.md, Sources",
+        )  # fmt: skip
     round.say(f"{sum(counts.values())} new judgements: " + told(counts))
     return {"seq": seq, "judgements": sum(counts.values()), "by_source": dict(sorted(counts.items()))}
 

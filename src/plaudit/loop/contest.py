@@ -142,7 +142,7 @@ def gate(round: Round) -> Result:
         {name: suite.margin for name, suite in config.suites.items()},
     )
     against = opponents(round)
-    test = Gate(rules, round.number + round.attempt, against)
+    test = Gate(rules, round.number + round.set_aside, against)
     for case in read_rows(round.place / "suites.jsonl"):
         test.examine(case["suite"], *case["scores"])
 

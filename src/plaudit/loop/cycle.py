@@ -116,6 +116,7 @@ def run(config: Config, directory: Path, *, wait: bool = True) -> dict[str, Any]
                 config=config, directory=directory, number=number, model=model, store=store,
                 prompts=train, heldout=heldout, console=console, journal=journal, start=start.version,
                 standing=standing, wait=wait, attempt=len(taken_back),
+                set_aside=sum(len(one["barred"]) for one in taken_back),
                 barred=frozenset(version for one in taken_back for version in one["barred"]),
             )  # fmt: skip
             try:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from plaudit import config as configs
 from plaudit import files
+from plaudit.feedback.projects import Projects
 from plaudit.feedback.releases import Releases
 from plaudit.feedback.store import Store
 from plaudit.loop import lineage, publishing
 from plaudit.loop.drawing import Row, read_rows
-from plaudit.loop.round import place_of
+from plaudit.loop.round import place_of, title_of
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config
 from plaudit.training import rundir
@@ -87,9 +88,10 @@ def finish(directory: Path, config: Config) -> None:
             elif one["what"] != "rater":
                 for event in one["events"]:
                     store.retract(event)
-            # 2. The last clean model answers again.
+            # 2. The last clean model answers again, and nobody is asked any more of what a touched one said.
             back = one["goes_back_to"]
             if back is not None:
+                _close(config, store, back, set(one["barred"]))
                 _release(directory, config, store, Journal(directory), back, one)
         # 3. The rounds that are touched stand aside, and the journal ends before them.
         if back is not None:
@@ -106,6 +108,17 @@ def finish(directory: Path, config: Config) -> None:
                 files.remove(directory / name) if (directory / name).exists() else None
         one["finished"] = True
         files.write_json(directory / "retractions.json", {"retractions": every})
+
+
+def _close(config: Config, store: Store, back: int, barred: set[str]) -> None:
+    projects = Projects(store)
+    for number in range(back + 1, config.stop.rounds + 1):
+        for project in projects.all():
+            if project.name == title_of(config.name, number):
+                items = store.items(projects.items(project.id))
+                projects.close(
+                    project.id, [key for key, item in items.items() if item.policy_version in barred]
+                )
 
 
 def _release(

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from plaudit.feedback.events import Event, Item
-from plaudit.feedback.judgements import PROJECT
+from plaudit.feedback.judgements import REPEATS
 from plaudit.feedback.projects import Project, Projects
 from plaudit.feedback.served import SERVED
 from plaudit.feedback.store import Store
@@ -45,8 +45,8 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """barred: versions of policies whose samples are not learned from, since what made them was taken back. attempt:
-    how often the loop went back to an earlier round."""
+    """wait: whether to wait for people. attempt: how often something was taken back; set_aside: rounds that went with
+    it. barred: versions of policies whose samples are not learned from, since what made them was taken back."""
 
     config: Config
     directory: Path
@@ -61,6 +61,7 @@ class Round:
     standing: Standing
     wait: bool = True
     attempt: int = 0
+    set_aside: int = 0
     barred: frozenset[str] = frozenset()
 
     @property
@@ -108,13 +109,10 @@ class Round:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Of the loop's projects: whose judgements are learned from, and whose decide at this round's gate."""
+        """Of this round's projects: whose judgements are learned from, and whose decide at the gate."""
+        again = "" if self.attempt == 0 else f", attempt {self.attempt + 1}"
         name = self.config.name
-        return {"studio": f"Loop {name}", "gate": f"Gate of {name}, round {self.number}{self.again}"}
-
-    @property
-    def again(self) -> str:
-        return "" if self.attempt == 0 else f", attempt {self.attempt + 1}"
+        return {"studio": title_of(name, self.number), "gate": f"Gate of {name}, round {self.number}{again}"}
 
     def project(self, title: str) -> Project | None:
         """The newest of that name that is not archived."""
@@ -129,6 +127,11 @@ class Round:
         return found if found.task == task else projects.change(found.id, task=task)
 
 
+def title_of(name: str, number: int) -> str:
+    """Of the project in which people judge a round's samples."""
+    return f"Loop {name}, round {number}"
+
+
 def place_of(directory: Path, number: int) -> Path:
     return directory / "rounds" / str(number)
 
@@ -138,11 +141,10 @@ def gathered(round: Round, up_to: int | None, after: int = 0) -> Iterator[tuple[
     is said of held-out prompts, of samples of a policy that is barred, and what others ask in the same store."""
     events = [event for event in round.store.current(up_to) if event.kind != "skip" and event.seq > after]
     items = round.store.items({event.item for event in events if event.item is not None})
-    studio = round.project(round.titles["studio"])
     heldout = set(round.heldout)
     for event in events:
         item = items.get(event.item or "")
-        source = None if item is None else source_of(item, round.config.name, studio)
+        source = None if item is None else source_of(item, round.config.name)
         if item is None or source is None or not getattr(round.config.sources, source):
             continue
         versions = {event.policy_version, item.policy_version, *item.meta.get("models", ())}
@@ -150,11 +152,11 @@ def gathered(round: Round, up_to: int | None, after: int = 0) -> Iterator[tuple[
             yield event, item, source
 
 
-def source_of(item: Item, name: str, studio: Project | None) -> Source | None:
-    """For whom the item was made; None where it is not for this loop."""
+def source_of(item: Item, name: str) -> Source | None:
+    """For whom the item was made; None where it is not for this loop, or shows another again."""
     if SERVED in item.meta:
         return "served"
-    if item.meta.get(LOOP) == name:
-        source: Source = item.meta[SOURCE]
-        return source
-    return "studio" if studio is not None and item.meta.get(PROJECT) == studio.id else None
+    if item.meta.get(LOOP) != name or REPEATS in item.meta:
+        return None
+    source: Source = item.meta[SOURCE]
+    return source
