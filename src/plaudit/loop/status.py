@@ -112,7 +112,7 @@ def report(config: Config, summary: Mapping[str, Any]) -> str:
     figures: dict[str, Figure] = {}
     wins = [
         Win(
-            f"Round {one['round']} against {name}",
+            f"Round {one['round']} against {'the start' if name == 'anchor' else 'its parent'}",
             one["rates"][name],
             tuple(one["intervals"][name]),
             "var(--round-0)" if one["published"] else "var(--soft)",
