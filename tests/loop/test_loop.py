@@ -403,6 +403,25 @@ def test_a_retraction_that_was_killed_is_finished_by_the_next_command(
         assert Releases(store).newest()["policy"].arms[0].adapter is None
 
 
+def test_a_round_that_is_not_over_begins_anew_without_what_is_taken_back(
+    twice: tuple[Config, Path], tmp_path: Path
+) -> None:
+    """The snapshot that it had named holds what was said, as snapshots do."""
+    out = tmp_path / "run"
+    shutil.copytree(twice[1], out)
+    journal = Journal(out)
+    steps = {"sample", "collect", "agree"}
+    kept = [e for e in journal.entries if e["round"] == 2 and e["step"] in steps]
+    files.write_json(journal.path, {"transitions": kept})
+    shutil.rmtree(out / "rounds" / "1")
+    (out / "summary.json").unlink()
+    found = retracting.retract(out, "rater", "panel-3", by="ann")
+    assert found["touched"] == {}
+    assert found["goes_back_to"] == 0
+    assert Journal(out).entries == []
+    assert not (out / "rounds" / "2").exists()
+
+
 def test_nobody_is_taken_back_who_is_not_there(twice: tuple[Config, Path]) -> None:
     with pytest.raises(UserError, match="no rater nobody is in this loop"):
         retracting.retract(twice[1], "rater", "nobody", by="ann")

@@ -53,7 +53,8 @@ def retract(directory: Path, what: What, name: str, *, by: str, dry: bool = Fals
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "judgements": len(events),
             "touched": {str(number): why for number, why in touched.items()},
-            "goes_back_to": None if first is None else first - 1,
+            # A round that is not over has read what is taken back, or will: it begins anew.
+            "goes_back_to": max(done, default=0) if first is None else first - 1,
             "barred": [
                 files.read_json(place_of(directory, n) / "lineage.json", MEND)["version"] for n in touched
             ],
@@ -90,22 +91,23 @@ def finish(directory: Path, config: Config) -> None:
                     store.retract(event)
             # 2. The last clean model answers again, and nobody is asked any more of what a touched one said.
             back = one["goes_back_to"]
-            if back is not None:
-                _close(config, store, back, set(one["barred"]))
-                _release(directory, config, store, Journal(directory), back, one)
-        # 3. The rounds that are touched stand aside, and the journal ends before them.
-        if back is not None:
-            journal = Journal(directory)
-            kept = [entry for entry in journal.entries if entry["round"] <= back]
-            files.write_json(journal.path, {"transitions": kept})
-            aside = directory / "retracted" / str(number)
-            aside.mkdir(parents=True, exist_ok=True)
-            for path in sorted((directory / "rounds").iterdir()):
-                if path.name.isdecimal() and int(path.name) > back:
+            _close(config, store, back, set(one["barred"]))
+            _release(directory, config, store, Journal(directory), back, one)
+        # 3. The rounds that are touched, and one that is not over, stand aside; last of all the journal ends before them.
+        aside, rounds = directory / "retracted" / str(number), directory / "rounds"
+        aside.mkdir(parents=True, exist_ok=True)
+        for path in sorted(rounds.iterdir()) if rounds.exists() else []:
+            if path.name.isdecimal() and int(path.name) > back:
+                if (aside / path.name).exists():  # half moved, over file systems
                     files.remove(aside / path.name)
-                    shutil.move(path, aside / path.name)
+                shutil.move(path, aside / path.name)
+        journal = Journal(directory)
+        kept = [entry for entry in journal.entries if entry["round"] <= back]
+        if len(kept) < len(journal.entries):
             for name in ("summary.json", "report.html", "waiting.json", "model"):
-                files.remove(directory / name) if (directory / name).exists() else None
+                if (directory / name).exists():
+                    files.remove(directory / name)
+            files.write_json(journal.path, {"transitions": kept})
         one["finished"] = True
         files.write_json(directory / "retractions.json", {"retractions": every})
 
