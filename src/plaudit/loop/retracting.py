@@ -93,7 +93,7 @@ def finish(directory: Path, config: Config) -> None:
             back = one["goes_back_to"]
             _close(config, store, back, set(one["barred"]))
             _release(directory, config, store, Journal(directory), back, one)
-        # 3. The rounds that are touched, and one that is not over, stand aside; last of all the journal ends before them.
+        # 3. The rounds that are touched, and one that is not over, stand aside; last the journal ends before them.
         aside, rounds = directory / "retracted" / str(number), directory / "rounds"
         aside.mkdir(parents=True, exist_ok=True)
         for path in sorted(rounds.iterdir()) if rounds.exists() else []:
