@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +50,13 @@ feedback = typer.Typer(help="What people said: bring it in, take it out, and mea
 app.add_typer(feedback, name="feedback")
 release = typer.Typer(help="Which models answer under which name: publish them, share requests out, go back.")
 app.add_typer(release, name="release")
+keys = typer.Typer(help="API keys of a store: for the served model and the studio's HTTP API.")
+app.add_typer(keys, name="key")
 loop = typer.Typer(help="Round after round from judgements to a better published model.")
 app.add_typer(loop, name="loop")
 
+SHELL = "command line"
+"""Who has done what was asked for here, as the audit log names them."""
 Settings = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the others.")
 ]
@@ -348,6 +353,67 @@ def serve(
     tree = configs.with_overrides({} if config is None else configs.read_yaml(config), settings or [])
     parsed = configs.parse(serving.Config, tree, "serve" if config is None else str(config))
     serving.run(model, parsed, device, dtype)
+
+
+@keys.command("create")
+def create_key(
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What it is good for: answer (the default), judge, review, ...")
+    ] = None,
+    label: Annotated[str, typer.Option(help="What it is for, as the list shows it.")] = "",
+    account: Annotated[str | None, typer.Option(help="Whose it is; default: the server's own.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="After which it ends; default: never.")] = None,
+    store: StorePath = "feedback.db",
+) -> None:
+    """Make a key, and print it once."""
+    from plaudit.access.keys import Keys
+    from plaudit.feedback.store import Store
+    from plaudit.serving.run import account_of
+
+    ends = None if days is None else time.time() + 86400 * days
+    with Store.open(store) as opened:
+        scopes: Any = scope or ["answer"]
+        made, secret = Keys(opened.engine).create(
+            account or account_of(opened), scopes, label, ends=ends, by=SHELL
+        )
+    _print({"id": made.id, "key": secret})
+
+
+@keys.command("list")
+def list_keys(store: StorePath = "feedback.db") -> None:
+    """All keys: whose, for what, until when. Not the keys themselves, which nobody has kept."""
+    from dataclasses import asdict
+
+    from plaudit.access.keys import Keys
+
+    with _existing(store) as opened:
+        _print([asdict(key) for key in Keys(opened.engine).of()])
+
+
+@keys.command("rotate")
+def rotate_key(
+    id: Annotated[str, typer.Argument(help="As the list shows it.")],
+    hours: Annotated[float, typer.Option(min=0, help="For which the old one is still good.")] = 24.0,
+    store: StorePath = "feedback.db",
+) -> None:
+    """Make another key in the place of one, which ends after a while, and print it once."""
+    from plaudit.access.keys import Keys
+
+    with _existing(store) as opened:
+        made, secret = Keys(opened.engine).rotate(id, by=SHELL, until=time.time() + 3600 * hours)
+    _print({"id": made.id, "key": secret})
+
+
+@keys.command("revoke")
+def revoke_key(
+    id: Annotated[str, typer.Argument(help="As the list shows it.")],
+    store: StorePath = "feedback.db",
+) -> None:
+    """From now on the key opens nothing."""
+    from plaudit.access.keys import Keys
+
+    with _existing(store) as opened:
+        Keys(opened.engine).revoke(id, by=SHELL)
 
 
 @loop.command("run")

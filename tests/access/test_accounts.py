@@ -257,6 +257,21 @@ def test_a_key_opens_what_it_was_made_for_as_long_as_its_holder_may(accounts: Ac
         keys.revoke(made.id, by="Olga")
 
 
+def test_a_key_is_rotated_and_the_old_one_ends_after_a_while(accounts: Accounts, store: Store) -> None:
+    accounts.create("ann", "admin", "correct horse")
+    keys = Keys(store.engine)
+    old, sent = keys.create("ann", ["answer", "judge"], "shop")
+    new, fresh = keys.rotate(old.id, by="command line", until=1000.0)
+    assert (new.account, new.scopes, new.label, new.ends) == ("ann", old.scopes, "shop", None)
+    assert keys.holder(sent, 999.0) is not None
+    assert keys.holder(sent, 1000.0) is None
+    assert keys.holder(fresh, 2000.0) is not None
+    keys.rotate(old.id, by="command line", until=5000.0)
+    assert keys.holder(sent, 1001.0) is None, "what ends is not lengthened"
+    with pytest.raises(UserError, match="key none"):
+        keys.rotate("none", by="command line", until=1.0)
+
+
 def test_a_key_for_more_than_its_holder_may_is_refused(accounts: Accounts, store: Store) -> None:
     keys = Keys(store.engine)
     accounts.create("Ann", "rater", WORD)

@@ -44,10 +44,16 @@ class Keys:
         self.accounts = Accounts(engine)
 
     def create(
-        self, account: str, scopes: Sequence[Permission], label: str = "", *, ends: float | None = None
+        self,
+        account: str,
+        scopes: Sequence[Permission],
+        label: str = "",
+        *,
+        ends: float | None = None,
+        by: str | None = None,
     ) -> tuple[Key, str]:
-        """The key, and what its holder sends, which cannot be shown again. UserError for a scope that the account
-        does not have."""
+        """The key, and what its holder sends, which cannot be shown again. by: who makes it, None being the account
+        itself. UserError for a scope that the account does not have."""
         unknown = [scope for scope in scopes if scope not in PERMISSIONS]
         if unknown or not scopes:
             raise UserError(
@@ -64,8 +70,21 @@ class Keys:
             if over := [scope for scope in scopes if scope not in ALLOWED[holder.role]]:
                 raise UserError(f"a {holder.role} may not {', '.join(over)}", where=f"account {account}")
             connection.execute(schema.api_keys.insert(), row)
-            audit.note(connection, account, "create", f"key {id}", scopes=list(made.scopes))
+            audit.note(connection, by or account, "create", f"key {id}", scopes=list(made.scopes))
         return made, f"{PREFIX}_{id}_{secret}"
+
+    def rotate(self, id: str, *, by: str, until: float) -> tuple[Key, str]:
+        """Another key in the place of this one, which is good until then (seconds since 1970), unless it ends before.
+        UserError where there is none."""
+        with schema.writing(self.engine) as connection:
+            row = connection.execute(sa.select(schema.api_keys).where(schema.api_keys.c.id == id)).first()
+            if row is None:
+                raise Missing("key", id)
+            old = _key(row)
+            ends = until if old.ends is None else min(old.ends, until)
+            connection.execute(schema.api_keys.update().where(schema.api_keys.c.id == id).values(ends=ends))
+            audit.note(connection, by, "rotate", f"key {id}")
+            return self.create(old.account, old.scopes, old.label, by=by)
 
     def of(self, account: str | None = None) -> list[Key]:
         """All keys, or an account's, the oldest first."""

@@ -158,7 +158,7 @@ def _greet(config: Config, store: Store, names: list[str]) -> None:
     """Says where it is, and, to whoever has no key yet, one."""
     console = Console(stderr=True)
     if not config.open and not Keys(store.engine).of():
-        key = _first_key(store)
+        key = Keys(store.engine).create(account_of(store), ["answer"], "plaudit serve")[1]
         said = "Nobody has an API key yet. This one may ask, and is not shown again:"
         console.print(f"{said}\n  {key}", highlight=False, soft_wrap=True)
     place = f"{address(config.host, config.port)}/v1"
@@ -237,9 +237,9 @@ def backend_of(arm: Arm, config: Config, device: torch.device, dtype: torch.dtyp
     )
 
 
-def _first_key(store: Store) -> str:
-    """A key for who has just begun."""
+def account_of(store: Store) -> str:
+    """The account of whoever serves from the shell; made where there is none."""
     accounts = Accounts(store.engine)
     if accounts.get(ACCOUNT) is None:
         accounts.create(ACCOUNT, "admin", secrets.token_urlsafe(32))  # nobody logs in as it
-    return Keys(store.engine).create(ACCOUNT, ["answer"], "plaudit serve")[1]
+    return ACCOUNT
