@@ -98,7 +98,8 @@ def test_a_loop_goes_round_and_publishes_what_the_gate_lets_pass(twice: tuple[Co
         out / "rounds/1/ppo/model/model.safetensors"
     )
     assert config.policy.kl_target * publishing.WIDER == pytest.approx(summary["rounds"][0]["kl_target"])
-    # What is kept out is nobody's parent: round 2 was held against the published one, too.
+    # What is kept out is nobody's parent; and round 2 was held against the published one, too.
+    assert [(journal.done(n, "publish") or {})["champion"] for n in (1, 2)] == [1, 1]
     assert set(summary["rounds"][0]["rates"]) == {"anchor"}
     assert set(summary["rounds"][1]["rates"]) == {"parent", "anchor"}
 
@@ -193,6 +194,9 @@ def test_later_pairs_are_those_that_the_reward_is_least_sure_of_beside_a_random_
     assert {row["chosen_by"] for row in first} == {"chance"}
     by = [row["chosen_by"] for row in second]
     assert by.count("chance") == len(by) / 2
+    for asked in (first, second):
+        rows = [row[side] for row in asked for side in ("first", "second")]
+        assert len(set(rows)) == len(rows), "no completion is judged in two pairs"
 
 
 # People ----------------------------------------------------------------------------------------------------
