@@ -38,9 +38,7 @@ from plaudit.evaluation.perception import Band
 from plaudit.feedback import panel
 from plaudit.feedback.panel import Impression
 from plaudit.feedback.store import Store
-from plaudit.loop import cycle
-from plaudit.loop.drawing import Row, draw, views_of
-from plaudit.loop.settings import Config, Sources
+from plaudit.loop.drawing import Row, draw, openers, views_of
 from plaudit.models.load import Model, load_model
 from plaudit.randomness import rng
 from plaudit.tensors import SamplingParams
@@ -177,7 +175,7 @@ def play(scene: str, place: Path, model_name: str, overrides: list[str]) -> dict
     config.write_text(json.dumps({"recipe": "loop"} | tree))
     device, dtype = machine.prepare("auto")
     crowd = Crowd(load_model(model_name, dtype, device), scene)
-    train, _ = cycle.prompts_of(Config(sources=Sources(served=1.0)))
+    train = openers()["train"]
     crowd.band = band_of(crowd.model, train)
     with Store.open(store) as opened:
         Accounts(opened.engine).create("shop", "admin", os.urandom(16).hex())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -51,3 +52,15 @@ def sleeps(samples: Sequence[Sample]) -> list[float]:
 
 
 NOT_A_FUNCTION = 3
+
+
+def fine(samples: Sequence[Sample]) -> list[float]:
+    return [1.0] * len(samples)
+
+
+_CALLS = itertools.count()
+
+
+def bad_and_fine(samples: Sequence[Sample]) -> list[float]:
+    """0 for all of the first batch that is scored, 1 for the second, and so on."""
+    return [float(next(_CALLS) % 2)] * len(samples)

@@ -458,6 +458,19 @@ def loop_status(
         typer.echo("\n".join(status.lines(found)))
 
 
+@loop.command("go-on")
+def loop_go_on(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a loop that waits.")],
+) -> None:
+    """Let a round wait for nobody else: what people have said so far is enough."""
+    from plaudit import files
+    from plaudit.loop.collecting import GO_ON
+
+    if not (run / "waiting.json").exists():
+        raise UserError("waits for nobody", where=str(run))
+    files.write_text(run / GO_ON, "")
+
+
 @loop.command("retract")
 def loop_retract(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a loop.")],
@@ -626,7 +639,7 @@ def behaviour(
     told = {"answers": found.both, "gain": found.gain, "counts": found.counts, "weights": weights}
     told["error"] = None if found.weights is None else found.error
     if out is not None:
-        files.write_rows(out, (to_json(record) for record in guessed))
+        files.write_rows(out, (to_json(one.rating) for one in guessed))
     _print(told | {"guessed": len(guessed)})
 
 

@@ -88,8 +88,12 @@ def test_answers_that_nobody_judged_are_guessed_and_those_that_somebody_did_are_
         found, guessed = of_store(store)
         assert found.both == 100
         assert found.counts
-        assert {one.completion for one in guessed} == {f"answer {number}" for number in range(101, 120)}
-        assert {one.rater for one in guessed} == {RATER}
-        for one in guessed:
+        ratings = [one.rating for one in guessed]
+        assert {one.response.id for one in guessed} == {f"r{number}" for number in range(101, 120)}
+        assert {one.completion for one in ratings} == {f"answer {number}" for number in range(101, 120)}
+        assert {one.rater for one in ratings} == {RATER}
+        for one in ratings:
             done = signals[int(one.completion.split()[1])]
             assert dict(one.scores) == {"overall": pytest.approx(found.score(done))}
+        store.retract_rater(who)
+        assert of_store(store)[1] == []

@@ -68,13 +68,14 @@ def test_rankings_are_pairs_or_rankings() -> None:
 def test_a_weight_of_two_is_a_judgement_twice_and_of_nothing_is_none() -> None:
     """For comparisons, rankings and ratings, in a crowd whose names nobody keeps."""
     scores = torch.tensor([0.3, -0.2, 1.1, 0.4], dtype=torch.float64)
-    effects = RaterEffects([])
 
-    def cost(reading: Reading, *, ada: int, bo: int) -> float:
+    def cost(asked: Reading, *, ada: int, bo: int) -> float:
         pairs = [Pair(0, 1, 1.0, rater="ada")] * ada + [Pair(2, 3, 0.0, rater="bo")] * bo
         rankings = [Ranked((2, 0, 1), "ada")] * ada + [Ranked((3, 1), "bo")] * bo
         ratings = [Rated(0, 0.9, {}, "ada")] * ada + [Rated(1, 0.1, {}, "bo")] * bo
-        told = Judgements.of([group(*pairs, rankings=rankings, ratings=ratings)], [0], reading, effects)
+        groups = [group(*pairs, rankings=rankings, ratings=ratings)]
+        reading, effects = begin(groups, asked)
+        told = Judgements.of(groups, [0], reading, effects)
         return told.loss(scores, None, reading, effects, told.totals()).loss.item()
 
     for comparison in ("bradley_terry", "plackett_luce"):
@@ -84,6 +85,24 @@ def test_a_weight_of_two_is_a_judgement_twice_and_of_nothing_is_none() -> None:
         assert cost(twice, ada=1, bo=1) == pytest.approx(cost(plain, ada=2, bo=1), rel=1e-12)
         assert cost(without, ada=1, bo=1) == pytest.approx(cost(plain, ada=0, bo=1), rel=1e-12)
         assert cost(plain, ada=2, bo=1) != pytest.approx(cost(plain, ada=1, bo=1), rel=1e-3)
+
+
+def test_a_weight_counts_where_one_rater_alone_brings_a_kind() -> None:
+    """Ada compares and Bo rates: of their parts of the slope, Bo's is a tenth where his weight is, and both are as
+    large together as without weights."""
+    groups = [group(Pair(0, 1, 1.0, rater="ada"), ratings=[Rated(2, 0.9, {}, "bo")])]
+
+    def slopes(weights: dict[str, float]) -> tuple[float, float]:
+        scores = torch.tensor([0.3, -0.2, 1.1, 0.4], dtype=torch.float64, requires_grad=True)
+        reading, effects = begin(groups, Reading(weights=weights))
+        told = Judgements.of(groups, [0], reading, effects)
+        told.loss(scores, None, reading, effects, told.totals()).loss.backward()  # type: ignore[no-untyped-call]
+        assert scores.grad is not None
+        return abs(float(scores.grad[0])), abs(float(scores.grad[2]))
+
+    plain, lighter = slopes({}), slopes({"bo": 0.1})
+    assert lighter[1] / lighter[0] == pytest.approx(0.1 * plain[1] / plain[0], rel=1e-12)
+    assert lighter[0] / plain[0] + lighter[1] / plain[1] == pytest.approx(2, rel=1e-12)
 
 
 def test_ratings_by_criterion() -> None:

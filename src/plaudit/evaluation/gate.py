@@ -67,6 +67,14 @@ def lower_bound(values: Sequence[float], alpha: float) -> float:
     return round(low, 3)
 
 
+def fewest_cases(margin: float, alpha: float) -> int:
+    """Cases that a suite must have so that a model that answers as its parent does is shown to be within the margin."""
+    bet = Bet((1 - margin) / 2)
+    while not bet.shows(alpha):
+        bet.add(0.5)
+    return bet.count
+
+
 def spent(alpha: float, round: int) -> float:
     """The part of alpha that a round may spend; over all rounds, from 1 on, they add up to alpha (Basel)."""
     return alpha * 6 / math.pi**2 / round**2
@@ -107,7 +115,7 @@ class Gate:
         self.gives_up = {name: Bet(0.5 - rules.effect) for name in opponents}
         self.safe = {name: Bet((1 - margin) / 2) for name, margin in rules.margins.items()}
         self.values: dict[str, list[float]] = {name: [] for name in (*opponents, *rules.margins)}
-        self.prompts = 0
+        self.prompts, self.examined = 0, False
 
     def judge(self, outcomes: Mapping[str, float]) -> None:
         """One prompt, against each opponent: 1 where the new model is preferred, 1/2 for a tie, the judges' mean."""
@@ -124,6 +132,10 @@ class Gate:
         value = (1 + new - old) / 2
         self.safe[suite].add(value)
         self.values[suite].append(value)
+
+    def close_suites(self) -> None:
+        """All cases were examined: what is not shown to be safe by now never will be."""
+        self.examined = True
 
     def decision(self) -> Decision:
         """Publish: preferred to every opponent, and no worse on any suite than its margin allows."""
@@ -147,6 +159,8 @@ class Gate:
         unsafe = [name for name, bet in self.safe.items() if not bet.shows(self.level)]
         if not open_ and not unsafe:
             return "publish", f"preferred to {' and '.join(self.wins)}"
+        if unsafe and self.examined:
+            return "keep out", f"not shown to be within its margin on {unsafe[0]}"
         if hopeless and open_:
             return "keep out", f"not preferred to {hopeless[0]} by {self.rules.effect:g}"
         if self.prompts >= self.rules.most:

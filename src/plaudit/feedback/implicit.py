@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plaudit.feedback.events import Event, Item
-from plaudit.feedback.served import SERVED, Served
+from plaudit.feedback.served import SERVED, Response, Served
 from plaudit.feedback.store import Store
 from plaudit.randomness import rng
 from plaudit.types import Rating
@@ -105,9 +105,18 @@ def _fit(features: Floats, said: Floats) -> Floats:
     return weights
 
 
-def of_store(store: Store, seed: int = 0) -> tuple[Calibration, list[Rating]]:
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A rating to be expected of an answer that nobody has judged."""
+
+    response: Response
+    rating: Rating
+
+
+def of_store(store: Store, seed: int = 0) -> tuple[Calibration, list[Guess]]:
     """How behaviour foretells opinion in this store, and, where it does, the ratings to be expected of answers that
-    nobody has judged. What somebody said of an answer stands; it is never replaced by a guess."""
+    nobody has judged, in order of their ids. What somebody said of an answer stands; it is never replaced by a guess,
+    nor is anything guessed of what whoever was retracted has done."""
     served = Served(store)
     done, events = served.signals(), store.current()
     items = store.items({event.item for event in events if event.item is not None})
@@ -116,12 +125,14 @@ def of_store(store: Store, seed: int = 0) -> tuple[Calibration, list[Rating]]:
     found = calibrate([done[response] for response in both], [said[response] for response in both], seed)
     if not found.counts:
         return found, []
-    guessed = []
+    guessed, active = list[Guess](), {name for name, state in store.raters().items() if state == "active"}
     for response in sorted(set(done) - _judged(events, items)):
         kept = served.get(response)
+        if kept.requester not in active:
+            continue
         if kept.prompt is not None and kept.completions is not None and len(kept.completions) == 1:
             score = {"overall": found.score(done[response])}
-            guessed.append(Rating(kept.prompt, kept.completions[0].text, score, RATER))
+            guessed.append(Guess(kept, Rating(kept.prompt, kept.completions[0].text, score, RATER)))
     return found, guessed
 
 

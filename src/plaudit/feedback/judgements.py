@@ -50,9 +50,14 @@ def everything(store: Store, up_to: int | None = None, project: str | None = Non
         ):
             continue
         version = event.policy_version or item.policy_version
-        for record in _READ.get(event.kind, _nothing)(item, event):
+        for record in records_of(item, event):
             found.append(Judged(item.id, record, version, event.rater, event.id, event.seq))
     return found
+
+
+def records_of(item: Item, event: Event) -> list[Record]:
+    """What one judgement says, as records."""
+    return _READ.get(event.kind, _nothing)(item, event)
 
 
 def preferences(store: Store, up_to: int | None = None) -> list[Judged[Preference]]:

@@ -237,6 +237,11 @@ class Projects:
             giving.reconcile(connection, id, project.task)
             return counts
 
+    def reconcile(self, id: str) -> None:
+        """Opens as many slots of each item as judgements are still wanted of it, and closes what is too many."""
+        with schema.writing(self.store.engine) as connection:
+            giving.reconcile(connection, id, read(connection, id).task)
+
     def items(self, id: str) -> list[str]:
         """Ids, in the order in which they came in."""
         table = schema.project_items

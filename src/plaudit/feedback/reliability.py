@@ -9,6 +9,7 @@ from statistics import median
 
 from plaudit.feedback.dawid_skene import dawid_skene
 from plaudit.feedback.events import Event
+from plaudit.feedback.judgements import ADJUDICATES
 
 PRIOR = 10.0
 """Shared answers that whoever is new is taken to have given, as rightly as the others did."""
@@ -29,6 +30,8 @@ def of_events(events: Sequence[Event]) -> dict[str, Reliability]:
     """Every rater's. A tie, both bad, and whatever is no comparison tell nothing here."""
     said: dict[str, dict[str, int]] = defaultdict(dict)
     for event in events:
+        if event.payload.get(ADJUDICATES):
+            continue  # a decision is nobody's agreement
         if event.kind == "comparison" and event.payload["choice"] in (0, 1):
             said[event.item or ""][event.rater] = event.payload["choice"]
     answers = [

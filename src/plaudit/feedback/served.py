@@ -124,6 +124,12 @@ class Served:
         with schema.reading(self.store.engine) as connection:
             return _get(connection, id)
 
+    def names(self) -> dict[str, str]:
+        """What each response was asked for by, by its id."""
+        table = schema.responses.c
+        with schema.reading(self.store.engine) as connection:
+            return {row.id: row.name for row in connection.execute(sa.select(table.id, table.name))}
+
     def of_token(self, token: str) -> Response:
         """The response that a token is for. Missing for a token that is none, or of somebody who was forgotten."""
         with schema.reading(self.store.engine) as connection:

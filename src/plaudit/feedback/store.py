@@ -116,13 +116,15 @@ class Store:
             new = Event(event_id("retract", event), "retract", old.rater, old.item, supersedes=event)
             return _Log(connection, [new]).append(new)
 
-    def current(self, up_to: int | None = None) -> list[Event]:
-        """The judgements that stand, in order of seq, as of event number `up_to` (None: now).
+    def current(self, up_to: int | None = None, *, after: int = 0) -> list[Event]:
+        """The judgements that stand, in order of seq, as of event number `up_to` (None: now); of those from number
+        `after` + 1 on.
 
         Without what was superseded, retracted or forgotten. A skip is among them.
         """
         with schema.reading(self.engine) as connection:
-            rows = connection.execute(queries.standing(up_to).order_by(schema.events.c.seq))
+            query = queries.standing(up_to).where(schema.events.c.seq > after)
+            rows = connection.execute(query.order_by(schema.events.c.seq))
             return [queries.event(row) for row in rows]
 
     def log(self, after: int = 0, limit: int | None = None) -> list[Event]:

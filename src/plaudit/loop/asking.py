@@ -12,7 +12,7 @@ from plaudit import files
 from plaudit.feedback.events import Item, prompt_from_json
 from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.tasks import Task
-from plaudit.loop.drawing import Prompts, Row, draw, read_rows
+from plaudit.loop.drawing import Row, draw, read_rows
 from plaudit.loop.round import LOOP, SOURCE, Result, Round
 from plaudit.randomness import rng
 from plaudit.reward.model import load_reward_model
@@ -26,45 +26,44 @@ MORE = 1.1
 def sample(round: Round) -> Result:
     """Completions of the round's prompts from the published policy -> samples.jsonl; of their pairs those that are
     judged -> asked.jsonl, and into the studio where people judge."""
-    config = round.config
-    if not config.sources.of_samples:
-        return {"samples": 0, "pairs": 0, "ordered_by": None}
+    config, standing = round.config, round.standing
+    found: Result = {"champion": standing.champion, "version": standing.version, "samples": 0, "pairs": 0}
+    if not {"studio", "panel", "judge"} & round.sources.keys():
+        return found | {"ordered_by": None}
     prompts, n = round.asked, config.collect.completions
-    round.say(f"sampling {n} completions of {len(prompts)} prompts from {round.standing.version}")
-    rows = drawn(round, prompts, n, "sample")
+    round.say(f"sampling {n} completions of {len(prompts)} prompts from {standing.version}")
+    rows = draw(
+        round.model,
+        prompts,
+        n,
+        SamplingParams(max_new_tokens=config.max_new_tokens),
+        (config.seed, "sample", round.number),
+        console=round.console,
+        version=standing.version,
+        adapter=round.parent,
+    )
     files.write_rows(round.place / "samples.jsonl", rows)
 
-    wanted = math.ceil(MORE * config.collect.enough / round.standing.overlap)
+    wanted = math.ceil(MORE * config.collect.enough / standing.overlap)
     pairs, taught = chosen(round, rows, wanted)
     asked = [
         {"first": first, "second": second, "chosen_by": "worth" if place < taught else "chance"}
         for place, (first, second) in enumerate(pairs)
     ]
     files.write_rows(round.place / "asked.jsonl", asked)
-    if config.sources.studio:
-        task = Task(kind="comparison", overlap=round.standing.overlap, gold_every=0)
-        project = round.opened(round.titles["studio"], task)
+    if len(pairs) < wanted:
+        round.say(f"{len(pairs)} pairs differ, where {wanted} were wanted: collect.prompts may be more")
+    if "studio" in round.sources:
+        task = Task(kind="comparison", overlap=standing.overlap, gold_every=0)
+        project = round.opened("studio", task)
         entries = [
             Entry(item.prompt, item.completions, item.policy_version, item.meta)
             for item, _ in items_for(round, "studio")
         ]
         Projects(round.store).add(project.id, entries)
+        Projects(round.store).reconcile(project.id)  # what was taken back is asked of others
     by = None if round.last_reward is None else str(round.number - 1)
-    return {"samples": len(rows), "pairs": len(pairs), "ordered_by": by if taught else None}
-
-
-def drawn(round: Round, prompts: Prompts, n: int, purpose: str) -> list[Row]:
-    """n samples a prompt of the published policy."""
-    return draw(
-        round.model,
-        prompts,
-        n,
-        SamplingParams(max_new_tokens=round.config.max_new_tokens),
-        (round.config.seed, purpose, round.number),
-        console=round.console,
-        version=round.standing.version,
-        adapter=round.parent,
-    )
+    return found | {"samples": len(rows), "pairs": len(pairs), "ordered_by": by if taught else None}
 
 
 def chosen(round: Round, rows: Sequence[Row], wanted: int) -> tuple[list[Pair], int]:
@@ -109,7 +108,7 @@ def items_for(round: Round, source: str) -> list[tuple[Item, Pair]]:
                 (rows[one["first"]]["completion"], rows[one["second"]]["completion"]),
                 rows[one["first"]]["policy_version"],
                 {
-                    LOOP: round.config.name,
+                    LOOP: round.name,
                     SOURCE: source,
                     "round": round.number,
                     "chosen_by": one["chosen_by"],

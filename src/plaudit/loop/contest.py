@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 
 from plaudit import files
-from plaudit.data.formats import read_prompts
 from plaudit.evaluation.gate import Gate, Rules, length_controlled
 from plaudit.evaluation.metrics import bootstrap, distinct_2, outcomes
 from plaudit.feedback import panel
@@ -20,7 +19,7 @@ from plaudit.feedback.tasks import Task
 from plaudit.loop.collecting import impressions, wait_for
 from plaudit.loop.drawing import Prompts, Row, draw, read_rows
 from plaudit.loop.measure import kl_per_token
-from plaudit.loop.round import Result, Round, gathered
+from plaudit.loop.round import Result, Round
 from plaudit.models.load import Model, load_model
 from plaudit.reward.model import load_reward_model
 from plaudit.reward.open import judge_of, open_for_texts
@@ -100,7 +99,7 @@ def completions(round: Round, candidate: Model, prompts: Prompts, purpose: str) 
 def _suites(round: Round, candidate: Model) -> Iterator[Row]:
     """Each suite's cases, scored from 0 to 1 for the candidate and for its parent."""
     for name, suite in round.config.suites.items():
-        said = completions(round, candidate, read_prompts(suite.prompts), f"suite {name}")
+        said = completions(round, candidate, round.suites[name], f"suite {name}")
         old = said[opponents(round)[0]]
         opened = open_for_texts(
             suite.scorer, near=round.model, dtype=round.model.trunk.dtype, device=round.model.trunk.device
@@ -142,14 +141,18 @@ def gate(round: Round) -> Result:
         {name: suite.margin for name, suite in config.suites.items()},
     )
     against = opponents(round)
-    test = Gate(rules, round.number + round.set_aside, against)
+    test = Gate(rules, round.number + round.taken_back.tests, against)
     for case in read_rows(round.place / "suites.jsonl"):
         test.examine(case["suite"], *case["scores"])
+    test.close_suites()
 
     said = list[Row]()
-    for place, found in _judged(round, rows, test):
+    for place, found in _judged(round, rows) if test.decision() == "go on" else ():
         test.judge(found)
         said.append({"place": place, **found})
+        # Simulated judges cost nothing, and say how large a gain is; nobody else is asked for more than is needed.
+        if config.gate.judges != "panel" and test.decision() != "go on":
+            break
     files.write_rows(round.place / "gate.jsonl", said)
     verdict = test.verdict()
     decision = "publish" if verdict.decision == "publish" else "keep out"
@@ -170,24 +173,24 @@ def gate(round: Round) -> Result:
         "bounds": dict(verdict.bounds),
         "level": test.level,
         "intervals": {
-            name: list(bootstrap([one[name] for one in said], seed=config.seed)) for name in against
+            name: list(bootstrap([one[name] for one in said], seed=config.seed)) for name in against if said
         },
         "length_controlled": {
-            name: length_controlled([one[name] for one in said], lengths[name]) for name in against
+            name: length_controlled([one[name] for one in said], lengths[name]) for name in against if said
         },
     }
-    shown = ", ".join(f"{verdict.rates[name]:.0%} against {name}" for name in against)
-    round.say(f"gate: {decision} ({verdict.why}): {shown}")
+    shown = ", ".join(f"{verdict.rates[name]:.0%} against {name}" for name in against if said)
+    round.say(f"gate: {decision} ({verdict.why}): {shown or 'nobody was asked'}")
     return result
 
 
-def _judged(round: Round, rows: Sequence[Row], test: Gate) -> Iterator[tuple[int, Mapping[str, float]]]:
-    """Of each prompt, against each opponent, the mean over judges of 1, 1/2 or 0; until people need not say more."""
+def _judged(round: Round, rows: Sequence[Row]) -> Iterator[tuple[int, Mapping[str, float]]]:
+    """Of each prompt, against each opponent, the mean over judges of 1, 1/2 or 0."""
     judges = round.config.gate.judges
     if judges == "panel":
         yield from enumerate(_by_panel(round, rows))
     elif judges == "people":
-        yield from _by_people(round, rows, test)
+        yield from _by_people(round, rows)
     else:
         yield from enumerate(_by_model(round, rows))
 
@@ -232,15 +235,9 @@ def _won(choice: object, ours: int) -> float:
 # People ----------------------------------------------------------------------------------------------------
 
 
-def _by_people(round: Round, rows: Sequence[Row], test: Gate) -> Iterator[tuple[int, dict[str, float]]]:
-    """Named raters who judge nothing else, in a project of their own; a part of the prompts at a time."""
+def _by_people(round: Round, rows: Sequence[Row]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Named raters, of whom nothing is learned, in a project of their own; a part of the prompts at a time."""
     settings = round.config.gate
-    trained = {event.rater for event, _, _ in gathered(round, round.done("collect")["seq"])}
-    if both := sorted(trained & set(settings.raters)):
-        raise UserError(
-            f"{', '.join(both)} judged what the model was trained on", where="gate.raters",
-            fix="name raters who judge nothing but the gate",
-        )  # fmt: skip
     task = Task(
         kind="comparison",
         strength=False,
@@ -249,7 +246,7 @@ def _by_people(round: Round, rows: Sequence[Row], test: Gate) -> Iterator[tuple[
         gold_every=0,
         raters=tuple(settings.raters),
     )
-    project = round.opened(round.titles["gate"], task)
+    project = round.opened("gate", task)
     names = opponents(round)
     for first in range(0, len(rows), BATCH):
         part = range(first, min(first + BATCH, len(rows)))
@@ -257,17 +254,11 @@ def _by_people(round: Round, rows: Sequence[Row], test: Gate) -> Iterator[tuple[
         asked = {key: entry for key, entry in entries.items() if entry.completions[0] != entry.completions[1]}
         Projects(round.store).add(project.id, list(asked.values()))
         items = {project.item(entry).id: key for key, entry in asked.items()}
-        wait_for(
-            round,
-            len(asked) * settings.overlap,
-            f"judges at the gate ({', '.join(settings.raters)})",
-            partial(_answered, round, items, settings.overlap),
-        )
+        what = f"judges at the gate ({', '.join(settings.raters)})"
+        wait_for(round, what, partial(_answered, round, items, settings.overlap))
         told = _answers(round, items)
         for i in part:
             yield i, {name: _share(told[i, name], rows[i], name) for name in names}
-        if test.decision() != "go on":
-            return
 
 
 def _entry(round: Round, row: Row, name: str) -> Entry:
@@ -294,8 +285,9 @@ def _answers(round: Round, items: Mapping[str, tuple[int, str]]) -> Answers:
     return found
 
 
-def _answered(round: Round, items: Mapping[str, tuple[int, str]], overlap: int) -> Counter[str]:
-    return Counter(judges=sum(min(len(said), overlap) for said in _answers(round, items).values()))
+def _answered(round: Round, items: Mapping[str, tuple[int, str]], overlap: int) -> tuple[Counter[str], int]:
+    said = sum(min(len(said), overlap) for said in _answers(round, items).values())
+    return Counter(judges=said), len(items) * overlap
 
 
 def _share(said: Sequence[Event], row: Row, name: str) -> float:

@@ -3,10 +3,10 @@ enough. A round's place for adversarial training is between improve and evaluate
 
 from __future__ import annotations
 
-import importlib.resources
-import json
+import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,37 @@ from rich.console import Console
 from plaudit import config as configs
 from plaudit import files
 from plaudit.data.formats import read_prompts
-from plaudit.feedback.releases import Releases
+from plaudit.evaluation.gate import fewest_cases, spent
 from plaudit.feedback.store import Store
 from plaudit.loop import asking, collecting, contest, learning, publishing, retracting, status
 from plaudit.loop.collecting import Waiting
-from plaudit.loop.drawing import Prompts
-from plaudit.loop.round import Result, Round, Standing, place_of
+from plaudit.loop.drawing import Prompts, openers, write_prompts
+from plaudit.loop.round import MEND, Result, Round, Standing, place_of, rounded, store_of
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config
 from plaudit.models.load import find_model, load_model
 from plaudit.reward.open import judge_of
+from plaudit.reward.rubric import as_text
 from plaudit.training import machine, rundir
-from plaudit.types import Message, UserError, prompt_to_json
+from plaudit.types import UserError
 
 RECIPE = "loop"
-TRANSITIONS: dict[str, Callable[[Round], Result]] = {
-    "sample": asking.sample,
-    "collect": collecting.collect,
-    "agree": learning.agree,
-    "reward": learning.reward,
-    "improve": learning.improve,
-    "evaluate": contest.evaluate,
-    "gate": contest.gate,
-    "publish": publishing.publish,
-}
+TRANSITIONS: dict[str, Callable[[Round], Result]] = dict(
+    zip(
+        status.STEPS,
+        (
+            asking.sample,
+            collecting.collect,
+            learning.agree,
+            learning.reward,
+            learning.improve,
+            contest.evaluate,
+            contest.gate,
+            publishing.publish,
+        ),
+        strict=True,
+    )
+)
 
 
 def command(
@@ -79,18 +86,38 @@ def resume(directory: Path, *, wait: bool = True) -> dict[str, Any] | None:
 def check(config: Config) -> None:
     """UserError for what cannot work, before hours of work."""
     find_model(config.model)
-    collecting.check_files([*config.data, *(suite.prompts for suite in config.suites.values())])
+    collecting.check_files(config.data)
     for judge in (
         config.judge,
         config.gate.judges if config.gate.judges not in ("panel", "people") else None,
     ):
         if judge is not None:
             judge_of(judge)
-    train, heldout = prompts_of(config)
-    if shared := set(train) & set(heldout):
-        raise UserError(
-            f"{len(shared)} prompts are in both", where="prompts, heldout", fix="take them out of one"
-        )
+    if (
+        config.judge is not None
+        and Path(config.gate.judges).exists()
+        and same(config.judge, config.gate.judges)
+    ):
+        raise UserError("is the judge that is learned from", where="gate.judges", fix="name another judge")
+    train, heldout, suites = prompts_of(config)
+    learned = {as_text(prompt) for prompt in train}
+    for name, prompts in {"heldout": heldout, **suites}.items():
+        if shared := learned & {as_text(prompt) for prompt in prompts}:
+            raise UserError(
+                f"{len(shared)} prompts are learned from, too", where=name, fix="take them out of one"
+            )
+    for name, prompts in suites.items():
+        fewest = fewest_cases(config.suites[name].margin, spent(config.gate.alpha, config.stop.rounds))
+        if len(prompts) < fewest:
+            raise UserError(
+                f"has {len(prompts)} cases, of which {fewest} are needed to show anything within its margin",
+                where=f"suite {name}", fix="give more cases, a wider margin, or fewer rounds",
+            )  # fmt: skip
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two files hold the same."""
+    return files.digest(Path(one)) == files.digest(Path(other))
 
 
 def run(config: Config, directory: Path, *, wait: bool = True) -> dict[str, Any] | None:
@@ -99,34 +126,25 @@ def run(config: Config, directory: Path, *, wait: bool = True) -> dict[str, Any]
     device, dtype = machine.prepare(config.precision, config.threads)
     console.print(f"[bold]Loading[/] {config.model}")
     model = load_model(config.model, dtype, device)
-    train, heldout = prompts_of(config)
-    for split, prompts in (("train", train), ("heldout", heldout)):
-        lines = [json.dumps({"prompt": prompt_to_json(p)}, ensure_ascii=False) for p in prompts]
-        files.write_text(directory / "prompts" / f"{split}.jsonl", "\n".join(lines) + "\n")
-    start = publishing.arm_of(config.model, config.name, None)
-    taken_back = retracting.read(directory)
+    train, heldout, suites = kept_prompts(config, directory)
+    start = publishing.arm_of(config, None).version
     with Store.open(store_of(config, directory)) as store:
-        if config.name not in Releases(store).newest():
-            Releases(store).publish(config.name, [start], by=publishing.BY, note=f"the start of {directory}")
         for number in range(1, config.stop.rounds + 1):
-            standing = standing_at(config, journal, number, start.version)
             if (why := ended(config, journal, number - 1)) is not None:
                 break
             round = Round(
                 config=config, directory=directory, number=number, model=model, store=store,
-                prompts=train, heldout=heldout, console=console, journal=journal, start=start.version,
-                standing=standing, wait=wait, attempt=len(taken_back),
-                set_aside=sum(len(one["barred"]) for one in taken_back),
-                barred=frozenset(version for one in taken_back for version in one["barred"]),
+                prompts=train, heldout=heldout, suites=suites, console=console, journal=journal, start=start,
+                standing=standing_at(config, directory, journal, number, store, start), wait=wait,
+                id=identity(config, directory), taken_back=retracting.all_of(directory),
             )  # fmt: skip
             try:
                 take(round)
             except Waiting as waiting:
-                status.write(config, directory)
                 console.print(f"{waiting}; go on with `plaudit resume {directory}`", soft_wrap=True)
                 return None
         why = ended(config, journal, config.stop.rounds) or f"{config.stop.rounds} rounds"
-    return close(config, directory, why, start.version)
+    return close(config, directory, why, start)
 
 
 def take(round: Round) -> None:
@@ -137,12 +155,29 @@ def take(round: Round) -> None:
     status.write(round.config, round.directory)
 
 
-def standing_at(config: Config, journal: Journal, number: int, start: str) -> Standing:
-    """What the rounds before have come to."""
-    found = journal.done(number - 1, "publish")
-    if found is not None:
-        return publishing.follow(found)
-    return Standing(0, start, config.policy.kl_target, config.collect.overlap)
+def standing_at(
+    config: Config, directory: Path, journal: Journal, number: int, store: Store, start: str
+) -> Standing:
+    """What the rounds before have come to, and what has been published since by hand; once the round has begun, as it
+    was then."""
+    before, begun = journal.done(number - 1, "publish"), journal.done(number, "sample")
+    if before is None:
+        found = Standing(0, start, config.policy.kl_target, config.collect.overlap)
+    else:
+        found = publishing.follow(before)
+    if begun is not None:
+        return replace(found, champion=begun["champion"], version=begun["version"])
+    return publishing.stand(config, directory, store, found, begun=bool(journal.entries))
+
+
+def identity(config: Config, directory: Path) -> str:
+    """What tells the run from others in a store that is not its own; drawn once."""
+    if config.store is None:
+        return ""
+    path = directory / "identity.json"
+    if not path.exists():
+        files.write_json(path, {"id": secrets.token_hex(4)})
+    return str(files.read_json(path, MEND)["id"])
 
 
 def ended(config: Config, journal: Journal, last: int) -> str | None:
@@ -185,7 +220,7 @@ def close(config: Config, directory: Path, why: str, start: str) -> dict[str, An
         "seed": config.seed,
         "model": config.model,
         "start": start,
-        "peak_rss_gb": round_gb(machine.peak_rss_gb()),
+        "peak_rss_gb": rounded(machine.peak_rss_gb()),
         "machine": machine.record(),
     }
     files.write_text(directory / "report.html", status.report(config, summary))
@@ -199,27 +234,32 @@ def close(config: Config, directory: Path, why: str, start: str) -> dict[str, An
     return summary
 
 
-def round_gb(value: float) -> float:
-    return float(f"{value:.3f}")
-
-
-def store_of(config: Config, directory: Path) -> str:
-    return config.store or str(directory / "feedback.db")
-
-
-def prompts_of(config: Config) -> tuple[Prompts, Prompts]:
-    """Training and held-out prompts: the config's, or the quickstart's openers. UserError where there are too few."""
+def prompts_of(config: Config) -> tuple[Prompts, Prompts, dict[str, Prompts]]:
+    """Training and held-out prompts, the config's or the quickstart's openers, and each suite's. UserError where there
+    are too few."""
     if config.prompts is not None and config.heldout is not None:
-        train, heldout = read_prompts(config.prompts), read_prompts(config.heldout)
-        train, heldout = list(dict.fromkeys(train)), list(dict.fromkeys(heldout))
+        train, heldout = (
+            list(dict.fromkeys(read_prompts(path))) for path in (config.prompts, config.heldout)
+        )
     else:
-        text = importlib.resources.files("plaudit.loop").joinpath("openers.jsonl").read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        split: dict[str, Prompts] = {"train": [], "heldout": []}
-        for row in rows:
-            split[row["split"]].append((Message("user", row["prompt"]),))
+        split = openers()
         train, heldout = split["train"], split["heldout"]
     for name, prompts, least in (("prompts", train, 2), ("heldout", heldout, 10)):
         if len(prompts) < least:
             raise UserError(f"are {len(prompts)}", where=name, fix=f"give at least {least}")
-    return train, heldout
+    return train, heldout, {name: read_prompts(suite.prompts) for name, suite in config.suites.items()}
+
+
+def kept_prompts(config: Config, directory: Path) -> tuple[Prompts, Prompts, dict[str, Prompts]]:
+    """As they were when the run began: they are written down then, and read from there."""
+    place = directory / "prompts"
+    if not (place / "all.json").exists():
+        train, heldout, suites = prompts_of(config)
+        written = {"train": train, "heldout": heldout} | {
+            f"suite-{name}": some for name, some in suites.items()
+        }
+        for name, prompts in written.items():
+            write_prompts(place / f"{name}.jsonl", prompts)
+        files.write_json(place / "all.json", {name: len(prompts) for name, prompts in written.items()})
+    train, heldout = (read_prompts(place / f"{name}.jsonl") for name in ("train", "heldout"))
+    return train, heldout, {name: read_prompts(place / f"suite-{name}.jsonl") for name in config.suites}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
+from plaudit import files
 from plaudit.evaluation.perception import Views, look_at
 from plaudit.loop.show import Bar
 from plaudit.models.load import Model, open_adapter
 from plaudit.models.q_heads import Steering
 from plaudit.rollout.local import LocalEngine
 from plaudit.tensors import SamplingParams
-from plaudit.types import Prompt, UserError, prompt_to_json
+from plaudit.types import Message, Prompt, UserError, prompt_to_json
 
 Row = dict[str, Any]
 Prompts = list[Prompt]
@@ -65,6 +67,19 @@ def views_of(model: Model, rows: Sequence[Row], what: str, *, seed: int, console
     completions = [[row["completion_ids"] for row in group] for group in groups.values()]
     with Bar(console, f"looking at {what}", total=0) as bar:
         return look_at(model.trunk, prompts, completions, seed=seed, progress=bar.of)
+
+
+def openers() -> dict[str, Prompts]:
+    """The quickstart's prompts by split, train and heldout."""
+    text = importlib.resources.files("plaudit.loop").joinpath("openers.jsonl").read_text(encoding="utf-8")
+    found: dict[str, Prompts] = {"train": [], "heldout": []}
+    for row in map(json.loads, text.splitlines()):
+        found[row["split"]].append((Message("user", row["prompt"]),))
+    return found
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    files.write_rows(path, ({"prompt": prompt_to_json(prompt)} for prompt in prompts))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from plaudit import files
-from plaudit.data.formats import write_records
+from plaudit.data.formats import from_json, write_records
 from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
 from plaudit.evaluation.reward import measure
-from plaudit.feedback import agreement, implicit, reliability
+from plaudit.feedback import agreement, reliability
 from plaudit.feedback.agreement import wilson
 from plaudit.feedback.events import Event
-from plaudit.feedback.judgements import everything
-from plaudit.loop.round import Result, Round, gathered, place_of
+from plaudit.loop.drawing import read_rows
+from plaudit.loop.round import MEND, Result, Round, gathered, place_of, rounded
 from plaudit.loop.stages import begin
+from plaudit.models.load import Model
 from plaudit.recipes import ppo, reward_model
+from plaudit.reward.judgements import Reading, check_varied
+from plaudit.reward.judgements import begin as begin_reading
 from plaudit.reward.model import RewardModel, load_reward_model
 from plaudit.training import online
-from plaudit.types import Demonstration, Record
+from plaudit.types import Preference, Ranking, Record
 
 HELDOUT = 0.2
 """The share of prompts that the reward does not learn from."""
@@ -36,8 +39,8 @@ def agree(round: Round) -> Result:
     want."""
     seq = round.done("collect")["seq"]
     by_source: dict[str, list[Event]] = {}
-    for event, _, source in gathered(round, seq):
-        by_source.setdefault(source, []).append(event)
+    for one in gathered(round, seq):
+        by_source.setdefault(one.source, []).append(one.event)
     reports = {source: agreement.of_events(events, round.config.seed) for source, events in by_source.items()}
     raters = {
         f"{source}/{rater}": asdict(found)
@@ -52,14 +55,21 @@ def agree(round: Round) -> Result:
         told = ", ".join(f"{name} {weight:.2f}" for name, weight in sorted(doubted.items()))
         round.say(f"raters who count for less, since others contradict them: {told}")
 
-    # 2. Of the next items more raters, the less these agree.
+    # 2. Of the next items more raters, the less these agree, but no more than there are.
     collect, overlap = round.config.collect, round.standing.overlap
     alphas = {
         source: report["comparisons"]["alpha"]["ordinal"]["value"] for source, report in reports.items()
     }
-    known = [alpha for source, alpha in alphas.items() if alpha is not None and source in ("studio", "panel")]
-    if known:
-        overlap = reliability.raters_wanted(min(known), collect.overlap, collect.most_overlap)
+    wanted = [
+        min(
+            reliability.raters_wanted(alpha, collect.overlap, collect.most_overlap),
+            len({event.rater for event in by_source[source]}),
+        )
+        for source, alpha in alphas.items()
+        if alpha is not None and source in ("studio", "panel")
+    ]
+    if wanted:
+        overlap = max(collect.overlap, *wanted)
     shown = ", ".join(f"{source} {alpha:.2f}" for source, alpha in alphas.items() if alpha is not None)
     round.say(f"Krippendorff's alpha: {shown or 'nobody judged what others judged'}")
 
@@ -83,9 +93,9 @@ def drifted(round: Round, seq: int) -> Result:
         return found
     told = records(round, seq, after=round.standing.seq, by_chance=True)
     groups = grouped(round, [record for some in told.values() for record in some])
-    figures, pairs = held_against(load_reward_model(round.last_reward, round.model), groups)
-    found |= {"accuracy": figures, "pairs": pairs, "before": before["accuracy"]}
-    found["changed"] = changed((before["accuracy"], before["pairs"]), (figures, pairs))
+    accuracy, pairs = held_against(load_reward_model(round.last_reward, round.model), groups)
+    found |= {"accuracy": accuracy, "pairs": pairs, "before": before["accuracy"]}
+    found["changed"] = changed((before["accuracy"], before["pairs"]), (accuracy, pairs))
     return found
 
 
@@ -111,31 +121,74 @@ def records(
     round: Round, seq: int, *, after: int = 0, fresh: int = 0, by_chance: bool = False
 ) -> dict[str, list[Record]]:
     """What is learned from, by source, each under "source/rater", and under "stale/source/rater" what was said up to
-    event number `fresh`. by_chance: without pairs that were chosen since the
-    last reward was unsure of them, on which it is wrong more often than elsewhere."""
-    wanted = {
-        event.id: source
-        for event, item, source in gathered(round, seq, after=after)
-        if not (by_chance and item.meta.get("chosen_by") == "worth")
-    }
+    event number `fresh`; without what the model's context does not hold. by_chance: without pairs that were chosen
+    since the last reward was unsure of them, on which it is wrong more often than elsewhere."""
     found: dict[str, list[Record]] = {}
-    for judged in everything(round.store, seq):
-        source = wanted.get(judged.event)
-        if source is not None and not isinstance(judged.record, Demonstration):
-            stale = "stale/" if judged.seq <= fresh else ""
-            record = replace(judged.record, rater=f"{stale}{source}/{judged.rater}")
-            found.setdefault(source, []).append(record)
+    room = Room(round.model)
+    for one in gathered(round, seq, after=after):
+        if by_chance and one.item.meta.get("chosen_by") == "worth":
+            continue
+        stale = "stale/" if one.event.seq <= fresh else ""
+        for record in one.records:
+            if room.holds(record):
+                named = replace(record, rater=f"{stale}{one.source}/{one.event.rater}")
+                found.setdefault(one.source, []).append(named)
+    if room.left_out and not by_chance:
+        round.say(f"{room.left_out} judgements of texts longer than the model's context are left out")
     return found
 
 
+@dataclass(slots=True)
+class Room:
+    """What fits into a model's context, each text encoded once; left_out: how many records did not."""
+
+    model: Model
+    left_out: int = 0
+    lengths: dict[Any, int] = field(default_factory=dict)
+
+    def holds(self, record: Record) -> bool:
+        tokenizer, texts = self.model.tokenizer, texts_of(record)
+        if record.prompt not in self.lengths:
+            self.lengths[record.prompt] = len(tokenizer.render(record.prompt))
+        for text in texts:
+            if text not in self.lengths:
+                self.lengths[text] = len(tokenizer.complete(text))
+        longest = self.lengths[record.prompt] + max(self.lengths[text] for text in texts)
+        fits = longest <= self.model.trunk.shape.context and all(self.lengths[text] for text in texts)
+        self.left_out += not fits
+        return fits
+
+
+def texts_of(record: Record) -> tuple[str, ...]:
+    return record.completions if isinstance(record, Preference | Ranking) else (record.completion,)
+
+
+def check(round: Round, seq: int) -> None:
+    """UserError where nothing that was said has anything to teach."""
+    told = records(round, seq)
+    groups = grouped(round, [record for some in told.values() for record in some])
+    training = split_by_prompt(groups, HELDOUT, round.config.seed)[0]
+    reading, _ = begin_reading(training, Reading(rating_weight=round.config.reward.rating_weight))
+    check_varied(training, reading, f"round {round.number}: what was said so far")
+
+
 def grouped(round: Round, told: Sequence[Record]) -> list[Judged]:
-    samples = [str(path) for n in range(1, round.number + 1) if (path := samples_of(round, n)).exists()]
-    ids = known_ids(samples, round.model.tokenizer.fingerprint)
+    ids = known_ids(sampled(round), round.model.tokenizer.fingerprint)
     return group_by_prompt(told, round.model.tokenizer, ids, context=round.model.trunk.shape.context)
 
 
-def samples_of(round: Round, number: int) -> Path:
-    return place_of(round.directory, number) / "samples.jsonl"
+def sampled(round: Round) -> list[str]:
+    """The files of all samples so far."""
+    every = (place_of(round.directory, n) / "samples.jsonl" for n in range(1, round.number + 1))
+    return [str(path) for path in every if path.exists()]
+
+
+def behaviour(round: Round) -> list[Record]:
+    """The ratings that were to be expected when the round had collected."""
+    rows = read_rows(round.place / "behaviour.jsonl")
+    told = (replace(from_json(row["record"]), rater=f"behaviour/{row['rater']}") for row in rows)
+    room = Room(round.model)
+    return [record for record in told if room.holds(record)]
 
 
 # Reward ----------------------------------------------------------------------------------------------------
@@ -145,30 +198,25 @@ def reward(round: Round) -> Result:
     """A reward model from all feedback so far, as of a named snapshot, each source by its weight and each rater by how
     reliable they are; and how right it is on each source's held-out prompts."""
     config, seq = round.config, round.done("collect")["seq"]
-    name = f"{config.name}/round-{round.number}" + (f"/{round.attempt + 1}" if round.attempt else "")
+    attempt = f"/{round.taken_back.attempts + 1}" if round.taken_back.attempts else ""
+    name = f"{round.name}/round-{round.number}{attempt}"
     round.store.name_snapshot(name, seq, note="reward model and policy of this round of a loop")
-    told = records(round, seq, fresh=round.done("agree")["fresh"])
-    if config.sources.behaviour:
-        calibrated, guessed = implicit.of_store(round.store, config.seed)
-        round.say(
-            f"behaviour: {len(guessed)} answers"
-            if calibrated.counts
-            else f"behaviour does not foretell opinions here ({calibrated.both} answers have both): not learned from"
-        )
-        if guessed:
-            told["behaviour"] = [replace(one, rater=f"behaviour/{one.rater}") for one in guessed]
+    fresh = round.done("agree")["fresh"]
+    told = records(round, seq, fresh=fresh)
+    if "behaviour" in round.sources and (guessed := behaviour(round)):
+        told["behaviour"] = guessed
     paths = []
     for source, some in sorted(told.items()):
         paths.append(round.place / f"feedback-{source}.jsonl")
         write_records(some, paths[-1])
 
     settings = config.reward
-    every = [n for n in range(1, round.number + 1) if samples_of(round, n).exists()]
+    every = sampled(round)
     recipe = reward_model.Config(
         model=config.model,
         data=[str(path) for path in paths],
-        samples=[str(samples_of(round, n)) for n in every],
-        reference=[str(samples_of(round, every[0]))] if every else [],
+        samples=every,
+        reference=every[:1],
         seed=config.seed,
         heldout=HELDOUT,
         weights=weights(round, told),
@@ -188,7 +236,7 @@ def reward(round: Round) -> Result:
     round.say(f"learning a reward from {sum(map(len, told.values()))} judgements")
     found = reward_model.run(recipe, begin(round.place / "reward", "reward_model", recipe), model=round.model)
     learned = load_reward_model(round.place / "reward" / "model", round.model)
-    accuracy, pairs = on_heldout(round, learned, records(round, seq, by_chance=True))
+    accuracy, pairs = on_heldout(round, learned, records(round, seq, after=fresh, by_chance=True))
     apart = {source: on_heldout(round, learned, {source: some}) for source, some in told.items()}
     by_source = {source: {"accuracy": share, "pairs": n} for source, (share, n) in apart.items()}
     shown = ", ".join(f"{source} {share:.0%}" for source, (share, _) in apart.items() if share is not None)
@@ -205,19 +253,14 @@ def reward(round: Round) -> Result:
 def weights(round: Round, told: dict[str, list[Record]]) -> dict[str, float]:
     """How much each rater's judgements count: the source's weight, times reliability, times `stale` for what was said
     before taste changed."""
-    agreed = files.read_json(round.place / "agreement.json", "start the run again")["raters"]
+    agreed = files.read_json(round.place / "agreement.json", MEND)["raters"]
     found = {}
     for source, some in told.items():
-        for name in {record.rater for record in some}:
-            known = (name or "").removeprefix("stale/")
-            weight = getattr(round.config.sources, source) * agreed.get(known, {"weight": 1.0})["weight"]
-            old = round.config.collect.stale if (name or "").startswith("stale/") else 1.0
-            found[name or ""] = round_to(weight * old)
+        for name in {record.rater or "" for record in some}:
+            known = name.removeprefix("stale/")
+            weight = round.sources[source] * agreed.get(known, {"weight": 1.0})["weight"]
+            found[name] = rounded(weight * (round.config.collect.stale if name != known else 1.0))
     return dict(sorted(found.items()))
-
-
-def round_to(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def on_heldout(round: Round, learned: RewardModel, told: dict[str, list[Record]]) -> tuple[float | None, int]:

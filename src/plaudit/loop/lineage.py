@@ -14,16 +14,19 @@ import plaudit
 from plaudit import config as configs
 from plaudit import files
 from plaudit.feedback.events import Event
+from plaudit.feedback.projects import Projects
 from plaudit.loop.drawing import Row, read_rows
-from plaudit.loop.round import Result, Round, gathered, place_of
+from plaudit.loop.round import MEND, Result, Round, gathered, place_of
 from plaudit.models.load import digest_of, find_model
 
-MEND = "start the run again"
+GATE = "gate"
+"""The source of judgements that decide, and are not learned from."""
+VERDICT = ("decision", "why", "judges", "prompts", "rates", "bounds", "intervals")
 
 
 def write(round: Round, result: Result) -> None:
     """rounds/N/lineage.json, with every judgement in events.jsonl beside it, and the model's card."""
-    rows = [*_learned(round), *_judged_at_gate(round)]
+    rows = [*_learned(round), *_behaved(round), *_judged_at_gate(round)]
     files.write_rows(round.place / "events.jsonl", rows)
     found = describe(round, result, rows)
     files.write_json(round.place / "lineage.json", found)
@@ -33,19 +36,37 @@ def write(round: Round, result: Result) -> None:
 def _learned(round: Round) -> list[Row]:
     told = gathered(round, round.done("collect")["seq"])
     return [
-        _row(event, source, sorted({item.policy_version or "", *item.meta.get("models", ())} - {""}))
-        for event, item, source in told
+        _row(
+            one.event,
+            one.source,
+            sorted({one.item.policy_version or "", *one.item.meta.get("models", ())} - {""}),
+        )
+        for one in told
+    ]
+
+
+def _behaved(round: Round) -> list[Row]:
+    """What was learned from without a word: the responses, by whoever asked for them."""
+    path = round.place / "behaviour.jsonl"
+    return [
+        {
+            "event": row["response"],
+            "item": row["response"],
+            "rater": row["rater"],
+            "source": "behaviour",
+            "versions": [row["version"]],
+            "digest": digest([json.dumps(row["record"], sort_keys=True)])[:16],
+        }
+        for row in (read_rows(path) if path.exists() else [])
     ]
 
 
 def _judged_at_gate(round: Round) -> list[Row]:
-    project = round.project(round.titles["gate"])
-    if round.config.gate.judges != "people" or project is None:
+    if (project := round.project("gate")) is None:
         return []
-    events = [event for event in round.store.current() if event.kind == "comparison"]
-    items = round.store.items({event.item for event in events if event.item is not None})
-    ours = {key for key, item in items.items() if item.meta.get("project") == project.id}
-    return [_row(event, "gate", []) for event in events if event.item in ours]
+    ours = set(Projects(round.store).items(project.id))
+    events = (event for event in round.store.current() if event.kind == "comparison")
+    return [_row(event, GATE, []) for event in events if event.item in ours]
 
 
 def _row(event: Event, source: str, versions: Sequence[str]) -> Row:
@@ -87,6 +108,7 @@ def describe(round: Round, result: Result, rows: Sequence[Row]) -> dict[str, Any
                     "digest": digest(row["digest"] for row in some),
                 }
                 for source, some in sorted(by_source.items())
+                if source != GATE
             },
         },
         "samples_of": sorted({version for row in rows for version in row["versions"]}),
@@ -99,9 +121,8 @@ def describe(round: Round, result: Result, rows: Sequence[Row]) -> dict[str, Any
             "ppo": files.digest(round.place / "ppo" / "config.yaml"),
         },
         "code": {"plaudit": plaudit.__version__, "digest": code_digest()},
-        "gate": {
-            name: verdict[name] for name in ("decision", "why", "judges", "prompts", "rates", "bounds", "intervals")
-        },
+        "gate": {name: verdict[name] for name in VERDICT}
+        | {"answers": len(by_source[GATE]), "digest": digest(row["digest"] for row in by_source[GATE])},
         "artifacts": {
             "reward": files.digest(round.place / "reward" / "model"),
             "adapter": files.digest(round.place / "ppo" / "adapter"),
@@ -167,8 +188,11 @@ def card(round: Round, found: Mapping[str, Any]) -> str:
             for name, (low, high) in verdict["intervals"].items()
         ),
         "",
-        f"KL from the start: {measured['kl_per_token']:.3f} nats a token. Length-controlled win rate over the start: "
-        f"{round.done('gate')['length_controlled']['anchor']:.0%}.",
+        f"KL from the start: {measured['kl_per_token']:.3f} nats a token."
+        + "".join(
+            f" At equal lengths it wins {rate:.0%} against {name}."
+            for name, rate in round.done("gate")["length_controlled"].items()
+        ),
         "",
         "Its judges are who they are: what they prefer says nothing of truth or safety beyond what they were asked.",
         "",
@@ -187,7 +211,7 @@ def touched(directory: Path, rounds: Sequence[int], matches: Callable[[Row], boo
         about = files.read_json(place_of(directory, number) / "lineage.json", MEND)
         rows = read_rows(place_of(directory, number) / "events.jsonl")
         why = list[str]()
-        direct = Counter("gate" if row["source"] == "gate" else "learned" for row in rows if matches(row))
+        direct = Counter("gate" if row["source"] == GATE else "learned" for row in rows if matches(row))
         if direct["learned"]:
             why.append(f"learned from {direct['learned']} of these judgements")
         if direct["gate"]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from plaudit.feedback.releases import Arm, Releases
+from plaudit.feedback.store import Store
 from plaudit.loop import lineage
-from plaudit.loop.contest import ANCHOR
-from plaudit.loop.round import Result, Round, Standing
+from plaudit.loop.contest import ANCHOR, opponents
+from plaudit.loop.round import Result, Round, Standing, adapter_of, rounded
+from plaudit.loop.settings import Config
 from plaudit.models.load import digest_of, find_model
+from plaudit.types import UserError
 
 BY = "plaudit loop"
 WIDER, NARROWER = 1.5, 0.67
@@ -23,7 +27,7 @@ def publish(round: Round) -> Result:
     verdict = round.done("gate")
     published = verdict["decision"] == "publish"
     config, standing = round.config, round.standing
-    arm = arm_of(round.config.model, config.name, round.place / "ppo" / "adapter")
+    arm = arm_of(config, adapter_of(round.directory, round.number))
     champion, version = (round.number, arm.version) if published else (standing.champion, standing.version)
     if published:
         release = Releases(round.store).publish(
@@ -38,7 +42,7 @@ def publish(round: Round) -> Result:
         "kl_target": next_target(
             standing.kl_target,
             config.policy.kl_target,
-            rate=verdict["rates"][next(iter(verdict["intervals"]))],
+            rate=verdict["rates"].get(opponents(round)[0], 0.5),
             published=published,
         ),
         "overlap": round.done("agree")["overlap"],
@@ -54,23 +58,47 @@ def next_target(target: float, set_at: float, *, rate: float, published: bool) -
     far; narrower where the candidate is preferred less often than its parent, which went further than its reward is
     right; else as it was. rate: of wins over the parent."""
     factor = WIDER if published else NARROWER if rate < 0.5 else 1.0
-    return round_to(min(LARGEST * set_at, max(SMALLEST * set_at, factor * target)))
+    return rounded(min(LARGEST * set_at, max(SMALLEST * set_at, factor * target)))
 
 
-def round_to(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def arm_of(model: str, name: str, adapter: Path | None) -> Arm:
+def arm_of(config: Config, adapter: Path | None) -> Arm:
     """The model with the adapter as it stands now, under a version of its own."""
-    place = find_model(model).resolve()
+    place = find_model(config.model).resolve()
     digest = digest_of(place, adapter)
     return Arm(
-        f"{name}-{digest}",
+        f"{config.name}-{digest}",
         str(place),
         adapter=None if adapter is None else str(adapter.resolve()),
         digest=digest,
     )
+
+
+def stand(config: Config, directory: Path, store: Store, standing: Standing, *, begun: bool) -> Standing:
+    """As the release under the loop's name has it: the start is published where nothing is, a model that moved with its
+    run is published from where it is now, and where somebody went back to an earlier round that one is the champion.
+    UserError where another model is published."""
+    releases = Releases(store)
+    versions = {0: arm_of(config, None)}
+    for number in range(1, config.stop.rounds + 1):
+        adapter = adapter_of(directory, number)
+        if adapter is not None and adapter.exists():
+            versions[number] = arm_of(config, adapter)
+    newest = releases.newest().get(config.name)
+    if newest is None:
+        releases.publish(config.name, [versions[0]], by=BY, note=f"the start of {directory}")
+        return standing
+    found = [
+        number for number, arm in versions.items() if [one.version for one in newest.arms] == [arm.version]
+    ]
+    if not found or (found != [0] and not begun):
+        told = ", ".join(arm.version for arm in newest.arms)
+        raise UserError(
+            f"is published as {told}, which is no model of this loop", where=f"name {config.name}",
+            fix="give the loop another name, or publish the model again that it had published",
+        )  # fmt: skip
+    if newest.arms != (versions[found[0]],):
+        releases.publish(config.name, [versions[found[0]]], by=BY, note=f"moved to {directory}")
+    return replace(standing, champion=found[0], version=versions[found[0]].version)
 
 
 def follow(found: Result) -> Standing:

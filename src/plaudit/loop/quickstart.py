@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,13 +19,13 @@ from plaudit.config import Config as Base
 from plaudit.evaluation.report import write_report
 from plaudit.feedback.panel import TRAINING_COLUMNS
 from plaudit.feedback.store import Store
-from plaudit.loop import judging, measure, stages
-from plaudit.loop.drawing import Prompts
+from plaudit.loop import drawing, judging, measure, stages
+from plaudit.loop.drawing import Prompts, openers
 from plaudit.loop.rounds import Journal
 from plaudit.loop.stages import Stage
 from plaudit.models.load import find_model, load_model
 from plaudit.training import machine, rundir
-from plaudit.types import Message, UserError, prompt_to_json
+from plaudit.types import UserError
 
 
 class RewardConfig(Base):
@@ -191,17 +189,15 @@ def check(config: Config, *, interactive: bool) -> None:
 
 def write_prompts(config: Config, directory: Path) -> dict[str, Prompts]:
     """The openers as messages, in prompts/train.jsonl and prompts/heldout.jsonl."""
-    text = importlib.resources.files("plaudit.loop").joinpath("openers.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
-    splits: dict[str, Prompts] = {}
+    splits = openers()
     for split, count in (("train", config.training_prompts), ("heldout", config.heldout_prompts)):
-        prompts: Prompts = [(Message("user", row["prompt"]),) for row in rows if row["split"] == split]
-        if count > len(prompts):
+        if count > len(splits[split]):
             name = {"train": "training_prompts", "heldout": "heldout_prompts"}[split]
-            raise UserError(f"{name} is {count}", where="quickstart", fix=f"give at most {len(prompts)}")
-        splits[split] = prompts[:count]
-        lines = [json.dumps({"prompt": prompt_to_json(p)}, ensure_ascii=False) for p in splits[split]]
-        files.write_text(directory / "prompts" / f"{split}.jsonl", "\n".join(lines) + "\n")
+            raise UserError(
+                f"{name} is {count}", where="quickstart", fix=f"give at most {len(splits[split])}"
+            )
+        splits[split] = splits[split][:count]
+        drawing.write_prompts(directory / "prompts" / f"{split}.jsonl", splits[split])
     return splits
 
 

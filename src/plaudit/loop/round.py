@@ -1,18 +1,19 @@
-"""What every transition of a loop's round is given, and what stands at its beginning."""
+"""What every transition of a loop's round is given, what stands at its beginning, and what was said so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
+from plaudit import files
 from plaudit.feedback.events import Event, Item
-from plaudit.feedback.judgements import REPEATS
+from plaudit.feedback.judgements import REPEATS, records_of
 from plaudit.feedback.projects import Project, Projects
-from plaudit.feedback.served import SERVED
+from plaudit.feedback.served import SERVED, Served
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
 from plaudit.loop.drawing import Prompts
@@ -20,19 +21,22 @@ from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config, Source
 from plaudit.models.load import Model
 from plaudit.randomness import rng
+from plaudit.reward.rubric import as_text
+from plaudit.types import Demonstration, Record
 
 Result = dict[str, Any]
 LOOP, SOURCE = "loop", "source"
 """In the meta of items that a loop makes: which loop, and for whom."""
+MEND = "put back the copy of it, or start the run again"
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What holds when a round begins.
 
-    champion: the round whose model is published, 0: the starting model. version: what that is called; versions: of all
-    rounds so far. kl_target: nats a token. overlap: raters an item. fresh: the number of the last event that was said
-    before taste changed. seq: the last event that the round before has learned from.
+    champion: the round whose model is published, 0: the starting model. version: what that is called. kl_target: nats a
+    token. overlap: raters a pair. fresh: the number of the last event that was said before taste changed. seq: the last
+    event that the round before has learned from.
     """
 
     champion: int
@@ -44,9 +48,21 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenBack:
+    """All that was retracted from a loop. attempts: how often; tests: verdicts of the gate that went with it; versions:
+    of policies that it touched, whose samples are not learned from; items, sources: by name, what is heard no more."""
+
+    attempts: int = 0
+    tests: int = 0
+    versions: frozenset[str] = frozenset()
+    items: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
-    """wait: whether to wait for people. attempt: how often something was taken back; set_aside: rounds that went with
-    it. barred: versions of policies whose samples are not learned from, since what made them was taken back."""
+    """start: what the starting model is called. suites: their prompts. wait: whether to wait for people. id: of the run
+    in its store, empty where the store is the run's own."""
 
     config: Config
     directory: Path
@@ -55,24 +71,37 @@ class Round:
     store: Store
     prompts: Prompts
     heldout: Prompts
+    suites: dict[str, Prompts]
     console: Console
     journal: Journal
     start: str
     standing: Standing
     wait: bool = True
-    attempt: int = 0
-    set_aside: int = 0
-    barred: frozenset[str] = frozenset()
+    id: str = ""
+    taken_back: TakenBack = field(default_factory=TakenBack)
 
     @property
     def place(self) -> Path:
         return place_of(self.directory, self.number)
 
     @property
+    def name(self) -> str:
+        """What the loop's items and snapshots are known by in its store."""
+        return self.config.name + (f" {self.id}" if self.id else "")
+
+    @property
+    def sources(self) -> dict[str, float]:
+        """Those that are used, with their weights."""
+        return {
+            name: weight
+            for name, weight in self.config.sources.used.items()
+            if name not in self.taken_back.sources
+        }
+
+    @property
     def parent(self) -> Path | None:
         """The adapter of the policy that is published; None is the starting model."""
-        champion = self.standing.champion
-        return None if champion == 0 else place_of(self.directory, champion) / "ppo" / "adapter"
+        return adapter_of(self.directory, self.standing.champion)
 
     @property
     def last_reward(self) -> Path | None:
@@ -82,7 +111,7 @@ class Round:
     @property
     def asked(self) -> Prompts:
         """The training prompts that the round samples, drawn anew for each."""
-        return self.drawn("loop prompts", self.prompts, self.config.collect.prompts, self.number)
+        return self.some("loop prompts", self.prompts, self.config.collect.prompts, self.number)
 
     @property
     def contested(self) -> Prompts:
@@ -92,7 +121,8 @@ class Round:
         first = (self.number - 1) * count
         return [self.heldout[order[i % len(order)]] for i in range(first, first + count)]
 
-    def drawn(self, purpose: str, prompts: Prompts, count: int, *key: int) -> Prompts:
+    def some(self, purpose: str, prompts: Prompts, count: int, *key: int) -> Prompts:
+        """So many of the prompts, drawn."""
         order = rng(self.config.seed, purpose, *key).permutation(len(prompts))[:count]
         return [prompts[i] for i in sorted(order)]
 
@@ -107,56 +137,101 @@ class Round:
 
     # Projects of the studio
 
-    @property
-    def titles(self) -> dict[str, str]:
-        """Of this round's projects: whose judgements are learned from, and whose decide at the gate."""
-        again = "" if self.attempt == 0 else f", attempt {self.attempt + 1}"
-        name = self.config.name
-        return {"studio": title_of(name, self.number), "gate": f"Gate of {name}, round {self.number}{again}"}
+    def project(self, purpose: Literal["studio", "gate"]) -> Project | None:
+        """The round's own, where people judge what is learned from, or at the gate."""
+        found = projects_of(self.directory).get(self._key(purpose))
+        return None if found is None else Projects(self.store).get(found)
 
-    def project(self, title: str) -> Project | None:
-        """The newest of that name that is not archived."""
-        found = [one for one in Projects(self.store).all() if one.name == title and not one.archived]
-        return found[-1] if found else None
-
-    def opened(self, title: str, task: Task) -> Project:
-        """The project of that name, with this task; made where there is none."""
-        projects, found = Projects(self.store), self.project(title)
+    def opened(self, purpose: Literal["studio", "gate"], task: Task) -> Project:
+        """The round's own, made where there is none, with this task."""
+        projects, found = Projects(self.store), self.project(purpose)
         if found is None:
-            return projects.create(title, task)
+            what = "Loop" if purpose == "studio" else "Gate of"
+            again = f", attempt {self.taken_back.attempts + 1}" if self.taken_back.attempts else ""
+            found = projects.create(f"{what} {self.config.name}, round {self.number}{again}", task)
+            known = projects_of(self.directory) | {self._key(purpose): found.id}
+            files.write_json(self.directory / "projects.json", known)
         return found if found.task == task else projects.change(found.id, task=task)
 
-
-def title_of(name: str, number: int) -> str:
-    """Of the project in which people judge a round's samples."""
-    return f"Loop {name}, round {number}"
+    def _key(self, purpose: str) -> str:
+        # What is sampled after a retraction is the same again; what the gate judges is not.
+        attempt = f", attempt {self.taken_back.attempts + 1}" if purpose == "gate" else ""
+        return f"{purpose}, round {self.number}{attempt}"
 
 
 def place_of(directory: Path, number: int) -> Path:
     return directory / "rounds" / str(number)
 
 
-def gathered(round: Round, up_to: int | None, after: int = 0) -> Iterator[tuple[Event, Item, Source]]:
-    """The judgements that stand and are learned from, with where each comes from; skips are none. Not among them: what
-    is said of held-out prompts, of samples of a policy that is barred, and what others ask in the same store."""
-    events = [event for event in round.store.current(up_to) if event.kind != "skip" and event.seq > after]
+def adapter_of(directory: Path, champion: int) -> Path | None:
+    """Of the policy that a round has made; None is the starting model."""
+    return None if champion == 0 else place_of(directory, champion) / "ppo" / "adapter"
+
+
+def store_of(config: Config, directory: Path) -> str:
+    return config.store or str(directory / "feedback.db")
+
+
+def projects_of(directory: Path) -> dict[str, str]:
+    """The projects that the loop has made, by what they are for."""
+    path = directory / "projects.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def rounded(value: float) -> float:
+    """To six digits, as it is written down."""
+    return float(f"{value:.6g}")
+
+
+# What was said --------------------------------------------------------------------------------------------
+
+
+class Heard(NamedTuple):
+    """A judgement that is learned from. records: what it says; a demonstration alone says nothing here."""
+
+    event: Event
+    item: Item
+    source: Source
+    records: tuple[Record, ...]
+
+
+def gathered(round: Round, up_to: int | None = None, *, after: int = 0) -> list[Heard]:
+    """The judgements that stand and are learned from, of events `after` + 1 to `up_to`, in order.
+
+    Not among them: what is said of prompts that are held out or belong to a suite, by the gate's raters, of samples of
+    policies that were taken back, of items and from sources that were, and what others ask in the same store.
+    """
+    events = round.store.current(up_to, after=after)
     items = round.store.items({event.item for event in events if event.item is not None})
-    heldout = set(round.heldout)
+    names = Served(round.store).names() if "served" in round.sources else {}
+    apart = {as_text(prompt) for some in (round.heldout, *round.suites.values()) for prompt in some}
+    judges = set(round.config.gate.raters)
+    found = list[Heard]()
     for event in events:
         item = items.get(event.item or "")
-        source = None if item is None else source_of(item, round.config.name)
-        if item is None or source is None or not getattr(round.config.sources, source):
+        if event.kind == "skip" or event.rater in judges or item is None:
             continue
-        versions = {event.policy_version, item.policy_version, *item.meta.get("models", ())}
-        if item.prompt not in heldout and not versions & round.barred:
-            yield event, item, source
+        source = source_of(item, round.name, round.config.name, names)
+        back = round.taken_back
+        if source not in round.sources or item.id in back.items or as_text(item.prompt) in apart:
+            continue
+        if back.versions & {event.policy_version, item.policy_version, *item.meta.get("models", ())}:
+            continue
+        told = tuple(record for record in records_of(item, event) if not isinstance(record, Demonstration))
+        if told and source is not None:
+            found.append(Heard(event, item, source, told))
+    return found
 
 
-def source_of(item: Item, name: str) -> Source | None:
-    """For whom the item was made; None where it is not for this loop, or shows another again."""
+def source_of(item: Item, loop: str, name: str, names: dict[str, str]) -> Source | None:
+    """For whom the item was made; None where it is not of this loop, or shows another again. loop: what the loop is
+    known by; name: what its model is asked for by; names: what responses were asked for by."""
     if SERVED in item.meta:
-        return "served"
-    if item.meta.get(LOOP) != name or REPEATS in item.meta:
+        of = item.meta[SERVED]
+        return (
+            "served" if all(names.get(one) == name for one in ([of] if isinstance(of, str) else of)) else None
+        )
+    if item.meta.get(LOOP) != loop or REPEATS in item.meta:
         return None
     source: Source = item.meta[SOURCE]
     return source

@@ -37,17 +37,12 @@ class Sources(Base):
         """Name and weight of those above 0."""
         return {name: weight for name, weight in self.model_dump().items() if weight > 0}
 
-    @property
-    def of_samples(self) -> bool:
-        """Whether somebody is shown what the loop samples itself."""
-        return bool(self.studio or self.panel or self.judge)
-
 
 class CollectConfig(Base):
     """How much is judged a round, and by how many."""
 
     enough: int = Field(default=300, ge=1)
-    prompts: int = Field(default=120, ge=1)
+    prompts: int = Field(default=120, ge=2)
     completions: int = Field(default=4, ge=2)
     overlap: int = Field(default=2, ge=1, le=50)
     most_overlap: int = Field(default=5, ge=1, le=50)
@@ -75,9 +70,7 @@ class GateConfig(Base):
     @model_validator(mode="after")
     def _people_are_named(self) -> Self:
         if self.judges == "people" and len(self.raters) < self.overlap:
-            raise ValueError(
-                "judges people wants raters: as many names as judge a prompt, who judge nothing else"
-            )
+            raise ValueError("judges people wants raters: as many names as judge a prompt")
         return self
 
 
@@ -127,15 +120,13 @@ class Config(Base):
     def _sources_have_what_they_need(self) -> Self:
         wanted: tuple[tuple[float, Any, str], ...] = (
             (self.sources.files, self.data, "files wants data: the files of judgements"),
-            (self.sources.judge, self.judge, "judge wants judge: its YAML, as `plaudit label` takes it"),
+            (self.sources.judge, self.judge, "judge wants judge: its YAML, as `plaudit judge` takes it"),
         )
         for weight, given, fault in wanted:
             if weight and not given:
                 raise ValueError(f"the source {fault}")
         if (self.prompts is None) != (self.heldout is None):
             raise ValueError("prompts and heldout are given together, or neither")
-        if self.sources.judge and self.gate.judges == self.judge:
-            raise ValueError("the judge that is learned from may not decide at the gate")
         if "parent" in self.suites or "anchor" in self.suites:
             raise ValueError("a suite may not be called parent or anchor")
         return self

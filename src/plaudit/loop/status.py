@@ -71,6 +71,11 @@ def _round(journal: Journal, number: int) -> dict[str, Any]:
         "rates": verdict.get("rates", {}),
         "bounds": verdict.get("bounds", {}),
         "intervals": verdict.get("intervals", {}),
+        "suites": {
+            name: {"difference": rate, "above": verdict["bounds"][name]}
+            for name, rate in verdict.get("rates", {}).items()
+            if name not in ("parent", "anchor")
+        },
         "length_controlled": verdict.get("length_controlled", {}),
         "published": bool(found["publish"].get("published")),
         "version": found["publish"].get("candidate"),
@@ -88,6 +93,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             parts.append(f"reward right {one['accuracy']:.0%}")
         for name, (low, high) in one["intervals"].items():
             parts.append(f"{one['rates'][name]:.0%} ({low:.0%} to {high:.0%}) against {name}")
+        for name, suite in one["suites"].items():
+            parts.append(f"{suite['difference']:+.2f} on {name}")
         if one["decision"] is not None:
             parts.append("published" if one["published"] else f"kept out: {one['why']}")
         parts.append(f"{sum(one['steps'].values()) / 60:.1f} min")

@@ -28,7 +28,7 @@ class Reading:
 
     margin: of the greatest strength, in log-odds; strength 1 has none and those between their share. levels: the
     ratings' values in order, for "ordinal". aware: by each rater's habits. weights: how much a rater's judgements
-    count, 1 where none is named.
+    count, `unnamed` where none is named; `begin` takes them to a mean of 1.
     """
 
     comparison: Literal["bradley_terry", "plackett_luce"] = "bradley_terry"
@@ -39,6 +39,11 @@ class Reading:
     aware: bool = False
     levels: tuple[float, ...] = (0.0, 1.0)
     weights: Mapping[str, float] = field(default_factory=dict)
+    unnamed: float = 1.0
+
+    def weight(self, rater: str | None) -> float:
+        """Of one judgement by this rater."""
+        return self.weights.get(rater or "", self.unnamed)
 
 
 class Totals(NamedTuple):
@@ -64,7 +69,9 @@ class Judgements:
 
     Comparisons, [P]: first, second (places), target, margin, shown (+1: the first stood first on the screen, -1: the
     second, 0: not known), rater (a place in `RaterEffects`), weight. Rankings, [N, K]: ranked (places, best first) and
-    mask; [N]: ranker, ranking_weight. Ratings: `Ratings`.
+    mask; [N]: ranker, ranking_weight. Ratings: `Ratings`. counts: comparisons and rankings, and ratings; copies count
+    for less, raters' weights do not count: a kind that one source alone brings would else weigh the same, whatever it
+    weighs.
     """
 
     first: Tensor
@@ -79,6 +86,7 @@ class Judgements:
     ranker: Tensor
     ranking_weight: Tensor
     ratings: Ratings
+    counts: tuple[float, float]
 
     @classmethod
     def of(
@@ -122,11 +130,15 @@ class Judgements:
             return torch.tensor([row[at] for row in rows], dtype=kind, device=device)
 
         def weighed(units: Sequence[tuple[object, int]], names: Sequence[str | None]) -> Tensor:
-            found = [
-                weight * reading.weights.get(name or "", 1.0)
-                for weight, name in zip(copy_weights(effects, units), names, strict=True)
-            ]
-            return torch.tensor(found, dtype=dtype, device=device)
+            copies = zip(copy_weights(effects, units), names, strict=True)
+            return torch.tensor(
+                [share * reading.weight(name) for share, name in copies], dtype=dtype, device=device
+            )
+
+        def number_of(units: Sequence[tuple[object, int]], names: Sequence[str | None]) -> float:
+            """How many there are, whatever they weigh: what counts for nothing is not there."""
+            copies = zip(copy_weights(effects, units), names, strict=True)
+            return float(sum(share for share, name in copies if reading.weight(name) > 0))
 
         longest = max((len(places) for places, _ in rankings), default=1)
         padded = [places + [0] * (longest - len(places)) for places, _ in rankings]
@@ -150,20 +162,20 @@ class Judgements:
                 column(ratings, 3, torch.long),
                 weighed(rating_units, told["ratings"]),
             ),
+            counts=(
+                number_of(units, told["pairs"]) + number_of(ranking_units, told["rankings"]),
+                number_of(rating_units, told["ratings"]),
+            ),
         )
 
     def totals(self) -> Totals:
         """Of a whole batch; never 0, so that a batch of one kind can be divided by both."""
-        compared, rated = self._weights()
+        compared, rated = self.counts
         return Totals(compared or 1.0, rated or 1.0)
-
-    def _weights(self) -> tuple[float, float]:
-        """How many comparisons and rankings there are, and ratings; copies count for less."""
-        return float(self.weight.sum() + self.ranking_weight.sum()), float(self.ratings.weight.sum())
 
     def nat(self, reading: Reading) -> float:
         """What a nat of one judgement weighs in the loss, the mean over all: as much does a nat of a prior."""
-        compared, rated = self._weights()
+        compared, rated = self.counts
         rated = rated if reading.rating_weight > 0 else 0.0
         return ((compared > 0) + reading.rating_weight * (rated > 0)) / ((compared + rated) or 1.0)
 
@@ -238,6 +250,7 @@ def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEff
     two raters are named. UserError for a criterion that nobody scored, for ratings without levels, and for more than
     `MOST_RATERS`."""
     check_criteria(training, asked)
+    asked = _of_mean_one(training, asked)
     named: set[str] = set()
     rated: set[str] = set()
     for group in training:
@@ -271,6 +284,18 @@ def begin(training: Sequence[Judged], asked: Reading) -> tuple[Reading, RaterEff
     levels = torch.tensor([int(level_of(value, reading)) for value in values])
     effects.frequencies(torch.bincount(levels, minlength=len(reading.levels)))
     return reading, effects
+
+
+def _of_mean_one(training: Sequence[Judged], reading: Reading) -> Reading:
+    """Weights over their mean, so that they say what counts for more than what, and not how fast to learn."""
+    if not reading.weights:
+        return reading
+    raters = [pair.rater for group in training for pair in group.pairs]
+    raters += [one.rater for group in training for one in group.ratings]
+    found = [weight for rater in raters if (weight := reading.weight(rater)) > 0]
+    mean = sum(found) / len(found) if found else 1.0
+    weights = {name: weight / mean for name, weight in reading.weights.items()}
+    return replace(reading, weights=weights, unnamed=reading.unnamed / mean)
 
 
 def check_criteria(training: Sequence[Judged], reading: Reading) -> None:
