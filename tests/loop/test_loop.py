@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from little_loops import SMALL, Person, longer, small
 from plaudit import config as configs
 from plaudit import files
-from plaudit.feedback import answering, privacy, schema
 from plaudit.feedback.projects import Projects
 from plaudit.feedback.releases import Releases
 from plaudit.feedback.served import Opinion, Response, Said, Served
@@ -29,20 +28,6 @@ from plaudit.reward.judge import Compared
 from plaudit.reward.rubric import as_text
 from plaudit.studio import watching
 from plaudit.types import Message, UserError
-
-SMALL: dict[str, Any] = {
-    "model": "tiny",
-    "max_new_tokens": 8,
-    "collect": {"enough": 24, "prompts": 12, "overlap": 2},
-    "policy": {"steps": 1, "prompts_per_step": 4, "samples_per_prompt": 2, "kl_horizon": 20.0, "epochs": 1},
-    "gate": {"prompts": 16},
-    "stop": {"rounds": 2},
-    "threads": 1,
-}
-
-
-def small(**more: Any) -> Config:
-    return configs.parse(Config, SMALL | {"sources": {"panel": 1.0}} | more, "test")
 
 
 @pytest.fixture
@@ -99,9 +84,9 @@ def test_a_loop_goes_round_and_publishes_what_the_gate_lets_pass(twice: tuple[Co
         history = Releases(store).history("policy")
         assert [release.arms[0].adapter is None for release in history] == [True, False]
         assert history[-1].arms[0].version == summary["champion"]["version"]
-        assert history[-1].arms[0].adapter == str((out / "rounds/1/ppo/adapter").resolve())
+        assert history[-1].arms[0].adapter == str((out / "rounds/1/policy/adapter").resolve())
     assert files.digest(out / "model" / "model.safetensors") == files.digest(
-        out / "rounds/1/ppo/model/model.safetensors"
+        out / "rounds/1/policy/model/model.safetensors"
     )
     assert config.policy.kl_target * publishing.WIDER == pytest.approx(summary["rounds"][0]["kl_target"])
     # What is kept out is nobody's parent; and round 2 was held against the published one, too.
@@ -140,9 +125,9 @@ def test_a_model_names_all_that_it_was_made_from(twice: tuple[Config, Path]) -> 
     assert second["judgements"]["sources"]["panel"]["judgements"] == len(rows)
     whole = hashlib.sha256("".join(f"{row['digest']}\n" for row in rows).encode()).hexdigest()
     assert second["judgements"]["sources"]["panel"]["digest"] == whole
-    assert second["artifacts"]["adapter"] == files.digest(out / "rounds/2/ppo/adapter")
+    assert second["artifacts"]["adapter"] == files.digest(out / "rounds/2/policy/adapter")
     assert second["queue_ordered_by"] == "1"
-    card = (out / "rounds/2/ppo/model/README.md").read_text()
+    card = (out / "rounds/2/policy/model/README.md").read_text()
     assert second["version"] in card
     assert "kept out" in card
     assert "simulated" in card
@@ -207,37 +192,6 @@ def test_later_pairs_are_those_that_the_reward_is_least_sure_of_beside_a_random_
 
 
 # People ----------------------------------------------------------------------------------------------------
-
-
-class Person:
-    """Judges as the studio lets them: what they are given, one after the other."""
-
-    def __init__(self, store: Store, name: str, prefers: Callable[[str, str], bool]) -> None:
-        self.projects, self.name, self.prefers = Projects(store), name, prefers
-        with schema.writing(store.engine) as connection:
-            privacy.ensure(connection, name)
-            privacy.key_of(connection, name)
-
-    def judge(self, title: str, most: int = 1000) -> int:
-        """All that they are given of a project, or so many; how many answers."""
-        (project,) = [one for one in self.projects.all() if one.name == title]
-        for count in range(most):
-            turns = answering.upcoming(self.projects, project, self.name, time.time())
-            if not turns:
-                return count
-            (turn,) = turns
-            said: dict[str, Any] = {"choice": 0 if self.prefers(*turn.item.completions) else 1}
-            if project.task.strength:
-                said["strength"] = 1
-            answering.judge(
-                self.projects, project.id, self.name, turn.item.id, said,
-                event=f"{self.name} {turn.item.id}", assignment=turn.assignment,
-            )  # fmt: skip
-        return most
-
-
-def longer(first: str, second: str) -> bool:
-    return len(first) > len(second)
 
 
 def test_a_round_waits_for_people_twice_and_goes_on(tmp_path: Path) -> None:
@@ -462,7 +416,7 @@ def test_a_round_begins_with_what_somebody_has_gone_back_to(
     assert lines["parents"]["policy"]["round"] == 0
     with Store.open(moved / "feedback.db") as store:
         adapter = Releases(store).newest()["policy"].arms[0].adapter
-    assert adapter == str((moved / "rounds/2/ppo/adapter").resolve())
+    assert adapter == str((moved / "rounds/2/policy/adapter").resolve())
 
 
 def test_a_suite_keeps_out_what_is_worse_and_asks_nobody(

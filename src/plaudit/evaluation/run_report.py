@@ -16,7 +16,7 @@ from plaudit.evaluation.plots import Figure, Series
 from plaudit.training import metrics
 
 Curve = tuple[str, str, str, str]
-GIVEN = ("sft", "dpo", "kto", "ilql", "reward_model", "bandit")
+GIVEN = ("sft", "dpo", "kto", "ilql", "reward_model", "bandit", "online")
 """The recipes that learn from given data."""
 CURVES: tuple[Curve, ...] = (
     ("reward", "Reward", "what the scorer gives the samples, on average", ".3f"),
@@ -55,6 +55,7 @@ GIVEN_CURVES: tuple[Curve, ...] = (
     ("reward_desirable", "Reward of the good", "how much likelier than before the good ones are, in nats", ".3g"),
     ("reward_undesirable", "Reward of the bad", "how much likelier than before the bad ones are, in nats", ".3g"),
     ("baseline", "Baseline", "what a reward is held against, in nats", ".3f"),
+    ("kl", "KL", "how far the policy is from the start, in nats a token", ".3f"),
     ("rating_loss", "Loss of the ratings", "its share of the loss", ".3f"),
     ("rating_error", "Error", "how far forecasts are from what was given, on average", ".3f"),
     ("round_reward", "Reward of a round", "what the labels chosen in it earned, on average", ".3f"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from plaudit.loop import learning, status
 from plaudit.loop.asking import items_for
 from plaudit.loop.drawing import Row, draw, read_rows, views_of
 from plaudit.loop.judging import opinions
+from plaudit.loop.online import Stream
 from plaudit.loop.round import LOOP, SOURCE, Result, Round, gathered
 from plaudit.loop.show import Bar
 from plaudit.reward.open import judge_of
@@ -55,7 +57,10 @@ def collect(round: Round) -> Result:
     if "judge" in sources:
         _ask_judge(round)
     if any(name in sources for name in PEOPLE):
-        wait_for(round, "judgements", partial(_heard, round))
+        with contextlib.ExitStack() as stack:
+            online = round.config.mode == "online"
+            meanwhile = stack.enter_context(Stream(round)).take if online else None
+            wait_for(round, "judgements", partial(_heard, round), meanwhile=meanwhile)
     seq = round.store.last_seq()
     learning.check(round, seq)
     if "behaviour" in sources:
@@ -88,9 +93,16 @@ def _heard(round: Round) -> tuple[Counter[str], int]:
     return found, min(enough, found.total() + to_come)
 
 
-def wait_for(round: Round, what: str, heard: Callable[[], tuple[Counter[str], int]]) -> None:
+def wait_for(
+    round: Round,
+    what: str,
+    heard: Callable[[], tuple[Counter[str], int]],
+    *,
+    meanwhile: Callable[[], object] | None = None,
+) -> None:
     """Until as many are there as are wanted, or somebody says that it is enough (`plaudit loop go-on`); waiting.json
-    says meanwhile what is waited for. heard: what is there, and how much is wanted. Waiting where nobody waits."""
+    says meanwhile what is waited for. heard: what is there, and how much is wanted. meanwhile: is called whenever
+    something new was said. Waiting where nobody waits."""
     path, seen, said = round.directory / "waiting.json", -1, (-1, -1)
     while True:
         if (last := round.store.last_seq()) != seen:
@@ -103,6 +115,8 @@ def wait_for(round: Round, what: str, heard: Callable[[], tuple[Counter[str], in
                 files.write_json(path, about | {"by_source": dict(found)})
                 status.write(round.config, round.directory)
                 round.say(f"waits for {what}: {have} of {want}")
+            if meanwhile is not None:
+                meanwhile()
         if (round.directory / GO_ON).exists():
             break
         if not round.wait:

@@ -19,7 +19,7 @@ from plaudit.feedback.tasks import Task
 from plaudit.loop.collecting import impressions, wait_for
 from plaudit.loop.drawing import Prompts, Row, draw, read_rows
 from plaudit.loop.measure import kl_per_token
-from plaudit.loop.round import Result, Round
+from plaudit.loop.round import POLICY, Result, Round
 from plaudit.models.load import Model, load_model
 from plaudit.reward.model import load_reward_model
 from plaudit.reward.open import judge_of, open_for_texts
@@ -43,7 +43,7 @@ def evaluate(round: Round) -> Result:
     start -> contest.jsonl; each suite's cases -> suites.jsonl; and the candidate's figures."""
     round.say("measuring on held-out prompts")
     candidate = load_model(
-        str(round.place / "ppo" / "model"), round.model.trunk.dtype, round.model.trunk.device
+        str(round.place / POLICY / "model"), round.model.trunk.dtype, round.model.trunk.device
     )
     said = completions(round, candidate, round.contested, "contest")
     files.write_rows(

@@ -18,10 +18,10 @@ from plaudit import files
 from plaudit.data.formats import read_prompts
 from plaudit.evaluation.gate import fewest_cases, spent
 from plaudit.feedback.store import Store
-from plaudit.loop import asking, collecting, contest, learning, publishing, retracting, status
+from plaudit.loop import asking, collecting, contest, learning, online, publishing, retracting, status
 from plaudit.loop.collecting import Waiting
 from plaudit.loop.drawing import Prompts, openers, write_prompts
-from plaudit.loop.round import MEND, Result, Round, Standing, place_of, rounded, store_of
+from plaudit.loop.round import MEND, POLICY, Result, Round, Standing, place_of, rounded, store_of
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config
 from plaudit.models.load import find_model, load_model
@@ -39,7 +39,7 @@ TRANSITIONS: dict[str, Callable[[Round], Result]] = dict(
             collecting.collect,
             learning.agree,
             learning.reward,
-            learning.improve,
+            lambda round: (online if round.config.mode == "online" else learning).improve(round),
             contest.evaluate,
             contest.gate,
             publishing.publish,
@@ -213,7 +213,7 @@ def close(config: Config, directory: Path, why: str, start: str) -> dict[str, An
     champion = found["champion"]
     if champion["round"] and not (directory / "model").exists():
         with files.new_directory(directory / "model") as place:
-            made = place_of(directory, champion["round"]) / "ppo" / "model"
+            made = place_of(directory, champion["round"]) / POLICY / "model"
             shutil.copytree(made, place, dirs_exist_ok=True)
     summary = found | {
         "ended": why,

@@ -13,6 +13,7 @@ from rich.console import Console
 from plaudit import files
 from plaudit.evaluation.perception import Views, look_at
 from plaudit.loop.show import Bar
+from plaudit.models.adapter import Adapter
 from plaudit.models.load import Model, open_adapter
 from plaudit.models.q_heads import Steering
 from plaudit.rollout.local import LocalEngine
@@ -32,14 +33,14 @@ def draw(
     *,
     console: Console,
     version: str | None = None,
-    adapter: Path | None = None,
+    adapter: Path | Adapter | None = None,
     steer: Steering | None = None,
 ) -> list[Row]:
     """n samples a prompt, in prompt order. version: what the policy is called, with its adapter; "start" where none is
     named."""
     engine = LocalEngine(model.trunk, model.tokenizer, steer=steer)
     if version is not None:
-        engine.load(None if adapter is None else open_adapter(adapter, model.trunk), version)
+        engine.load(open_adapter(adapter, model.trunk) if isinstance(adapter, Path) else adapter, version)
     ids = [model.tokenizer.render(prompt) for prompt in prompts]
     with Bar(console, "sampling", total=len(prompts) * n) as bar:
         samples = [bar.step(s) for s in engine.sample(ids, n, params, key)]

@@ -15,7 +15,7 @@ from plaudit.feedback import agreement, reliability
 from plaudit.feedback.agreement import wilson
 from plaudit.feedback.events import Event
 from plaudit.loop.drawing import read_rows
-from plaudit.loop.round import MEND, Result, Round, gathered, place_of, rounded
+from plaudit.loop.round import MEND, POLICY, Result, Round, gathered, place_of, rounded
 from plaudit.loop.stages import begin
 from plaudit.models.load import Model
 from plaudit.recipes import ppo, reward_model
@@ -300,7 +300,7 @@ def improve(round: Round) -> Result:
         checkpoint_every=1,
     )
     round.say(f"improving the policy: PPO, {recipe.steps} steps, {target:.2f} nats a token")
-    found = ppo.run(recipe, begin(round.place / "ppo", "ppo", recipe), model=round.model)
+    found = ppo.run(recipe, begin(round.place / POLICY, "ppo", recipe), model=round.model)
     if found["stopped"] is not None:
         round.say(f"PPO stopped by itself after step {found['steps']}: {found['stopped']}")
     return found

@@ -13,10 +13,12 @@ from typing import Any
 import plaudit
 from plaudit import config as configs
 from plaudit import files
-from plaudit.feedback.events import Event
+from plaudit.feedback.events import Event, Item
 from plaudit.feedback.projects import Projects
+from plaudit.feedback.served import Served
+from plaudit.loop import online
 from plaudit.loop.drawing import Row, read_rows
-from plaudit.loop.round import MEND, Result, Round, gathered, place_of
+from plaudit.loop.round import MEND, POLICY, Result, Round, gathered, place_of, source_of
 from plaudit.models.load import digest_of, find_model
 
 GATE = "gate"
@@ -26,23 +28,38 @@ VERDICT = ("decision", "why", "judges", "prompts", "rates", "bounds", "intervals
 
 def write(round: Round, result: Result) -> None:
     """rounds/N/lineage.json, with every judgement in events.jsonl beside it, and the model's card."""
-    rows = [*_learned(round), *_behaved(round), *_judged_at_gate(round)]
+    rows = [*_learned(round), *_taken_back_since(round), *_behaved(round), *_judged_at_gate(round)]
     files.write_rows(round.place / "events.jsonl", rows)
     found = describe(round, result, rows)
     files.write_json(round.place / "lineage.json", found)
-    files.write_text(round.place / "ppo" / "model" / "README.md", card(round, found))
+    files.write_text(round.place / POLICY / "model" / "README.md", card(round, found))
 
 
 def _learned(round: Round) -> list[Row]:
     told = gathered(round, round.done("collect")["seq"])
-    return [
-        _row(
-            one.event,
-            one.source,
-            sorted({one.item.policy_version or "", *one.item.meta.get("models", ())} - {""}),
-        )
-        for one in told
-    ]
+    return [_row(one.event, one.source, _versions(one.item)) for one in told]
+
+
+def _taken_back_since(round: Round) -> list[Row]:
+    """What a step was taken for in the online mode, and was changed or taken back before the round had collected."""
+    stands = {one.event.id for one in gathered(round, round.done("collect")["seq"])}
+    events = [round.store.event(id) for id in online.learned(round) if id not in stands]
+    items = round.store.items(
+        {event.item for event in events if event is not None and event.item is not None}
+    )
+    names = Served(round.store).names()
+    rows = []
+    for event in events:
+        item = None if event is None else items.get(event.item or "")
+        if event is not None and item is not None:
+            source = source_of(item, round.name, round.config.name, names)
+            rows.append(_row(event, source or "", _versions(item)))
+    return rows
+
+
+def _versions(item: Item) -> list[str]:
+    """The policies of which its texts are samples."""
+    return sorted({item.policy_version or "", *item.meta.get("models", ())} - {""})
 
 
 def _behaved(round: Round) -> list[Row]:
@@ -118,14 +135,14 @@ def describe(round: Round, result: Result, rows: Sequence[Row]) -> dict[str, Any
         "configs": {
             "loop": digest([configs.dump(config)]),
             "reward": files.digest(round.place / "reward" / "config.yaml"),
-            "ppo": files.digest(round.place / "ppo" / "config.yaml"),
+            "policy": files.digest(round.place / POLICY / "config.yaml"),
         },
         "code": {"plaudit": plaudit.__version__, "digest": code_digest()},
         "gate": {name: verdict[name] for name in VERDICT}
         | {"answers": len(by_source[GATE]), "digest": digest(row["digest"] for row in by_source[GATE])},
         "artifacts": {
             "reward": files.digest(round.place / "reward" / "model"),
-            "adapter": files.digest(round.place / "ppo" / "adapter"),
+            "adapter": files.digest(round.place / POLICY / "adapter"),
         },
     }  # fmt: skip
 
@@ -150,17 +167,22 @@ def code_digest() -> str:
 def card(round: Round, found: Mapping[str, Any]) -> str:
     """The model's README, as model hubs show it: what it is, what it was made from, how good it is."""
     verdict, measured = found["gate"], round.done("evaluate")
-    sources = found["judgements"]["sources"]
+    sources, step_by_step = found["judgements"]["sources"], round.config.mode == "online"
     lines = [
         "---",
         f"base_model: {json.dumps(round.config.model)}",
-        "tags: [plaudit, rlhf, ppo]",
+        f"tags: [plaudit, rlhf, {'kto' if step_by_step else 'ppo'}]",
         "---",
         "",
         f"# {found['version']}",
         "",
-        f"Round {round.number} of the loop `{round.config.name}`: `{round.config.model}`, improved by PPO against a "
-        f"reward learned from judgements ({', '.join(sources)}"
+        f"Round {round.number} of the loop `{round.config.name}`: `{round.config.model}`, improved "
+        + (
+            "by a step of KTO for each judgement"
+            if step_by_step
+            else "by PPO against a reward learned from judgements"
+        )
+        + f" ({', '.join(sources)}"
         + (", whose raters are simulated). " if "panel" in sources else "). ")
         + ("It was published." if found["published"] else f"It was **kept out**: {verdict['why']}."),
         "",

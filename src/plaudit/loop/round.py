@@ -27,6 +27,8 @@ from plaudit.types import Demonstration, Record
 Result = dict[str, Any]
 LOOP, SOURCE = "loop", "source"
 """In the meta of items that a loop makes: which loop, and for whom."""
+POLICY = "policy"
+"""A round's directory with the run that has made its candidate."""
 MEND = "put back the copy of it, or start the run again"
 
 
@@ -165,7 +167,7 @@ def place_of(directory: Path, number: int) -> Path:
 
 def adapter_of(directory: Path, champion: int) -> Path | None:
     """Of the policy that a round has made; None is the starting model."""
-    return None if champion == 0 else place_of(directory, champion) / "ppo" / "adapter"
+    return None if champion == 0 else place_of(directory, champion) / POLICY / "adapter"
 
 
 def store_of(config: Config, directory: Path) -> str:

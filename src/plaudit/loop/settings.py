@@ -56,6 +56,16 @@ class CollectConfig(Base):
         return self
 
 
+class OnlineConfig(Base):
+    """The online mode's part: a small step of KTO for each judgement as it comes in; see the kto recipe."""
+
+    judgements_per_step: int = Field(default=1, ge=1)
+    replay: int = Field(default=7, ge=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    beta: float = Field(default=0.1, gt=0)
+    threshold: float = Field(default=0.5, gt=0, le=1)
+
+
 class GateConfig(Base):
     """Who decides whether a round's model is published, and how sure it must be."""
 
@@ -109,6 +119,8 @@ class Config(Base):
     collect: CollectConfig = CollectConfig()
     reward: RewardConfig = RewardConfig()
     policy: PolicyConfig = PolicyConfig()
+    mode: Literal["rounds", "online"] = "rounds"
+    online: OnlineConfig = OnlineConfig()
     gate: GateConfig = GateConfig()
     suites: dict[str, SuiteConfig] = Field(default={})
     stop: StopConfig = StopConfig()

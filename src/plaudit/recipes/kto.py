@@ -72,12 +72,13 @@ class Config(Base):
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One completion that was called good or bad, as ids; key is equal for equal prompts."""
+    """One completion that was called good or bad, as ids. key: equal for equal prompts; weight: how much it counts."""
 
     key: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     desirable: bool
+    weight: float = 1.0
 
 
 Text = tuple[tuple[int, ...], tuple[int, ...]]
@@ -299,13 +300,15 @@ def take_gradients(
     batch: Sequence[Labelled], others: Sequence[Text], policy: Branch, reference: Reference, config: Config
 ) -> dict[str, float]:
     """Gradients of one batch, micro-batch after micro-batch (none where they are off), and what it says of the
-    policy before the step. baseline: nats a completion."""
+    policy before the step. others: none where no other prompt is known; the baseline, nats a completion, is then 0."""
     ref = torch.stack([reference[s.prompt, s.completion] for s in batch])
-    baseline = kto_baseline(
-        sums_of(others, policy, config), torch.stack([reference[text] for text in others])
-    )
+    baseline = torch.zeros((), dtype=ref.dtype, device=ref.device)
+    if others:
+        expected = torch.stack([reference[text] for text in others])
+        baseline = kto_baseline(sums_of(others, policy, config), expected)
     packed = pack([s.prompt for s in batch], [s.completion for s in batch], device=policy.trunk.device)
     desirable = torch.tensor([s.desirable for s in batch], device=policy.trunk.device)
+    weight = torch.tensor([s.weight for s in batch], dtype=ref.dtype, device=ref.device)
     sums: dict[str, float] = {}
     for rows in micro_batches(packed, config.micro_batch_tokens):
         part, index = packed.take(rows)
@@ -314,6 +317,7 @@ def take_gradients(
             ref[index],
             desirable[index],
             baseline,
+            weight[index],
             total=len(batch),
             beta=config.beta,
             desirable_weight=config.desirable_weight,

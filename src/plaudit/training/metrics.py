@@ -75,6 +75,11 @@ class Metrics:
         self.progress.stop()
         self.board.close()
 
+    def expect(self, total: int) -> None:
+        """So many steps in all, where that was not known at first."""
+        self.total = total
+        self.progress.update(self.task, total=total)
+
     def log(self, step: int, values: Mapping[str, float], shown: str) -> None:
         """Write the numbers of a step that is done (1, 2, ...) and show one line of them."""
         self._log(step, values, shown)

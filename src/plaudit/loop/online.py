@@ -1,0 +1,278 @@
+"""A loop's online mode: the policy takes a small step for each judgement as it comes in, beside older ones.
+
+The step is KTO's (Ethayarajh et al. 2024) on what was said of single completions, so that thumbs, choices, ratings and
+corrections all teach. Its reference is the starting model: an older judgement that the policy still follows moves it
+little, and one that it begins to forget moves it back (experience replay: Rolnick et al. 2019). What is a step, and
+what stands beside it, follows from the store's log alone, not from when anybody looked at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from pydantic import Field
+from rich.console import Console
+
+from plaudit import files
+from plaudit.data.judged import group_by_prompt, known_ids
+from plaudit.evaluation.run_report import write_run_report
+from plaudit.loop.drawing import draw
+from plaudit.loop.learning import Room, sampled
+from plaudit.loop.measure import kl_per_token
+from plaudit.loop.round import MEND, POLICY, Heard, Result, Round, gathered, place_of
+from plaudit.loop.stages import begin
+from plaudit.models.branch import Branch
+from plaudit.randomness import rng, torch_seed
+from plaudit.recipes import kto
+from plaudit.recipes.kto import Labelled
+from plaudit.tensors import SamplingParams
+from plaudit.training import checkpoint
+from plaudit.training.metrics import Metrics
+from plaudit.training.optim import adam, check_weights, take_step
+from plaudit.training.policy import AdapterConfig, make_policy, write_policy
+from plaudit.training.stop import check_finite
+
+RECIPE = "online"
+KL_PROMPTS = 24
+"""Training prompts on which the distance from the start is measured, at every checkpoint."""
+
+
+class Run(kto.Config):
+    """Settings of a round's run: KTO's, and what stands beside a new judgement. since: the number of the last event
+    that its start has learned from."""
+
+    data: list[str] = Field(default=[])
+    since: int = 0
+    judgements_per_step: int = 1
+    replay: int = 7
+    fresh: int = 0
+    stale: float = 0.1
+    max_kl: float = 0.28
+
+
+def run_of(round: Round) -> Run:
+    config, settings = round.config, round.config.online
+    return Run(
+        model=config.model,
+        start=None if round.parent is None else str(round.parent),
+        seed=config.seed + round.number - 1,
+        threshold=settings.threshold,
+        beta=settings.beta,
+        learning_rate=settings.learning_rate,
+        adapter=AdapterConfig(
+            rank=config.policy.rank, alpha=2.0 * config.policy.rank, blocks=config.policy.blocks
+        ),
+        since=since(round),
+        judgements_per_step=settings.judgements_per_step,
+        replay=settings.replay,
+        fresh=round.standing.fresh,
+        stale=config.collect.stale,
+        max_kl=config.policy.max_kl * round.standing.kl_target / config.policy.kl_target,
+        precision=config.precision,
+        threads=config.threads,
+    )
+
+
+def since(round: Round) -> int:
+    """The last event that the published policy has learned from: what a candidate learned that was kept out comes
+    again."""
+    champion = round.standing.champion
+    return 0 if champion == 0 else int((round.journal.done(champion, "collect") or {})["seq"])
+
+
+class Stream:
+    """A round's policy while it learns, from its latest checkpoint if it has one; a context manager."""
+
+    def __init__(self, round: Round) -> None:
+        self.round, self.config = round, run_of(round)
+        self.directory = begin(round.place / POLICY, RECIPE, self.config)
+        self.policy = make_policy(
+            round.model, self.config.adapter,
+            seed=torch_seed(self.config.seed, "policy adapter"), start=self.config.start,
+        )  # fmt: skip
+        self.parameters = self.policy.parameters()
+        self.optimizer = adam(self.parameters, learning_rate=self.config.learning_rate)
+        self.state: dict[str, Any] = {
+            "step": 0, "seq": self.config.since, "judgements": 0, "learned": [], "stopped": None,
+        }  # fmt: skip
+        if (found := checkpoint.latest(self.directory / "checkpoints")) is not None:
+            tensors, self.state = found
+            self.policy.load_state(checkpoint.unprefixed("policy", tensors))
+            checkpoint.load_optimizer(self.optimizer, tensors)
+        self.saved = self.state["step"]
+        self.metrics = Metrics(
+            self.directory, total=self.saved, done=self.saved, title=RECIPE, console=round.console
+        )
+        self.ids = known_ids(sampled(round), round.model.tokenizer.fingerprint)
+        self.room, self.labelled = Room(round.model), dict[str, list[Labelled]]()
+        self.reliable = reliability_before(round)
+
+    def __enter__(self) -> Self:
+        self.metrics.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.metrics.__exit__(kind, error, trace)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it learns no more, since it is too far from the start."""
+        return self.state["stopped"] is not None
+
+    # What was said -----------------------------------------------------------------------------------------
+
+    def take(self, up_to: int | None = None, *, last: bool = False) -> None:
+        """Steps for what was said up to this event (None: so far) and is not learned from yet, in the log's order, then
+        a checkpoint. last: nothing more comes, so that what is left over makes a step, too."""
+        coming = list[str]()
+        events = [
+            event
+            for event in self.round.store.log(after=self.state["seq"])
+            if up_to is None or event.seq <= up_to
+        ]
+        self.metrics.expect(self.state["step"] + len(events) // self.config.judgements_per_step)
+        for event in events:
+            if self.stopped:
+                break
+            stands = gathered(self.round, event.seq) if event.item is not None else []
+            if stands and stands[-1].event.id == event.id and self.said(stands[-1]):
+                coming.append(event.id)
+            if len(coming) == self.config.judgements_per_step:
+                self._step(event.seq, coming, stands)
+                coming = []
+            elif not coming:
+                self.state["seq"] = event.seq
+        if coming and last:
+            self._step(events[-1].seq, coming, gathered(self.round, events[-1].seq))
+        if self.state["step"] > self.saved:
+            self._save()
+
+    def said(self, one: Heard) -> list[Labelled]:
+        """The completions that it calls good or bad; none where it is a tie, or longer than the model's context."""
+        if one.event.id not in self.labelled:
+            records = [record for record in one.records if self.room.holds(record)]
+            model = self.round.model
+            groups = group_by_prompt(records, model.tokenizer, self.ids, context=model.trunk.shape.context)
+            self.labelled[one.event.id] = kto.labelled(groups, kto.votes_of(records, self.config.threshold))
+        return self.labelled[one.event.id]
+
+    def weight(self, one: Heard) -> float:
+        """How much it counts, 1 at most: its source beside the others, its rater's reliability as far as it was known
+        when the round began, and whether taste has changed since."""
+        source = self.round.sources[one.source] / max(self.round.sources.values())
+        reliable = self.reliable.get(f"{one.source}/{one.event.rater}", 1.0)
+        return source * reliable * (self.config.stale if one.event.seq <= self.config.fresh else 1.0)
+
+    # Steps -------------------------------------------------------------------------------------------------
+
+    def _step(self, seq: int, coming: Sequence[str], stands: Sequence[Heard]) -> None:
+        """One step: of these judgements, each by its weight, and of older ones that are drawn by theirs."""
+        config, step = self.config, self.state["step"]
+        new = [one for one in stands if one.event.id in coming]
+        old = [
+            one for one in stands if one.event.id not in coming and self.said(one) and self.weight(one) > 0
+        ]
+        drawn = self._drawn(old, config.replay * len(new), seq)
+        batch = [replace(said, weight=self.weight(one)) for one in new for said in self.said(one)]
+        batch += [said for one in drawn for said in self.said(one)]
+        self.state["seq"] = seq
+        if not batch:
+            return
+        batch.sort(key=lambda said: (said.prompt, said.completion))  # what shares a prompt is packed together
+        others = kto.mismatched(batch, batch) if len({said.key for said in batch}) > 1 else []
+        texts = sorted({(said.prompt, said.completion) for said in batch}.union(others))
+        start = kto.sums_of(texts, Branch(self.round.model.trunk), config)
+        row = kto.take_gradients(batch, others, self.policy, dict(zip(texts, start, strict=True)), config)
+        row["replayed"] = float(len(drawn))
+        row["grad_norm"] = take_step(
+            self.optimizer, self.parameters,
+            learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm,
+        )  # fmt: skip
+        check_finite(step, self.directory, row["loss"], row["grad_norm"])
+        self.state["step"] = step + 1
+        self.state["judgements"] += len(new)
+        self.state["learned"] = sorted({*self.state["learned"], *(one.event.id for one in (*new, *drawn))})
+        line = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
+        if looks := (step + 1) % config.checkpoint_every == 0:
+            row["kl"] = self._kl()
+            line += f"  KL {row['kl']:.3f}"
+            if row["kl"] > config.max_kl:
+                self.state["stopped"] = f"KL {row['kl']:.3f} nats a token is above max_kl {config.max_kl:.3f}"
+                self.round.say(f"stops learning after step {step + 1}: {self.state['stopped']}")
+        self.metrics.log(step + 1, row, line)
+        if looks:
+            self._save()
+
+    def _drawn(self, old: Sequence[Heard], count: int, seq: int) -> list[Heard]:
+        """So many of what was said before, each the likelier the more it counts."""
+        count = min(count, len(old))
+        if count == 0:
+            return []
+        weights = np.array([self.weight(one) for one in old])
+        drawn = rng(self.config.seed, "replay", seq).choice(
+            len(old), count, replace=False, p=weights / weights.sum()
+        )
+        return [old[i] for i in sorted(drawn)]
+
+    def _kl(self) -> float:
+        """Nats a token from the start, on what the policy says now of some training prompts."""
+        round, step = self.round, self.state["step"]
+        rows = draw(
+            round.model,
+            round.some("kl", round.prompts, KL_PROMPTS),
+            1,
+            SamplingParams(max_new_tokens=round.config.max_new_tokens),
+            (self.config.seed, "kl", step),
+            console=Console(quiet=True),
+            version=f"step-{step}",
+            adapter=self.policy.adapter,
+        )
+        return kl_per_token(None, round.model, rows)
+
+    def _save(self) -> None:
+        tensors = checkpoint.prefixed("policy", self.policy.state())
+        tensors |= checkpoint.optimizer_tensors(self.optimizer)
+        checkpoint.save(self.directory / "checkpoints", self.state["step"], tensors, self.state)
+        self.saved = self.state["step"]
+
+    def finish(self, up_to: int) -> Result:
+        """Learns what is left up to this event, and writes the policy, its report and summary."""
+        self.take(up_to, last=True)
+        check_weights(self.parameters, self.directory)
+        write_policy(self.policy, self.round.model, self.directory)
+        history = self.metrics.history
+        summary = {
+            "steps": self.state["step"],
+            "judgements": self.state["judgements"],
+            "stopped": self.state["stopped"],
+            "last": history[-1] if history else None,
+        }
+        write_run_report(self.directory, summary)
+        files.write_json(self.directory / "summary.json", summary)
+        return summary
+
+
+def improve(round: Round) -> Result:
+    """What the round's judgements are worth to the policy, as far as it has not learned it while they came in."""
+    with Stream(round) as stream:
+        return stream.finish(round.done("collect")["seq"])
+
+
+def reliability_before(round: Round) -> dict[str, float]:
+    """Of raters, as "source/rater", by the agreement of the round before."""
+    if round.number == 1:
+        return {}
+    found = files.read_json(place_of(round.directory, round.number - 1) / "agreement.json", MEND)["raters"]
+    return {name: about["weight"] for name, about in found.items()}
+
+
+def learned(round: Round) -> list[str]:
+    """The judgements that stood in one of the round's steps, those among them that were taken back since."""
+    found = checkpoint.latest(round.place / POLICY / "checkpoints")
+    return [] if found is None or round.config.mode != "online" else list(found[1]["learned"])
