@@ -66,7 +66,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "at once": {"stop": {"rounds": 1}, "collect": {"enough": 1080, "prompts": 120}},
     "drift": {
         "stop": {"rounds": 5, "patience": 5},
-        "gate": {"judges": "people", "raters": list(JUDGES), "prompts": 160},
+        "gate": {"judges": "people", "raters": list(JUDGES), "overlap": 3, "prompts": 160},
     },
     "poison": {"stop": {"rounds": 2, "patience": 2}},
     "online": ONLINE,
@@ -85,7 +85,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass
 class Crowd:
-    """Seven raters who read what a server says. contrary: whether taste has turned."""
+    """Seven raters who read what a server says, and three who judge at the gate."""
 
     model: Model
     scene: str
@@ -327,8 +327,8 @@ def told(summary: dict[str, Any]) -> dict[str, Any]:
         {
             name: one[name]
             for name in (
-                "round", "judgements", "accuracy", "drift", "rates", "intervals", "bounds", "published", "why",
-                "kl_per_token", "length_controlled",
+                "round", "judgements", "accuracy", "drift", "rates", "intervals", "bounds", "prompts", "published",
+                "why", "kl_per_token", "length_controlled",
             )
         }
         for one in summary["rounds"]

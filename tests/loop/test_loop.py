@@ -351,6 +351,8 @@ def test_sources_are_mixed_by_weight_and_kept_apart_in_figures(
         source: read_rows(out / f"rounds/1/feedback-{source}.jsonl")
         for source in ("files", "panel", "served")
     }
+    assert [Path(path).name for path in learned["samples"]] == ["samples.jsonl", "served.jsonl"]
+    assert [Path(path).name for path in learned["reference"]] == ["samples.jsonl"]
     assert [Path(path).name for path in learned["data"]] == [f"feedback-{source}.jsonl" for source in told]
     assert (len(told["files"]), len(told["served"])) == (20, 20), "without what the context does not hold"
     assert set(one["by_source"]) == {"files", "panel", "served"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +17,18 @@ from plaudit import config as configs
 from plaudit import files
 from plaudit.data.collate import pack
 from plaudit.feedback.projects import Projects
+from plaudit.feedback.served import SERVED, Response, Said, Served
 from plaudit.feedback.store import Store
-from plaudit.loop import contest, cycle, online, retracting
+from plaudit.loop import contest, cycle, learning, retracting, streaming
 from plaudit.loop.drawing import read_rows
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config
 from plaudit.models.branch import Branch, token_logprobs
 from plaudit.models.load import load_model
+from plaudit.recipes import kto
 from plaudit.recipes.kto import take_gradients
 from plaudit.training import metrics
-from plaudit.training.optim import take_step
+from plaudit.training.policy import AdapterConfig, make_policy
 
 
 def stepwise(**more: Any) -> Config:
@@ -93,16 +97,18 @@ def test_its_lineage_and_card_say_how_it_was_made(twice: Path) -> None:
 def test_a_run_that_is_killed_at_any_step_ends_with_the_same_bytes(
     twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = list[int]()
+    count, left = (
+        streaming.Stream._count,
+        {(1, 5), (1, 24), (2, 30)},
+    )  # within, and after, the first checkpoint
 
-    def killed(*given: Any, **settings: Any) -> float:
-        found = take_step(*given, **settings)
-        taken.append(1)
-        if len(taken) in (5, 24, 40):
+    def killed(stream: streaming.Stream, *given: Any) -> None:
+        count(stream, *given)
+        if (at := (stream.round.number, stream.state["step"])) in left:
+            left.remove(at)
             raise KeyboardInterrupt
-        return found
 
-    monkeypatch.setattr("plaudit.loop.online.take_step", killed)
+    monkeypatch.setattr(streaming.Stream, "_count", killed)
     out = tmp_path / "run"
     for _ in range(4):
         try:
@@ -111,14 +117,19 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_same_bytes(
             continue
         break
     assert (out / "summary.json").exists()
+    assert not left
     assert [adapter(out, n) for n in (1, 2)] == [adapter(twice, n) for n in (1, 2)]
     assert metrics.read(out / "rounds/2/policy/metrics.jsonl") == metrics.read(
         twice / "rounds/2/policy/metrics.jsonl"
     )
 
 
-def test_steps_are_taken_while_people_judge_and_when_makes_no_difference(tmp_path: Path) -> None:
-    config = stepwise(sources={"studio": 1.0}, stop={"rounds": 1})
+@pytest.mark.parametrize("per_step", [1, 3])
+def test_steps_are_taken_while_people_judge_and_when_makes_no_difference(
+    tmp_path: Path, per_step: int
+) -> None:
+    settings = {"replay": 3, "learning_rate": 1e-3, "judgements_per_step": per_step}
+    config = stepwise(sources={"studio": 1.0}, stop={"rounds": 1}, online=settings)
     often, once = tmp_path / "often" / "run", tmp_path / "once" / "run"
     assert cycle.command(config, often, wait=False) is None
     once.parent.mkdir()
@@ -129,12 +140,16 @@ def test_steps_are_taken_while_people_judge_and_when_makes_no_difference(tmp_pat
         if looks:
             assert cycle.resume(out, wait=False) is None
             waiting = json.loads((out / "waiting.json").read_text())
-            assert waiting["have"] == 5 == len(metrics.read(out / "rounds/1/policy/metrics.jsonl"))
+            assert waiting["have"] == 5
+            assert len(metrics.read(out / "rounds/1/policy/metrics.jsonl")) == 5 // per_step
         with Store.open(out / "feedback.db") as store:
             for name in ("ann", "bo"):
                 Person(store, name, longer).judge("Loop policy, round 1")
         assert cycle.resume(out, wait=False) is not None
     assert adapter(often, 1) == adapter(once, 1)
+    summary = json.loads((once / "rounds/1/policy/summary.json").read_text())
+    assert summary["judgements"] % 3 == 1, "so that something is left over"
+    assert summary["steps"] == math.ceil(summary["judgements"] / per_step)
 
 
 def test_what_was_taken_back_after_its_step_stays_in_the_lineage(tmp_path: Path) -> None:
@@ -152,8 +167,14 @@ def test_what_was_taken_back_after_its_step_stays_in_the_lineage(tmp_path: Path)
     assert cycle.resume(out, wait=False) is not None
     rows = read_rows(out / "rounds/1/events.jsonl")
     assert sum(row["rater"] == "carl" for row in rows) == 4
-    found = retracting.retract(out, "rater", "carl", by="test", dry=True)
+
+    # What was taken back is not learned again, though it stood in its day.
+    found = retracting.retract(out, "rater", "carl", by="test")
     assert list(found["touched"]) == ["1"]
+    assert cycle.resume(out, wait=False) is not None
+    assert {row["rater"] for row in read_rows(out / "rounds/1/events.jsonl")} == {"ann", "bo"}
+    summary = json.loads((out / "rounds/1/policy/summary.json").read_text())
+    assert summary["judgements"] == len(read_rows(out / "rounds/1/events.jsonl"))
 
 
 @pytest.mark.usefixtures("gate")
@@ -226,12 +247,95 @@ def test_what_counts_less_is_drawn_less_and_moves_less(
         return take_gradients(batch, *given)
 
     monkeypatch.setattr("plaudit.recipes.kto.take_gradients", seen)
-    monkeypatch.setattr(online, "reliability_before", lambda _: {"panel/panel-0": 0.25})
+    monkeypatch.setattr(streaming, "reliability_before", lambda _: {"panel/panel-0": 0.25})
     out = tmp_path / "run"
     cycle.command(stepwise(stop={"rounds": 1}), out)
     rows = read_rows(out / "rounds/1/events.jsonl")
     assert any(row["rater"] == "panel-0" for row in rows)
     assert set(weighed) == {0.25, 1.0}
+
+
+def test_what_counts_for_nothing_makes_no_step(tmp_path: Path) -> None:
+    config = stepwise(sources={"files": 1.0}, data=[str(tmp_path / "said.jsonl")], stop={"rounds": 2})
+    rows = [
+        {"prompt": f"p {n}", "completions": ["good", "bad"], "choice": 0, "rater": "carl"} for n in range(12)
+    ]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            contest,
+            "_by_panel",
+            lambda round, rows: [dict.fromkeys(contest.opponents(round), 1.0) for _ in rows],
+        )
+        patch.setattr(streaming, "reliability_before", lambda _: {"files/carl": 0.0})
+        cycle.command(config, out)
+    assert json.loads((out / "rounds/1/policy/summary.json").read_text())["steps"] == 0
+    verdict = Journal(out).done(1, "gate") or {}
+    assert (verdict["decision"], verdict["why"]) == ("keep out", "the policy has taken no step")
+    assert read_rows(out / "rounds/1/gate.jsonl") == []
+
+
+def test_a_judgement_that_counts_a_quarter_pulls_a_quarter_as_much() -> None:
+    model = load_model("tiny", torch.float32)
+    policy = make_policy(model, AdapterConfig(rank=4), seed=1)
+    tokens, config = model.tokenizer, kto.Config(model="tiny", data=["-"])
+
+    def said(text: str, weight: float) -> kto.Labelled:
+        return kto.Labelled("p", tuple(tokens.encode("p")), tuple(tokens.complete(text)), True, weight)
+
+    def pull(*batch: kto.Labelled) -> torch.Tensor:
+        texts = [(one.prompt, one.completion) for one in batch]
+        start = kto.sums_of(texts, Branch(model.trunk), config)
+        kto.take_gradients(batch, [], policy, dict(zip(texts, start, strict=True)), config)
+        found = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]).double()
+        for parameter in policy.parameters():
+            parameter.grad = None
+        return found
+
+    good, other = pull(said("good", 1.0)), pull(said("quite other", 1.0))
+    both = pull(said("good", 1.0), said("quite other", 0.25))
+    torch.testing.assert_close(both, (good + 0.25 * other) / 1.25, rtol=1e-4, atol=1e-7)
+
+
+def test_what_counts_more_is_drawn_more_often() -> None:
+    stream = object.__new__(streaming.Stream)
+    stream.config = SimpleNamespace(seed=0)  # type: ignore[assignment]
+    stream.weight = lambda one: 0.1 if int(one) < 5 else 1.0  # type: ignore[method-assign,call-overload]
+    old: Any = list(range(10))
+    drawn = [int(stream._drawn(old, 1, seq)[0]) for seq in range(400)]  # type: ignore[call-overload]
+    assert sum(one < 5 for one in drawn) / 400 == pytest.approx(0.5 / 5.5, abs=0.045)  # three standard errors
+    assert stream._drawn(old, 30, 0) == old
+
+
+def test_an_answer_is_learned_by_the_tokens_that_were_drawn(tmp_path: Path) -> None:
+    model = load_model("tiny", torch.float32)
+    tokens = model.tokenizer
+    drawn = tokens.encode("cut off in the")
+    told = {
+        "drawn": Said("cut off in the", "length", None, tuple(drawn)),
+        "masked, cut off": Said("call [phone] or", "length"),
+        "masked": Said("call [phone].", "stop"),
+        "another's": Said("of another model", "stop", None, (1, 2, 3)),
+    }
+    with Store.open(tmp_path / "s.db") as store:
+        served = Served(store)
+        served.requester("user-1", None)
+        for name, said in told.items():
+            served.keep(
+                Response(
+                    id=name, created_at=0.0, requester="user-1", conversation="", name="policy", version="v",
+                    propensity=1.0, prompt="q", completions=(said,), sampling={}, usage={}, masked={}, regenerates=None,
+                )
+            )  # fmt: skip
+        round: Any = SimpleNamespace(model=model, store=store)
+        heard: list[Any] = [SimpleNamespace(item=SimpleNamespace(meta={SERVED: list(told)}))]
+        found = {text: ids for (_, text), ids in learning.served_ids(round, heard).items()}
+    eos = tokens.complete("")[-1]
+    assert found["cut off in the"] == drawn
+    assert found["call [phone] or"][-1] != eos
+    assert found["call [phone]."][-1] == eos
+    assert found["of another model"] == [*tokens.encode("of another model"), eos]
 
 
 def test_reliability_is_that_of_the_round_before(tmp_path: Path) -> None:
@@ -243,6 +347,6 @@ def test_reliability_is_that_of_the_round_before(tmp_path: Path) -> None:
 
     first: Any = First()
     second: Any = Second()
-    assert online.reliability_before(first) == {}
+    assert streaming.reliability_before(first) == {}
     files.write_json(tmp_path / "rounds/1/agreement.json", {"raters": {"studio/ann": {"weight": 0.5}}})
-    assert online.reliability_before(second) == {"studio/ann": 0.5}
+    assert streaming.reliability_before(second) == {"studio/ann": 0.5}

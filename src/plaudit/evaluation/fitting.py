@@ -5,7 +5,7 @@ Demonstrations, judgements and logs have no samples of the model's own, so nothi
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 from plaudit.evaluation.diagnosis import ENOUGH, SURE, Curve, Finding, Row, steps_too_large, worst_first
@@ -18,7 +18,7 @@ MOVES = ("q_loss", "round_reward")
 
 
 def diagnose_fit(
-    rows: Sequence[Row], summary: Mapping[str, Any], settings: Container[str] = ()
+    rows: Sequence[Row], summary: Mapping[str, Any], settings: Collection[str] = ()
 ) -> list[Finding]:
     """What is wrong with a run that learned from given data, the worst first; what is fine comes last.
 
@@ -29,9 +29,8 @@ def diagnose_fit(
     held = heldout_curve(rows, summary)
     for look in (_by_heart(rows, held, summary, settings), _learned(rows, held), _beside_rules(summary)):
         found += look
-    if not held.values and all(
-        number(value) is None for name, value in summary.items() if _is_measured(name)
-    ):
+    measured = any(number(value) is not None for name, value in summary.items() if _is_measured(name))
+    if not held.values and not measured and (not settings or "heldout" in settings):
         what = "Nothing was measured on held-out data, so nobody would see it if this were learned by heart."
         found.append(Finding("warning", what, "Raise heldout, or give more data."))
     return worst_first([*found, *steps_too_large(rows)])

@@ -7,9 +7,10 @@ people merely did (read on, copied, asked again) is kept apart, and is no judgem
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -123,6 +124,15 @@ class Served:
         """Missing where there is none."""
         with schema.reading(self.store.engine) as connection:
             return _get(connection, id)
+
+    def some(self, ids: Iterable[str]) -> list[Response]:
+        """Those of these responses whose words are still kept."""
+        found = []
+        with schema.reading(self.store.engine) as connection:
+            for id in sorted(ids):
+                with contextlib.suppress(Missing):
+                    found.append(_get(connection, id))
+        return [response for response in found if response.completions]
 
     def names(self) -> dict[str, str]:
         """What each response was asked for by, by its id."""

@@ -28,6 +28,7 @@ def sample(round: Round) -> Result:
     judged -> asked.jsonl, and into the studio where people judge."""
     config, standing = round.config, round.standing
     found: Result = {"champion": standing.champion, "version": standing.version, "samples": 0, "pairs": 0}
+    found["seq"] = round.store.last_seq()
     if not {"studio", "panel", "judge"} & round.sources.keys():
         return found | {"ordered_by": None}
     prompts, n = round.asked, config.collect.completions

@@ -23,9 +23,9 @@ from plaudit.loop import learning, status
 from plaudit.loop.asking import items_for
 from plaudit.loop.drawing import Row, draw, read_rows, views_of
 from plaudit.loop.judging import opinions
-from plaudit.loop.online import Stream
 from plaudit.loop.round import LOOP, SOURCE, Result, Round, gathered
 from plaudit.loop.show import Bar
+from plaudit.loop.streaming import Stream
 from plaudit.reward.open import judge_of
 from plaudit.reward.rubric import as_text
 from plaudit.tensors import SamplingParams
@@ -62,6 +62,7 @@ def collect(round: Round) -> Result:
             meanwhile = stack.enter_context(Stream(round)).take if online else None
             wait_for(round, "judgements", partial(_heard, round), meanwhile=meanwhile)
     seq = round.store.last_seq()
+    learning.note_served(round, seq)
     learning.check(round, seq)
     if "behaviour" in sources:
         _note_behaviour(round)

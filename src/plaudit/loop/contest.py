@@ -146,8 +146,8 @@ def gate(round: Round) -> Result:
         test.examine(case["suite"], *case["scores"])
     test.close_suites()
 
-    said = list[Row]()
-    for place, found in _judged(round, rows) if test.decision() == "go on" else ():
+    said, unchanged = list[Row](), round.done("improve")["steps"] == 0
+    for place, found in _judged(round, rows) if test.decision() == "go on" and not unchanged else ():
         test.judge(found)
         said.append({"place": place, **found})
         # Simulated judges cost nothing, and say how large a gain is; nobody else is asked for more than is needed.
@@ -156,6 +156,7 @@ def gate(round: Round) -> Result:
     files.write_rows(round.place / "gate.jsonl", said)
     verdict = test.verdict()
     decision = "publish" if verdict.decision == "publish" else "keep out"
+    why = "the policy has taken no step" if unchanged else verdict.why
 
     lengths = {
         name: [
@@ -166,7 +167,7 @@ def gate(round: Round) -> Result:
     }  # fmt: skip
     result = {
         "decision": decision,
-        "why": verdict.why,
+        "why": why,
         "prompts": verdict.prompts,
         "judges": config.gate.judges,
         "rates": dict(verdict.rates),
@@ -180,7 +181,7 @@ def gate(round: Round) -> Result:
         },
     }
     shown = ", ".join(f"{verdict.rates[name]:.0%} against {name}" for name in against if said)
-    round.say(f"gate: {decision} ({verdict.why}): {shown or 'nobody was asked'}")
+    round.say(f"gate: {decision} ({why}): {shown or 'nobody was asked'}")
     return result
 
 

@@ -18,7 +18,7 @@ from plaudit import files
 from plaudit.data.formats import read_prompts
 from plaudit.evaluation.gate import fewest_cases, spent
 from plaudit.feedback.store import Store
-from plaudit.loop import asking, collecting, contest, learning, online, publishing, retracting, status
+from plaudit.loop import asking, collecting, contest, learning, publishing, retracting, status, streaming
 from plaudit.loop.collecting import Waiting
 from plaudit.loop.drawing import Prompts, openers, write_prompts
 from plaudit.loop.round import MEND, POLICY, Result, Round, Standing, place_of, rounded, store_of
@@ -39,7 +39,7 @@ TRANSITIONS: dict[str, Callable[[Round], Result]] = dict(
             collecting.collect,
             learning.agree,
             learning.reward,
-            lambda round: (online if round.config.mode == "online" else learning).improve(round),
+            lambda round: (streaming if round.config.mode == "online" else learning).improve(round),
             contest.evaluate,
             contest.gate,
             publishing.publish,

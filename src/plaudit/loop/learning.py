@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from plaudit import files
 from plaudit.data.formats import from_json, write_records
-from plaudit.data.judged import Judged, group_by_prompt, known_ids, split_by_prompt
+from plaudit.data.judged import Judged, KnownIds, group_by_prompt, known_ids, prompt_key, split_by_prompt
 from plaudit.evaluation.reward import measure
 from plaudit.feedback import agreement, reliability
 from plaudit.feedback.agreement import wilson
 from plaudit.feedback.events import Event
+from plaudit.feedback.served import SERVED, Served
 from plaudit.loop.drawing import read_rows
-from plaudit.loop.round import MEND, POLICY, Result, Round, gathered, place_of, rounded
+from plaudit.loop.round import MEND, POLICY, Heard, Result, Round, as_list, gathered, place_of, rounded
 from plaudit.loop.stages import begin
 from plaudit.models.load import Model
 from plaudit.recipes import ppo, reward_model
@@ -27,6 +30,7 @@ from plaudit.types import Preference, Ranking, Record
 
 HELDOUT = 0.2
 """The share of prompts that the reward does not learn from."""
+SERVED_AS = "served.jsonl"
 FEWEST = 30
 """Comparisons without which nothing is said of a change of taste."""
 
@@ -178,9 +182,45 @@ def grouped(round: Round, told: Sequence[Record]) -> list[Judged]:
 
 
 def sampled(round: Round) -> list[str]:
-    """The files of all samples so far."""
-    every = (place_of(round.directory, n) / "samples.jsonl" for n in range(1, round.number + 1))
-    return [str(path) for path in every if path.exists()]
+    """The files of all samples so far, and of what the served model said."""
+    every = [place_of(round.directory, n) / "samples.jsonl" for n in range(1, round.number + 1)]
+    return [str(path) for path in (*every, round.place / SERVED_AS) if path.exists()]
+
+
+def note_served(round: Round, seq: int) -> None:
+    """What the served model said and people judged, token by token -> served.jsonl."""
+    if "served" in round.sources:
+        told = served_ids(round, gathered(round, seq))
+        fingerprint = round.model.tokenizer.fingerprint
+        files.write_rows(
+            round.place / SERVED_AS,
+            (
+                {
+                    "prompt": json.loads(prompt),
+                    "completion": text,
+                    "completion_ids": ids,
+                    "tokenizer": fingerprint,
+                }
+                for (prompt, text), ids in told.items()
+            ),
+        )
+
+
+def served_ids(round: Round, heard: Sequence[Heard]) -> KnownIds:
+    """The tokens of answers that people judged, as they were drawn; where something in an answer was masked, its
+    text's, ended as the answer was."""
+    tokenizer, served, found = round.model.tokenizer, Served(round.store), KnownIds()
+    responses = {id for one in heard if SERVED in one.item.meta for id in as_list(one.item.meta[SERVED])}
+    for response in served.some(responses):
+        for said in response.completions or ():
+            drawn = said.ids is not None and tokenizer.decode(said.ids) == said.text
+            ids = (
+                list(said.ids or ())
+                if drawn
+                else tokenizer.complete(said.text, ended=said.finish != "length")
+            )
+            found[prompt_key(response.prompt or ""), said.text] = ids
+    return found
 
 
 def behaviour(round: Round) -> list[Record]:
@@ -216,7 +256,7 @@ def reward(round: Round) -> Result:
         model=config.model,
         data=[str(path) for path in paths],
         samples=every,
-        reference=every[:1],
+        reference=[path for path in every if Path(path).name != SERVED_AS][:1],
         seed=config.seed,
         heldout=HELDOUT,
         weights=weights(round, told),

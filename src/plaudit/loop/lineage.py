@@ -13,12 +13,10 @@ from typing import Any
 import plaudit
 from plaudit import config as configs
 from plaudit import files
-from plaudit.feedback.events import Event, Item
 from plaudit.feedback.projects import Projects
-from plaudit.feedback.served import Served
-from plaudit.loop import online
+from plaudit.loop import streaming
 from plaudit.loop.drawing import Row, read_rows
-from plaudit.loop.round import MEND, POLICY, Result, Round, gathered, place_of, source_of
+from plaudit.loop.round import MEND, POLICY, Result, Round, event_row, gathered, judgement_row, place_of
 from plaudit.models.load import digest_of, find_model
 
 GATE = "gate"
@@ -28,7 +26,7 @@ VERDICT = ("decision", "why", "judges", "prompts", "rates", "bounds", "intervals
 
 def write(round: Round, result: Result) -> None:
     """rounds/N/lineage.json, with every judgement in events.jsonl beside it, and the model's card."""
-    rows = [*_learned(round), *_taken_back_since(round), *_behaved(round), *_judged_at_gate(round)]
+    rows = [*_learned(round), *_behaved(round), *_judged_at_gate(round)]
     files.write_rows(round.place / "events.jsonl", rows)
     found = describe(round, result, rows)
     files.write_json(round.place / "lineage.json", found)
@@ -36,30 +34,10 @@ def write(round: Round, result: Result) -> None:
 
 
 def _learned(round: Round) -> list[Row]:
-    told = gathered(round, round.done("collect")["seq"])
-    return [_row(one.event, one.source, _versions(one.item)) for one in told]
-
-
-def _taken_back_since(round: Round) -> list[Row]:
-    """What a step was taken for in the online mode, and was changed or taken back before the round had collected."""
-    stands = {one.event.id for one in gathered(round, round.done("collect")["seq"])}
-    events = [round.store.event(id) for id in online.learned(round) if id not in stands]
-    items = round.store.items(
-        {event.item for event in events if event is not None and event.item is not None}
-    )
-    names = Served(round.store).names()
-    rows = []
-    for event in events:
-        item = None if event is None else items.get(event.item or "")
-        if event is not None and item is not None:
-            source = source_of(item, round.name, round.config.name, names)
-            rows.append(_row(event, source or "", _versions(item)))
-    return rows
-
-
-def _versions(item: Item) -> list[str]:
-    """The policies of which its texts are samples."""
-    return sorted({item.policy_version or "", *item.meta.get("models", ())} - {""})
+    """What stands; and what the online mode has taken a step for, and was changed or taken back since."""
+    rows = [judgement_row(one) for one in gathered(round, round.done("collect")["seq"])]
+    stands = {row["event"] for row in rows}
+    return rows + [row for row in streaming.learned(round) if row["event"] not in stands]
 
 
 def _behaved(round: Round) -> list[Row]:
@@ -83,20 +61,7 @@ def _judged_at_gate(round: Round) -> list[Row]:
         return []
     ours = set(Projects(round.store).items(project.id))
     events = (event for event in round.store.current() if event.kind == "comparison")
-    return [_row(event, GATE, []) for event in events if event.item in ours]
-
-
-def _row(event: Event, source: str, versions: Sequence[str]) -> Row:
-    content = {"kind": event.kind, "item": event.item, "rater": event.rater, "payload": dict(event.payload)}
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return {
-        "event": event.id,
-        "item": event.item,
-        "rater": event.rater,
-        "source": source,
-        "versions": list(versions),
-        "digest": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16],
-    }
+    return [event_row(event, GATE, []) for event in events if event.item in ours]
 
 
 def describe(round: Round, result: Result, rows: Sequence[Row]) -> dict[str, Any]:

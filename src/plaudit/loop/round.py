@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +18,7 @@ from plaudit.feedback.projects import Project, Projects
 from plaudit.feedback.served import SERVED, Served
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
-from plaudit.loop.drawing import Prompts
+from plaudit.loop.drawing import Prompts, Row
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config, Source
 from plaudit.models.load import Model
@@ -225,14 +227,36 @@ def gathered(round: Round, up_to: int | None = None, *, after: int = 0) -> list[
     return found
 
 
+def judgement_row(one: Heard) -> Row:
+    """As it stands in events.jsonl. versions: the policies of which its texts are samples; digest: of all that was
+    said."""
+    versions = {one.item.policy_version or "", *one.item.meta.get("models", ())} - {""}
+    return event_row(one.event, one.source, sorted(versions))
+
+
+def event_row(event: Event, source: str, versions: Sequence[str]) -> Row:
+    content = {"kind": event.kind, "item": event.item, "rater": event.rater, "payload": dict(event.payload)}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return {
+        "event": event.id,
+        "item": event.item,
+        "rater": event.rater,
+        "source": source,
+        "versions": list(versions),
+        "digest": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+    }
+
+
+def as_list(of: str | list[str]) -> list[str]:
+    """An item's responses: one, or the two that are compared."""
+    return [of] if isinstance(of, str) else of
+
+
 def source_of(item: Item, loop: str, name: str, names: dict[str, str]) -> Source | None:
     """For whom the item was made; None where it is not of this loop, or shows another again. loop: what the loop is
     known by; name: what its model is asked for by; names: what responses were asked for by."""
     if SERVED in item.meta:
-        of = item.meta[SERVED]
-        return (
-            "served" if all(names.get(one) == name for one in ([of] if isinstance(of, str) else of)) else None
-        )
+        return "served" if all(names.get(one) == name for one in as_list(item.meta[SERVED])) else None
     if item.meta.get(LOOP) != loop or REPEATS in item.meta:
         return None
     source: Source = item.meta[SOURCE]

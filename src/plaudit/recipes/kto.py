@@ -303,12 +303,12 @@ def take_gradients(
     policy before the step. others: none where no other prompt is known; the baseline, nats a completion, is then 0."""
     ref = torch.stack([reference[s.prompt, s.completion] for s in batch])
     baseline = torch.zeros((), dtype=ref.dtype, device=ref.device)
+    weight = torch.tensor([s.weight for s in batch], dtype=ref.dtype, device=ref.device)
     if others:
         expected = torch.stack([reference[text] for text in others])
-        baseline = kto_baseline(sums_of(others, policy, config), expected)
+        baseline = kto_baseline(sums_of(others, policy, config), expected, weight)
     packed = pack([s.prompt for s in batch], [s.completion for s in batch], device=policy.trunk.device)
     desirable = torch.tensor([s.desirable for s in batch], device=policy.trunk.device)
-    weight = torch.tensor([s.weight for s in batch], dtype=ref.dtype, device=ref.device)
     sums: dict[str, float] = {}
     for rows in micro_batches(packed, config.micro_batch_tokens):
         part, index = packed.take(rows)
@@ -318,7 +318,7 @@ def take_gradients(
             desirable[index],
             baseline,
             weight[index],
-            total=len(batch),
+            total=weight.sum(),
             beta=config.beta,
             desirable_weight=config.desirable_weight,
             undesirable_weight=config.undesirable_weight,

@@ -272,7 +272,7 @@ PREFERENCE = (
            ("torch.stack([reference[text] for text in others])", "sums_of(others, policy, config)", "no baseline"),
            ("desirable_weight=config.desirable_weight,\n", "", "the weight of the desirable forgotten"),
            ("beta=config.beta", "beta=0.1", "beta not passed on"),
-           ("total=len(batch)", "total=len(index)", "the micro-batch's own mean"),
+           ("total=weight.sum()", "total=len(index)", "the micro-batch's own mean"),
            ("desirable[index]", "desirable[: len(index)]", "labels given to other completions"),
            ("out[at + index] =", "out[at : at + len(index)] =", "sums given to other texts")),
     *of_room("recipes/kto", "recipes/test_kto",

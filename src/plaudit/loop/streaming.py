@@ -8,6 +8,7 @@ what stands beside it, follows from the store's log alone, not from when anybody
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -18,60 +19,71 @@ from pydantic import Field
 from rich.console import Console
 
 from plaudit import files
+from plaudit.config import Config as Base
 from plaudit.data.judged import group_by_prompt, known_ids
 from plaudit.evaluation.run_report import write_run_report
-from plaudit.loop.drawing import draw
-from plaudit.loop.learning import Room, sampled
+from plaudit.loop.drawing import Row, draw
+from plaudit.loop.learning import Room, sampled, served_ids
 from plaudit.loop.measure import kl_per_token
-from plaudit.loop.round import MEND, POLICY, Heard, Result, Round, gathered, place_of
+from plaudit.loop.round import MEND, POLICY, Heard, Result, Round, gathered, judgement_row, place_of
 from plaudit.loop.stages import begin
 from plaudit.models.branch import Branch
 from plaudit.randomness import rng, torch_seed
 from plaudit.recipes import kto
 from plaudit.recipes.kto import Labelled
 from plaudit.tensors import SamplingParams
-from plaudit.training import checkpoint
+from plaudit.training import checkpoint, machine
 from plaudit.training.metrics import Metrics
 from plaudit.training.optim import adam, check_weights, take_step
 from plaudit.training.policy import AdapterConfig, make_policy, write_policy
 from plaudit.training.stop import check_finite
 
 RECIPE = "online"
+LOOK_EVERY = 20
+"""Judgements after which there is a checkpoint, and the distance from the start is measured."""
 KL_PROMPTS = 24
-"""Training prompts on which the distance from the start is measured, at every checkpoint."""
+"""Training prompts on which it is."""
 
 
-class Run(kto.Config):
-    """Settings of a round's run: KTO's, and what stands beside a new judgement. since: the number of the last event
-    that its start has learned from."""
+class Config(Base):
+    """Settings of a round's run. since: the number of the last event that its start has learned from; fresh: of the
+    last that was said before taste changed."""
 
-    data: list[str] = Field(default=[])
+    model: str
+    start: str | None = None
+    seed: int = 0
     since: int = 0
-    judgements_per_step: int = 1
-    replay: int = 7
+    judgements_per_step: int = Field(ge=1)
+    replay: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    beta: float = Field(gt=0)
+    threshold: float
     fresh: int = 0
-    stale: float = 0.1
-    max_kl: float = 0.28
+    stale: float
+    max_kl: float
+    max_grad_norm: float = 1.0
+    adapter: AdapterConfig
+    precision: machine.Precision = "auto"
+    threads: int = 0
 
 
-def run_of(round: Round) -> Run:
+def config_of(round: Round) -> Config:
     config, settings = round.config, round.config.online
-    return Run(
+    rank = config.policy.rank
+    return Config(
         model=config.model,
         start=None if round.parent is None else str(round.parent),
         seed=config.seed + round.number - 1,
-        threshold=settings.threshold,
-        beta=settings.beta,
-        learning_rate=settings.learning_rate,
-        adapter=AdapterConfig(
-            rank=config.policy.rank, alpha=2.0 * config.policy.rank, blocks=config.policy.blocks
-        ),
         since=since(round),
         judgements_per_step=settings.judgements_per_step,
         replay=settings.replay,
+        learning_rate=settings.learning_rate,
+        beta=settings.beta,
+        threshold=settings.threshold,
         fresh=round.standing.fresh,
         stale=config.collect.stale,
         max_kl=config.policy.max_kl * round.standing.kl_target / config.policy.kl_target,
+        adapter=AdapterConfig(rank=rank, alpha=2.0 * rank, blocks=config.policy.blocks),
         precision=config.precision,
         threads=config.threads,
     )
@@ -79,16 +91,20 @@ def run_of(round: Round) -> Run:
 
 def since(round: Round) -> int:
     """The last event that the published policy has learned from: what a candidate learned that was kept out comes
-    again."""
+    again, and what a policy came to no more that had gone far enough."""
     champion = round.standing.champion
-    return 0 if champion == 0 else int((round.journal.done(champion, "collect") or {})["seq"])
+    if champion == 0:
+        return 0
+    found = (round.journal.done(champion, "collect") or {}) | (round.journal.done(champion, "improve") or {})
+    return int(found["seq"])  # of the steps, where it was made by steps
 
 
 class Stream:
     """A round's policy while it learns, from its latest checkpoint if it has one; a context manager."""
 
     def __init__(self, round: Round) -> None:
-        self.round, self.config = round, run_of(round)
+        self.round, self.config = round, config_of(round)
+        self.kto = kto.Config(model=self.config.model, data=[str(round.directory)], beta=self.config.beta)
         self.directory = begin(round.place / POLICY, RECIPE, self.config)
         self.policy = make_policy(
             round.model, self.config.adapter,
@@ -97,7 +113,7 @@ class Stream:
         self.parameters = self.policy.parameters()
         self.optimizer = adam(self.parameters, learning_rate=self.config.learning_rate)
         self.state: dict[str, Any] = {
-            "step": 0, "seq": self.config.since, "judgements": 0, "learned": [], "stopped": None,
+            "step": 0, "seq": self.config.since, "judgements": 0, "learned": {}, "stopped": None,
         }  # fmt: skip
         if (found := checkpoint.latest(self.directory / "checkpoints")) is not None:
             tensors, self.state = found
@@ -107,9 +123,13 @@ class Stream:
         self.metrics = Metrics(
             self.directory, total=self.saved, done=self.saved, title=RECIPE, console=round.console
         )
+        # What was taken back before the round began is not learned by it, though it stood in its day.
+        self.begun = int(round.done("sample")["seq"])
+        self.before = gathered(round, self.begun)
         self.ids = known_ids(sampled(round), round.model.tokenizer.fingerprint)
         self.room, self.labelled = Room(round.model), dict[str, list[Labelled]]()
         self.reliable = reliability_before(round)
+        self.largest = max(weight for name, weight in round.sources.items() if name != "behaviour")
 
     def __enter__(self) -> Self:
         self.metrics.__enter__()
@@ -130,82 +150,97 @@ class Stream:
     def take(self, up_to: int | None = None, *, last: bool = False) -> None:
         """Steps for what was said up to this event (None: so far) and is not learned from yet, in the log's order, then
         a checkpoint. last: nothing more comes, so that what is left over makes a step, too."""
-        coming = list[str]()
-        events = [
-            event
-            for event in self.round.store.log(after=self.state["seq"])
-            if up_to is None or event.seq <= up_to
-        ]
-        self.metrics.expect(self.state["step"] + len(events) // self.config.judgements_per_step)
-        for event in events:
-            if self.stopped:
+        coming, stands, seq = list[str](), list[Heard](), self.state["seq"]
+        per_step = self.config.judgements_per_step
+        left = gathered(self.round, up_to, after=self.state["seq"])
+        self.metrics.expect(self.state["step"] + math.ceil(len(left) / per_step))
+        for event in self.round.store.log(after=self.state["seq"]):
+            if self.stopped or (up_to is not None and event.seq > up_to):
                 break
-            stands = gathered(self.round, event.seq) if event.item is not None else []
-            if stands and stands[-1].event.id == event.id and self.said(stands[-1]):
-                coming.append(event.id)
-            if len(coming) == self.config.judgements_per_step:
+            if event.item is not None:
+                seq, stands = event.seq, self.as_of(event.seq)
+                if stands and stands[-1].event.id == event.id and self.teaches(stands[-1]):
+                    coming.append(event.id)
+            if len(coming) == per_step:
                 self._step(event.seq, coming, stands)
                 coming = []
             elif not coming:
                 self.state["seq"] = event.seq
         if coming and last:
-            self._step(events[-1].seq, coming, gathered(self.round, events[-1].seq))
+            self._step(seq, coming, stands)
         if self.state["step"] > self.saved:
             self._save()
+
+    def as_of(self, seq: int) -> list[Heard]:
+        """What stood when this event was written, or when the round began."""
+        if seq <= self.begun:
+            return [one for one in self.before if one.event.seq <= seq]
+        return gathered(self.round, seq)
+
+    def teaches(self, one: Heard) -> bool:
+        return self.weight(one) > 0 and bool(self.said(one))
 
     def said(self, one: Heard) -> list[Labelled]:
         """The completions that it calls good or bad; none where it is a tie, or longer than the model's context."""
         if one.event.id not in self.labelled:
             records = [record for record in one.records if self.room.holds(record)]
-            model = self.round.model
-            groups = group_by_prompt(records, model.tokenizer, self.ids, context=model.trunk.shape.context)
+            model, ids = self.round.model, self.ids | served_ids(self.round, [one])
+            groups = group_by_prompt(records, model.tokenizer, ids, context=model.trunk.shape.context)
             self.labelled[one.event.id] = kto.labelled(groups, kto.votes_of(records, self.config.threshold))
         return self.labelled[one.event.id]
 
     def weight(self, one: Heard) -> float:
         """How much it counts, 1 at most: its source beside the others, its rater's reliability as far as it was known
         when the round began, and whether taste has changed since."""
-        source = self.round.sources[one.source] / max(self.round.sources.values())
+        source = self.round.sources[one.source] / self.largest
         reliable = self.reliable.get(f"{one.source}/{one.event.rater}", 1.0)
         return source * reliable * (self.config.stale if one.event.seq <= self.config.fresh else 1.0)
 
     # Steps -------------------------------------------------------------------------------------------------
 
     def _step(self, seq: int, coming: Sequence[str], stands: Sequence[Heard]) -> None:
-        """One step: of these judgements, each by its weight, and of older ones that are drawn by theirs."""
-        config, step = self.config, self.state["step"]
-        new = [one for one in stands if one.event.id in coming]
-        old = [
-            one for one in stands if one.event.id not in coming and self.said(one) and self.weight(one) > 0
-        ]
-        drawn = self._drawn(old, config.replay * len(new), seq)
-        batch = [replace(said, weight=self.weight(one)) for one in new for said in self.said(one)]
-        batch += [said for one in drawn for said in self.said(one)]
+        """One step, as large as its batch counts: of these judgements, and of older ones that are drawn."""
         self.state["seq"] = seq
-        if not batch:
+        new = [one for one in stands if one.event.id in coming]
+        if not new:
             return
+        old = [one for one in stands if one.event.id not in coming and self.teaches(one)]
+        drawn = self._drawn(old, self.config.replay * len(new), seq)
+        # 1. What is new counts by its weight. What is drawn was drawn by it, and counts like the best of its kind.
+        most = max((self.weight(one) for one in drawn), default=0.0)
+        weighed = [(one, self.weight(one)) for one in new] + [(one, most) for one in drawn]
+        batch = [replace(said, weight=weight) for one, weight in weighed for said in self.said(one)]
         batch.sort(key=lambda said: (said.prompt, said.completion))  # what shares a prompt is packed together
-        others = kto.mismatched(batch, batch) if len({said.key for said in batch}) > 1 else []
+
+        # 2. The baseline is of other prompts' completions: those of the batch, or else of what was said before.
+        known = [*batch, *(said for one in old[-LOOK_EVERY:] for said in self.said(one))]
+        others = kto.mismatched(batch, known) if len({said.key for said in known}) > 1 else []
         texts = sorted({(said.prompt, said.completion) for said in batch}.union(others))
-        start = kto.sums_of(texts, Branch(self.round.model.trunk), config)
-        row = kto.take_gradients(batch, others, self.policy, dict(zip(texts, start, strict=True)), config)
+        start = kto.sums_of(texts, Branch(self.round.model.trunk), self.kto)
+        row = kto.take_gradients(batch, others, self.policy, dict(zip(texts, start, strict=True)), self.kto)
+
+        # 3. Adam's steps are as large whatever the loss is multiplied by; so the rate carries what the batch is worth.
+        row["learning_rate"] = self.config.learning_rate * float(np.mean([said.weight for said in batch]))
         row["replayed"] = float(len(drawn))
         row["grad_norm"] = take_step(
             self.optimizer, self.parameters,
-            learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm,
+            learning_rate=row["learning_rate"], max_grad_norm=self.config.max_grad_norm,
         )  # fmt: skip
-        check_finite(step, self.directory, row["loss"], row["grad_norm"])
-        self.state["step"] = step + 1
-        self.state["judgements"] += len(new)
-        self.state["learned"] = sorted({*self.state["learned"], *(one.event.id for one in (*new, *drawn))})
+        check_finite(self.state["step"], self.directory, row["loss"], row["grad_norm"])
+        self._count(new, drawn)
+
+        # 4. Now and then a look at how far it has gone, and a checkpoint; what a kill cuts off since then comes again.
         line = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
-        if looks := (step + 1) % config.checkpoint_every == 0:
+        step = self.state["step"]
+        if looks := step % max(1, LOOK_EVERY // self.config.judgements_per_step) == 0:
             row["kl"] = self._kl()
             line += f"  KL {row['kl']:.3f}"
-            if row["kl"] > config.max_kl:
-                self.state["stopped"] = f"KL {row['kl']:.3f} nats a token is above max_kl {config.max_kl:.3f}"
-                self.round.say(f"stops learning after step {step + 1}: {self.state['stopped']}")
-        self.metrics.log(step + 1, row, line)
+            if row["kl"] > self.config.max_kl:
+                self.state["stopped"] = (
+                    f"KL {row['kl']:.3f} nats a token is above max_kl {self.config.max_kl:.3f}"
+                )
+                self.round.say(f"stops learning after step {step}: {self.state['stopped']}")
+        self.metrics.log(step, row, line)
         if looks:
             self._save()
 
@@ -219,6 +254,12 @@ class Stream:
             len(old), count, replace=False, p=weights / weights.sum()
         )
         return [old[i] for i in sorted(drawn)]
+
+    def _count(self, new: Sequence[Heard], drawn: Sequence[Heard]) -> None:
+        self.state["step"] += 1
+        self.state["judgements"] += len(new)
+        for one in (*new, *drawn):
+            self.state["learned"].setdefault(one.event.id, judgement_row(one))
 
     def _kl(self) -> float:
         """Nats a token from the start, on what the policy says now of some training prompts."""
@@ -246,12 +287,12 @@ class Stream:
         self.take(up_to, last=True)
         check_weights(self.parameters, self.directory)
         write_policy(self.policy, self.round.model, self.directory)
-        history = self.metrics.history
         summary = {
             "steps": self.state["step"],
             "judgements": self.state["judgements"],
+            "seq": self.state["seq"] if self.stopped else up_to,
             "stopped": self.state["stopped"],
-            "last": history[-1] if history else None,
+            "kl": self._kl(),
         }
         write_run_report(self.directory, summary)
         files.write_json(self.directory / "summary.json", summary)
@@ -272,7 +313,8 @@ def reliability_before(round: Round) -> dict[str, float]:
     return {name: about["weight"] for name, about in found.items()}
 
 
-def learned(round: Round) -> list[str]:
-    """The judgements that stood in one of the round's steps, those among them that were taken back since."""
+def learned(round: Round) -> list[Row]:
+    """The judgements that stood in one of the round's steps, as rows of events.jsonl; those among them that were taken
+    back since, too."""
     found = checkpoint.latest(round.place / POLICY / "checkpoints")
-    return [] if found is None or round.config.mode != "online" else list(found[1]["learned"])
+    return [] if found is None or round.config.mode != "online" else list(found[1]["learned"].values())
