@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,15 @@ import pytest
 from little_loops import SMALL, Person, longer, small
 from plaudit import config as configs
 from plaudit import files
+from plaudit.feedback.events import Item, comparison_event
+from plaudit.feedback.judgements import REPEATS
 from plaudit.feedback.projects import Projects
 from plaudit.feedback.releases import Releases
 from plaudit.feedback.served import Opinion, Response, Said, Served
 from plaudit.feedback.store import Store
 from plaudit.loop import collecting, contest, cycle, learning, publishing, retracting, status
 from plaudit.loop.drawing import openers, read_rows
+from plaudit.loop.round import LOOP, SOURCE, Round, Standing, TakenBack, gathered
 from plaudit.loop.rounds import Journal
 from plaudit.loop.settings import Config
 from plaudit.reward.judge import Compared
@@ -248,6 +252,7 @@ def test_a_retracted_raters_places_are_asked_of_others(tmp_path: Path) -> None:
         for name in ("ann", "bo"):
             Person(store, name, longer).judge("Loop policy, round 1")
     assert cycle.command(config, out, wait=False) is not None  # the panel decides
+    level = (Journal(out).done(1, "gate") or {})["level"]
     retracting.retract(out, "rater", "bo", by="test")
     assert cycle.resume(out, wait=False) is None
     want = json.loads((out / "waiting.json").read_text())
@@ -256,6 +261,40 @@ def test_a_retracted_raters_places_are_asked_of_others(tmp_path: Path) -> None:
         assert Person(store, "carl", longer).judge("Loop policy, round 1") > 0
     assert cycle.resume(out, wait=False) is not None
     assert {row["rater"] for row in read_rows(out / "rounds/1/events.jsonl")} == {"ann", "carl"}
+    assert (Journal(out).done(1, "gate") or {})["level"] < level, "what was spent on the first test is spent"
+
+
+def test_what_is_heard_and_what_is_not(tmp_path: Path) -> None:
+    def item(name: str, **meta: Any) -> Item:
+        return Item(name, (f"{name} a", f"{name} b"), "v1", {LOOP: "policy", SOURCE: "studio"} | meta)
+
+    items = {
+        "heard": item("heard"),
+        "another loop's": item("another's", **{LOOP: "other"}),
+        "asked again": item("again", **{REPEATS: "x"}),
+        "held out": item("held out"),
+        "of a suite": item("suite"),
+        "taken back": item("back"),
+        "of a source that was taken back": item("source", **{SOURCE: "judge"}),
+        "of a policy that was taken back": replace(item("policy"), policy_version="v0"),
+        "compares such a policy": item("compares", models=["v1", "v0"]),
+    }
+    with Store.open(tmp_path / "s.db") as store:
+        store.add_items(items.values())
+        for name, one in items.items():
+            store.append(comparison_event(one.id, "ann", 0, id=name))
+        store.append(comparison_event(items["heard"].id, "dora", 0, id="by who decides at the gate"))
+        nothing: Any = None
+        round = Round(
+            config=small(sources={"studio": 1.0, "judge": 1.0}, judge="j", gate={"raters": ["dora"]}),
+            directory=tmp_path, number=1, model=nothing, store=store, prompts=[], heldout=["held out"],
+            suites={"safe": ["suite"]}, console=nothing, journal=nothing, start="s",
+            standing=Standing(0, "s", 0.1, 1),
+            taken_back=TakenBack(
+                versions=frozenset({"v0"}), items=frozenset({items["taken back"].id}), sources=frozenset({"judge"})
+            ),
+        )  # fmt: skip
+        assert [one.event.id for one in gathered(round)] == ["heard"]
 
 
 def test_no_more_is_waited_for_than_can_be_said_and_somebody_may_say_that_it_is_enough(
@@ -440,6 +479,8 @@ def test_a_suite_keeps_out_what_is_worse_and_asks_nobody(
         assert summary is not None
         assert summary["rounds"][0]["decision"] == decision
         assert (len(read_rows(out / "rounds/1/gate.jsonl")) > 0) == (decision == "publish")
+        cases = read_rows(out / "rounds/1/suites.jsonl")
+        assert any(case["candidate"] != case["parent"] for case in cases)
         assert "safe" in (out / "report.html").read_text()
 
 

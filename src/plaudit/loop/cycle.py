@@ -167,7 +167,7 @@ def standing_at(
         found = publishing.follow(before)
     if begun is not None:
         return replace(found, champion=begun["champion"], version=begun["version"])
-    return publishing.stand(config, directory, store, found, begun=bool(journal.entries))
+    return publishing.stand(config, directory, store, found)
 
 
 def identity(config: Config, directory: Path) -> str:

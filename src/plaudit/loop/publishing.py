@@ -73,7 +73,7 @@ def arm_of(config: Config, adapter: Path | None) -> Arm:
     )
 
 
-def stand(config: Config, directory: Path, store: Store, standing: Standing, *, begun: bool) -> Standing:
+def stand(config: Config, directory: Path, store: Store, standing: Standing) -> Standing:
     """As the release under the loop's name has it: the start is published where nothing is, a model that moved with its
     run is published from where it is now, and where somebody went back to an earlier round that one is the champion.
     UserError where another model is published."""
@@ -90,7 +90,7 @@ def stand(config: Config, directory: Path, store: Store, standing: Standing, *, 
     found = [
         number for number, arm in versions.items() if [one.version for one in newest.arms] == [arm.version]
     ]
-    if not found or (found != [0] and not begun):
+    if not found:
         told = ", ".join(arm.version for arm in newest.arms)
         raise UserError(
             f"is published as {told}, which is no model of this loop", where=f"name {config.name}",

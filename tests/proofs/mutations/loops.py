@@ -167,7 +167,6 @@ LOOP = (
         ("min(LARGEST * set_at, max(", "max(0.0, max(", "the target grows for ever"),
         ("return replace(standing, champion=found[0], version=versions[found[0]].version)", "return standing",
          "what somebody has gone back to is not followed"),
-        ("if not found or (found != [0] and not begun):", "if not found:", "another run's model is taken for its own"),
     ),
     *of_room(
         "loop/lineage",
