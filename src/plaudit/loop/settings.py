@@ -61,8 +61,8 @@ class OnlineConfig(Base):
 
     judgements_per_step: int = Field(default=1, ge=1)
     replay: int = Field(default=7, ge=0)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    beta: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    beta: float = Field(default=0.2, gt=0)
     threshold: float = Field(default=0.5, gt=0, le=1)
 
 
