@@ -16,6 +16,7 @@ from little_loops import SMALL, Person, longer, small
 from plaudit import config as configs
 from plaudit import files
 from plaudit.data.collate import pack
+from plaudit.evaluation.run_report import GIVEN_CURVES
 from plaudit.feedback.projects import Projects
 from plaudit.feedback.served import SERVED, Response, Said, Served
 from plaudit.feedback.store import Store
@@ -73,7 +74,12 @@ def test_each_judgement_that_says_something_is_a_step(twice: Path) -> None:
     assert 0 < summary["judgements"] == summary["steps"] == len(rows) == len(told) - ties
     # Beside the first stands nothing, beside the second the first one, and then as many as are wanted.
     assert [row["replayed"] for row in rows[:5]] == [0, 1, 2, 3, 3]
-    assert (twice / "rounds/1/policy/report.html").exists()
+    page, titles = (
+        (twice / "rounds/1/policy/report.html").read_text(),
+        {key: title for key, title, *_ in GIVEN_CURVES},
+    )
+    for figure in {key for row in rows for key in row} - {"step"}:
+        assert f'<th scope="col">{titles[figure]}</th>' in page, figure
 
 
 def test_what_a_candidate_learned_that_was_kept_out_comes_again(twice: Path) -> None:

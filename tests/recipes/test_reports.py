@@ -35,4 +35,5 @@ def test_a_run_leaves_a_page_with_every_figure_that_it_logs(name: str, tmp_path:
 
 
 def test_every_recipe_of_given_data_is_held_to_it() -> None:
-    assert {name.partition(", ")[0] for name in CASES} == set(GIVEN)
+    """But for the loop's online mode, which tests/loop/test_loop_online.py holds to it."""
+    assert {name.partition(", ")[0] for name in CASES} == set(GIVEN) - {"online"}

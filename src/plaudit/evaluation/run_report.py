@@ -56,6 +56,7 @@ GIVEN_CURVES: tuple[Curve, ...] = (
     ("reward_undesirable", "Reward of the bad", "how much likelier than before the bad ones are, in nats", ".3g"),
     ("baseline", "Baseline", "what a reward is held against, in nats", ".3f"),
     ("kl", "KL", "how far the policy is from the start, in nats a token", ".3f"),
+    ("replayed", "Replayed", "older judgements beside the new ones", ".0f"),
     ("rating_loss", "Loss of the ratings", "its share of the loss", ".3f"),
     ("rating_error", "Error", "how far forecasts are from what was given, on average", ".3f"),
     ("round_reward", "Reward of a round", "what the labels chosen in it earned, on average", ".3f"),
