@@ -31,7 +31,7 @@ from plaudit.loop.settings import Config
 from plaudit.reward.judge import Compared
 from plaudit.reward.rubric import as_text
 from plaudit.studio import watching
-from plaudit.types import Message, UserError
+from plaudit.types import Choice, Message, UserError
 
 
 @pytest.fixture
@@ -495,8 +495,9 @@ def test_a_judge_model_is_a_source_or_decides(tmp_path: Path, monkeypatch: pytes
 
         def compare(self, pairs: Any) -> Any:
             for _, a, b in pairs:
-                choice = "tie" if len(a) == len(b) else int(self.sign * (len(b) - len(a)) > 0)
-                yield Compared(choice, (choice, choice), ())  # type: ignore[arg-type]
+                longer: Choice = 1 if self.sign * (len(b) - len(a)) > 0 else 0
+                choice: Choice = "tie" if len(a) == len(b) else longer
+                yield Compared(choice, (choice, choice), ())
 
     judges = {}
     for name, sign in (("long", 1), ("short", -1)):

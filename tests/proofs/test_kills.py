@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from plaudit.feedback.store import Store
+from programs import PROGRAM
 
 pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("kills")]
 
-PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
 BEGIN = ("quickstart", "--model", "tiny", "--rounds", "2", "--threads", "1", "--out", "run")
 SETTINGS = (
     "training_prompts=16",

@@ -16,8 +16,8 @@ import pytest
 from plaudit import files
 from plaudit.loop.drawing import read_rows
 from plaudit.randomness import rng
+from programs import PROGRAM
 
-PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
 KILLS = 10
 SETTINGS = (
     "model=tiny", "max_new_tokens=8", "collect.enough=24", "collect.prompts=12", "policy.steps=2",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,15 +21,9 @@ from plaudit.access.keys import Keys
 from plaudit.feedback.served import SERVED
 from plaudit.feedback.store import Store
 from plaudit.randomness import rng
+from programs import PROGRAM, free_port
 
-PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
 KILLS, PEOPLE = 8, 4
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def start(store: Path, port: int, log: Path) -> subprocess.Popen[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,15 +21,9 @@ from plaudit.feedback.projects import Entry, Projects
 from plaudit.feedback.store import Store
 from plaudit.feedback.tasks import Task
 from plaudit.randomness import rng
+from programs import PROGRAM, free_port
 
-PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
 KILLS, RATERS, ITEMS, OVERLAP = 20, 6, 400, 3
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def start(store: Path, port: int) -> subprocess.Popen[bytes]:

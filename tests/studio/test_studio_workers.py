@@ -19,6 +19,7 @@ import pytest
 from plaudit.access.accounts import Accounts
 from plaudit.access.keys import Keys
 from plaudit.feedback.store import Store
+from programs import PROGRAM
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="a process of Windows cannot be asked to end by a signal"
@@ -26,7 +27,6 @@ pytestmark = pytest.mark.skipif(
 
 
 T = TypeVar("T")
-PROGRAM = "import sys; from plaudit.cli import main; sys.exit(main())"
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from plaudit import files
@@ -177,14 +176,20 @@ def check(round: Round, seq: int) -> None:
 
 
 def grouped(round: Round, told: Sequence[Record]) -> list[Judged]:
-    ids = known_ids(sampled(round), round.model.tokenizer.fingerprint)
+    ids = known_ids(drawn_tokens(round), round.model.tokenizer.fingerprint)
     return group_by_prompt(told, round.model.tokenizer, ids, context=round.model.trunk.shape.context)
 
 
 def sampled(round: Round) -> list[str]:
-    """The files of all samples so far, and of what the served model said."""
-    every = [place_of(round.directory, n) / "samples.jsonl" for n in range(1, round.number + 1)]
-    return [str(path) for path in (*every, round.place / SERVED_AS) if path.exists()]
+    """The files of all samples so far."""
+    every = (place_of(round.directory, n) / "samples.jsonl" for n in range(1, round.number + 1))
+    return [str(path) for path in every if path.exists()]
+
+
+def drawn_tokens(round: Round) -> list[str]:
+    """The same, and what the served model said that was judged."""
+    served = round.place / SERVED_AS
+    return sampled(round) + ([str(served)] if served.exists() else [])
 
 
 def note_served(round: Round, seq: int) -> None:
@@ -238,9 +243,7 @@ def reward(round: Round) -> Result:
     """A reward model from all feedback so far, as of a named snapshot, each source by its weight and each rater by how
     reliable they are; and how right it is on each source's held-out prompts."""
     config, seq = round.config, round.done("collect")["seq"]
-    attempt = f"/{round.taken_back.attempts + 1}" if round.taken_back.attempts else ""
-    name = f"{round.name}/round-{round.number}{attempt}"
-    round.store.name_snapshot(name, seq, note="reward model and policy of this round of a loop")
+    round.store.name_snapshot(snapshot_of(round), seq, note="reward model and policy of this round of a loop")
     fresh = round.done("agree")["fresh"]
     told = records(round, seq, fresh=fresh)
     if "behaviour" in round.sources and (guessed := behaviour(round)):
@@ -251,12 +254,11 @@ def reward(round: Round) -> Result:
         write_records(some, paths[-1])
 
     settings = config.reward
-    every = sampled(round)
     recipe = reward_model.Config(
         model=config.model,
         data=[str(path) for path in paths],
-        samples=every,
-        reference=[path for path in every if Path(path).name != SERVED_AS][:1],
+        samples=drawn_tokens(round),
+        reference=sampled(round)[:1],
         seed=config.seed,
         heldout=HELDOUT,
         weights=weights(round, told),
@@ -288,6 +290,12 @@ def reward(round: Round) -> Result:
         "by_source": by_source,
         "length_only_accuracy": found["length_only_accuracy"],
     }
+
+
+def snapshot_of(round: Round) -> str:
+    """What the round's judgements are called in its store."""
+    attempt = f"/{round.taken_back.attempts + 1}" if round.taken_back.attempts else ""
+    return f"{round.name}/round-{round.number}{attempt}"
 
 
 def weights(round: Round, told: dict[str, list[Record]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from plaudit.config import Config as Base
 from plaudit.data.judged import group_by_prompt, known_ids
 from plaudit.evaluation.run_report import write_run_report
 from plaudit.loop.drawing import Row, draw
-from plaudit.loop.learning import Room, sampled, served_ids
+from plaudit.loop.learning import Room, sampled, served_ids, snapshot_of
 from plaudit.loop.measure import kl_per_token
 from plaudit.loop.round import MEND, POLICY, Heard, Result, Round, gathered, judgement_row, place_of
 from plaudit.loop.stages import begin
@@ -184,7 +184,7 @@ class Stream:
         """The completions that it calls good or bad; none where it is a tie, or longer than the model's context."""
         if one.event.id not in self.labelled:
             records = [record for record in one.records if self.room.holds(record)]
-            model, ids = self.round.model, self.ids | served_ids(self.round, [one])
+            model, ids = self.round.model, served_ids(self.round, [one]) or self.ids
             groups = group_by_prompt(records, model.tokenizer, ids, context=model.trunk.shape.context)
             self.labelled[one.event.id] = kto.labelled(groups, kto.votes_of(records, self.config.threshold))
         return self.labelled[one.event.id]
@@ -205,10 +205,12 @@ class Stream:
         if not new:
             return
         old = [one for one in stands if one.event.id not in coming and self.teaches(one)]
-        drawn = self._drawn(old, self.config.replay * len(new), seq)
+        worth = [self.weight(one) for one in old]
+        chosen = drawn(worth, self.config.replay * len(new), (self.config.seed, "replay", seq))
+        replayed = [old[i] for i in chosen]
         # 1. What is new counts by its weight. What is drawn was drawn by it, and counts like the best of its kind.
-        most = max((self.weight(one) for one in drawn), default=0.0)
-        weighed = [(one, self.weight(one)) for one in new] + [(one, most) for one in drawn]
+        most = max((worth[i] for i in chosen), default=0.0)
+        weighed = [(one, self.weight(one)) for one in new] + [(one, most) for one in replayed]
         batch = [replace(said, weight=weight) for one, weight in weighed for said in self.said(one)]
         batch.sort(key=lambda said: (said.prompt, said.completion))  # what shares a prompt is packed together
 
@@ -221,13 +223,13 @@ class Stream:
 
         # 3. Adam's steps are as large whatever the loss is multiplied by; so the rate carries what the batch is worth.
         row["learning_rate"] = self.config.learning_rate * float(np.mean([said.weight for said in batch]))
-        row["replayed"] = float(len(drawn))
+        row["replayed"] = float(len(replayed))
         row["grad_norm"] = take_step(
             self.optimizer, self.parameters,
             learning_rate=row["learning_rate"], max_grad_norm=self.config.max_grad_norm,
         )  # fmt: skip
         check_finite(self.state["step"], self.directory, row["loss"], row["grad_norm"])
-        self._count(new, drawn)
+        self._count(new, replayed)
 
         # 4. Now and then a look at how far it has gone, and a checkpoint; what a kill cuts off since then comes again.
         line = f"loss {row['loss']:.3f}  accuracy {row['accuracy']:.2f}"
@@ -244,21 +246,10 @@ class Stream:
         if looks:
             self._save()
 
-    def _drawn(self, old: Sequence[Heard], count: int, seq: int) -> list[Heard]:
-        """So many of what was said before, each the likelier the more it counts."""
-        count = min(count, len(old))
-        if count == 0:
-            return []
-        weights = np.array([self.weight(one) for one in old])
-        drawn = rng(self.config.seed, "replay", seq).choice(
-            len(old), count, replace=False, p=weights / weights.sum()
-        )
-        return [old[i] for i in sorted(drawn)]
-
-    def _count(self, new: Sequence[Heard], drawn: Sequence[Heard]) -> None:
+    def _count(self, new: Sequence[Heard], replayed: Sequence[Heard]) -> None:
         self.state["step"] += 1
         self.state["judgements"] += len(new)
-        for one in (*new, *drawn):
+        for one in (*new, *replayed):
             self.state["learned"].setdefault(one.event.id, judgement_row(one))
 
     def _kl(self) -> float:
@@ -287,6 +278,7 @@ class Stream:
         self.take(up_to, last=True)
         check_weights(self.parameters, self.directory)
         write_policy(self.policy, self.round.model, self.directory)
+        self._name_what_fell(up_to)
         summary = {
             "steps": self.state["step"],
             "judgements": self.state["judgements"],
@@ -297,6 +289,24 @@ class Stream:
         write_run_report(self.directory, summary)
         files.write_json(self.directory / "summary.json", summary)
         return summary
+
+    def _name_what_fell(self, up_to: int) -> None:
+        """The round's own snapshot holds what stands at its end. What was learned and has fallen since stood in these:
+        forgetting whoever said it names the policy, too."""
+        stands = {one.event.id for one in gathered(self.round, up_to)}
+        for id in sorted(self.state["learned"].keys() - stands):
+            if (event := self.round.store.event(id)) is not None:
+                name = f"{snapshot_of(self.round)}/event-{event.seq}"
+                self.round.store.name_snapshot(name, event.seq, note="an online step of this round of a loop")
+
+
+def drawn(weights: Sequence[float], count: int, key: tuple[int | str, ...]) -> list[int]:
+    """So many places of different ones, each the likelier the more it weighs, in order."""
+    count = min(count, len(weights))
+    if count == 0:
+        return []
+    share = np.asarray(weights) / np.sum(weights)
+    return sorted(int(i) for i in rng(*key).choice(len(weights), count, replace=False, p=share))
 
 
 def improve(round: Round) -> Result:

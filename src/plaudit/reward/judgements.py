@@ -129,17 +129,16 @@ class Judgements:
         def column(rows: Sequence[Sequence[float]], at: int, kind: torch.dtype) -> Tensor:
             return torch.tensor([row[at] for row in rows], dtype=kind, device=device)
 
-        def weighed(units: Sequence[tuple[object, int]], names: Sequence[str | None]) -> Tensor:
-            copies = zip(copy_weights(effects, units), names, strict=True)
-            return torch.tensor(
-                [share * reading.weight(name) for share, name in copies], dtype=dtype, device=device
-            )
+        def weighed(units: Sequence[tuple[object, int]], names: Sequence[str | None]) -> tuple[Tensor, float]:
+            """Each one's weight, and how many there are, whatever they weigh: what counts for nothing is not there."""
+            shares, own = copy_weights(effects, units), [reading.weight(name) for name in names]
+            both = list(zip(shares, own, strict=True))
+            found = torch.tensor([share * weight for share, weight in both], dtype=dtype, device=device)
+            return found, float(sum(share for share, weight in both if weight > 0))
 
-        def number_of(units: Sequence[tuple[object, int]], names: Sequence[str | None]) -> float:
-            """How many there are, whatever they weigh: what counts for nothing is not there."""
-            copies = zip(copy_weights(effects, units), names, strict=True)
-            return float(sum(share for share, name in copies if reading.weight(name) > 0))
-
+        weight, compared = weighed(units, told["pairs"])
+        ranking_weight, ranked = weighed(ranking_units, told["rankings"])
+        rating_weight, rated_times = weighed(rating_units, told["ratings"])
         longest = max((len(places) for places, _ in rankings), default=1)
         padded = [places + [0] * (longest - len(places)) for places, _ in rankings]
         counted = [[k < len(places) for k in range(longest)] for places, _ in rankings]
@@ -150,22 +149,19 @@ class Judgements:
             margin=column(pairs, 3, dtype),
             shown=column(pairs, 4, dtype),
             rater=column(pairs, 5, torch.long),
-            weight=weighed(units, told["pairs"]),
+            weight=weight,
             ranked=torch.tensor(padded, dtype=torch.long, device=device).reshape(-1, longest),
             mask=torch.tensor(counted, dtype=torch.bool, device=device).reshape(-1, longest),
             ranker=torch.tensor([who for _, who in rankings], dtype=torch.long, device=device),
-            ranking_weight=weighed(ranking_units, told["rankings"]),
+            ranking_weight=ranking_weight,
             ratings=Ratings(
                 column(ratings, 0, torch.long),
                 column(ratings, 1, dtype),
                 column(ratings, 2, torch.long),
                 column(ratings, 3, torch.long),
-                weighed(rating_units, told["ratings"]),
+                rating_weight,
             ),
-            counts=(
-                number_of(units, told["pairs"]) + number_of(ranking_units, told["rankings"]),
-                number_of(rating_units, told["ratings"]),
-            ),
+            counts=(compared + ranked, rated_times),
         )
 
     def totals(self) -> Totals:
