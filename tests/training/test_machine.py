@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 
+from plaudit.config import Config
 from plaudit.training import machine
 
 SCRIPT = """
@@ -61,3 +64,26 @@ def test_what_a_stage_has_freed_goes_back(tmp_path: object, after: str, given_ba
 def test_release_is_harmless_where_there_is_nothing_to_give() -> None:
     machine.release()
     machine.release()
+
+
+class Sized(Config):
+    precision: machine.Precision = "auto"
+    micro_batch_tokens: machine.MicroBatchTokens = 0
+
+
+@pytest.mark.parametrize(
+    ("native", "given", "tokens"),
+    [
+        (True, {}, 4096),
+        (False, {}, 1024),
+        (True, {"precision": "float32"}, 1024),
+        (False, {"precision": "bfloat16"}, 4096),
+        (True, {"micro_batch_tokens": 7}, 7),
+    ],
+)
+def test_micro_batches_are_as_large_as_suits_the_products(
+    monkeypatch: pytest.MonkeyPatch, native: bool, given: dict[str, Any], tokens: int
+) -> None:
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda: native)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert Sized(**given).micro_batch_tokens == tokens

@@ -72,8 +72,8 @@ class Config(Base):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     adapter: AdapterConfig = AdapterConfig()
-    micro_batch_tokens: int = Field(default=1024, ge=1)
     precision: machine.Precision = "auto"
+    micro_batch_tokens: machine.MicroBatchTokens = 0
     threads: int = Field(default=0, ge=0)
     profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)

@@ -74,8 +74,8 @@ class Config(Base):
     optimizer: OptimizerConfig = OptimizerConfig()
     mixture: MixtureConfig = MixtureConfig()
     adapter: AdapterConfig = AdapterConfig()
-    micro_batch_tokens: int = Field(default=1024, ge=1)
     precision: machine.Precision = "auto"
+    micro_batch_tokens: machine.MicroBatchTokens = 0
     threads: int = Field(default=0, ge=0)
     profile: bool = False
     checkpoint_every: int = Field(default=20, ge=1)

@@ -7,9 +7,10 @@ import os
 import platform
 import resource
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from plaudit.types import UserError
 
@@ -49,6 +50,18 @@ def dtype_of(precision: Precision) -> torch.dtype:
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[precision]
     return torch.bfloat16 if torch.cuda.is_available() or fast_bfloat16() else torch.float32
+
+
+def _micro_batch_tokens(given: int, known: ValidationInfo) -> int:
+    if given:
+        return given
+    return 4096 if dtype_of(known.data.get("precision", "auto")).itemsize == 2 else 1024
+
+
+MicroBatchTokens = Annotated[int, Field(ge=0, validate_default=True), AfterValidator(_micro_batch_tokens)]
+"""The setting beside a config's precision, which stands before it. 0 becomes what is quickest there: products of two
+bytes take so little time that what is done once a micro-batch (weights rounded, gradients added up) weighs more, and
+activations of four need the caches more."""
 
 
 def release() -> None:

@@ -105,8 +105,8 @@ class OnlineConfig(Base):
     stop: StopConfig = StopConfig()
     lag: int = Field(default=0, ge=0, le=16)
     engine: EngineName = "local"
-    micro_batch_tokens: int = Field(default=1024, ge=1)
     precision: machine.Precision = "auto"
+    micro_batch_tokens: machine.MicroBatchTokens = 0
     threads: int = Field(default=0, ge=0)
     profile: bool = False
     checkpoint_every: int = Field(default=10, ge=1)
