@@ -222,7 +222,7 @@ def play(scene: str, place: Path, model_name: str, overrides: list[str]) -> dict
     place.mkdir(parents=True)
     config, out, store = place / "loop.yaml", place / "run", place / "feedback.db"
     tree = SETTINGS | SCENES[scene] | {"model": model_name, "store": str(store)}
-    # Online, all three work at once, and threads that wait for each other's cores lose tenfold.
+    # Online, all three work at once, and threads that wait for each other's cores lose far more than they win.
     threads = 1 if scene.startswith("online") else 0
     config.write_text(json.dumps({"recipe": "loop"} | tree | {"threads": threads}))
     device, dtype = machine.prepare("auto", threads)

@@ -116,6 +116,7 @@ def row_of(
         "repeats": len(ours),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {side: facts.get("versions", {}) for side, facts in timings.facts.items()},
+        "micro_batch_tokens": timings.facts["ours"].get("micro_batch_tokens"),
     }
 
 

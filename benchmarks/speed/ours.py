@@ -169,7 +169,9 @@ def train(plan: Plan, model: Model, turns: Turns) -> None:
         patch.object(dpo, "reference_sums", remembered),
         patch.object(online_recipes, "draw", acted),
     ):
-        turns.ready(**facts(model))
+        # What every recipe takes by itself at this precision.
+        size = sft.Config(data=["-"], precision=plan["precision"]).micro_batch_tokens
+        turns.ready(**facts(model), micro_batch_tokens=size)
         RECIPES[plan["work"]](plan, model, out)
 
 

@@ -144,7 +144,8 @@ def reward_text(found: Mapping[str, Any]) -> str:
         "",
         f"The start's held-out reward is {found['began']:.3f}, the goal {found['goal']:.3f}, the limit "
         f"{found['limit']:g} nats a token. Median ratio: {median}; at least {found['least']:g} was aimed at. Peak "
-        f"memory {peak['ours']:.1f} / {peak['peer']:.1f} GB. Measured {found['date']} with `{found['command']}`.",
+        f"memory {peak['ours']:.1f} / {peak['peer']:.1f} GB. Measured {found['date']} with `{found['command']}`."
+        + micro_batches({f"seed {r['seed']}": r["ours"]["micro_batch_tokens"] for r in found["rows"]}),
     ]
     return "\n".join(lines)
 
@@ -170,8 +171,18 @@ def where(result: Mapping[str, Any]) -> str:
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {machine['cores']} cores of {machine['cpu']} "
         f"({', '.join(machine['flags']) or 'no flags of note'}), {machine['memory_gb']:.0f} GB, {machine['system']}. "
         f"Ceilings: {spans['float32']} (float32) and {spans['bfloat16']} (bfloat16) GFLOP/s, copying {spans['copy']} "
-        f"GB/s. {told}."
+        f"GB/s. {told}." + micro_batches({row["name"]: row["micro_batch_tokens"] for row in rows})
     )
+
+
+def micro_batches(sizes: Mapping[str, int | None]) -> str:
+    """Of how many tokens ours were, by row, in a sentence; "" where no row says so."""
+    rows = dict[int, list[str]]()
+    for name, size in sizes.items():
+        if size is not None:
+            rows.setdefault(size, []).append(name)
+    told = (f"{size:,} tokens" + f" ({'; '.join(names)})" * (len(rows) > 1) for size, names in rows.items())
+    return " Ours in micro-batches of " + ", of ".join(told) + "." if rows else ""
 
 
 def growth_text(growth: Mapping[str, Any]) -> str:

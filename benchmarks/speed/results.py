@@ -15,9 +15,10 @@ WITHOUT = PLACE / "float32"
 ROW = (
     "name", "target", "peer_name", "precision", "train", "batch", "ours", "peer", "ratio", "ratios", "peak_rss_gb",
     "tokens", "tokens_per_second", "operations", "seconds_at_ceiling", "roofline", "timings", "ceilings", "repeats",
-    "date", "versions",
+    "date", "versions", "micro_batch_tokens",
 )  # fmt: skip
-"""What a row holds. ours, peer: median seconds; ratio: the median of the rounds' ratios, peer's seconds to ours."""
+"""What a row holds. ours, peer: median seconds; ratio: the median of the rounds' ratios, peer's seconds to ours.
+micro_batch_tokens: ours, None where nothing is trained or it was not noted."""
 
 
 def place(native: bool) -> Path:

@@ -82,7 +82,12 @@ def climb(start: Start, judge: Judge, goal: float, limit: float, most: int) -> d
     finally:
         worker.close()
     arrived = bool(curve) and curve[-1][2] >= goal and curve[-1][3] <= limit
-    return {"minutes": curve[-1][1] if arrived else None, "curve": curve, "peak_rss_gb": round(peak, 3)}
+    return {
+        "minutes": curve[-1][1] if arrived else None,
+        "curve": curve,
+        "peak_rss_gb": round(peak, 3),
+        "micro_batch_tokens": worker.facts.get("micro_batch_tokens"),
+    }
 
 
 def plan_of(source: Path, batch: Batch, threads: int, seed: int, every: int) -> dict[str, Any]:

@@ -177,8 +177,20 @@ def test_a_side_has_arrived_at_the_goal_within_the_limit_and_no_sooner(tmp_path:
     assert time_to_reward.climb(start, lambda _: next(seen), 0.5, 0.2, 8)["minutes"] is None
 
 
+def test_micro_batches_are_told_by_row_where_they_differ() -> None:
+    assert page.micro_batches({"a": None, "b": None}) == ""
+    assert page.micro_batches({"a": 1024, "b": 1024, "c": None}) == " Ours in micro-batches of 1,024 tokens."
+    told = page.micro_batches({"a": 1024, "b": 4096, "c": 1024})
+    assert told == " Ours in micro-batches of 1,024 tokens (a; c), of 4,096 tokens (b)."
+
+
 def test_minutes_are_told_by_seed(tmp_path: Path) -> None:
-    side = {"minutes": 3.0, "curve": [[6, 3.0, 0.6, 0.1]], "peak_rss_gb": 2.0}
+    side = {
+        "minutes": 3.0,
+        "curve": [[6, 3.0, 0.6, 0.1]],
+        "peak_rss_gb": 2.0,
+        "micro_batch_tokens": 4096,
+    }
     rows: list[dict[str, Any]] = [
         {"seed": s, "ours": side, "peer": side | {"minutes": 3.0 * r}, "ratio": r}
         for s, r in ((0, 4), (1, 5))
@@ -189,6 +201,7 @@ def test_minutes_are_told_by_seed(tmp_path: Path) -> None:
     text = page.text(page.read(tmp_path), NONE, [])
     assert "| 1 | 3.0 (6) | 15.0 (6) | 5.00 | 0.100 / 0.100 |" in text
     assert "Median ratio: 4.50" in text
+    assert "Ours in micro-batches of 4,096 tokens.\n" in text
     never = {"seed": 0, "ours": side, "peer": side | {"minutes": None}, "ratio": None}
     time_to_reward.write(path, never, 0.1, CEILINGS)
     assert [row["seed"] for row in page.read(tmp_path)[1]["time_to_reward"]["rows"]] == [0, 1]

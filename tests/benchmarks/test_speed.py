@@ -121,6 +121,7 @@ class Few(Turns):
 
     def ready(self, **facts: Any) -> None:
         assert facts["precision"] == "float32"
+        assert facts.get("micro_batch_tokens", 1024) == 1024
 
     def done(self, **facts: Any) -> None:
         assert set(facts) <= {"new_tokens", "seconds", "saved"}

@@ -16,6 +16,7 @@ from plaudit import config as configs
 from plaudit.cli import RECIPES
 from plaudit.reward.open import KINDS, Term
 from plaudit.reward.transform import TRANSFORMS, parameters
+from plaudit.training import machine
 from plaudit.training.online import OnlineConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "configs.md"
@@ -31,10 +32,6 @@ def tables() -> dict[str, dict[str, str]]:
         cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
         found[section.partition("\n")[0]] = {row[0].strip("`"): row[3] for row in cells}
     return found
-
-
-BY_MACHINE = ("micro_batch_tokens",)
-"""Settings whose 0 becomes a number that suits the machine."""
 
 
 def defaults(cls: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -120,12 +117,28 @@ def test_the_config_to_begin_with_writes_every_setting_out(recipe: str) -> None:
     tree = configs.read_yaml(CONFIGS / f"{recipe}.yaml")
     assert tree.pop("recipe") == recipe
     whole = yaml.safe_load(configs.dump(configs.parse(cls, tree, recipe)))
-    assert whole == tree | {name: whole[name] for name in BY_MACHINE if name in tree}
+    # Its 0 becomes a number, by the config's own precision.
+    by_machine = {"micro_batch_tokens": whole["micro_batch_tokens"]} if "micro_batch_tokens" in tree else {}
+    assert whole == tree | by_machine
     given = {name: default for name, default in defaults(cls).items() if default is not PydanticUndefined}
     for name, default in given.items():
         section, _, last = name.rpartition(".")
         if name not in ("prompts", "reward"):  # the examples have some
             assert ((tree[section] if section else tree)[last]) == default, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_micro_batches_follow_the_configs_own_precision(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = importlib.import_module(RECIPES[recipe]).Config
+    tree = configs.read_yaml(CONFIGS / f"{recipe}.yaml")
+    tree.pop("recipe")
+    if "micro_batch_tokens" not in tree:
+        return
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda: True)
+    sizes = [
+        configs.parse(cls, tree | {"precision": p}, recipe).micro_batch_tokens for p in ("auto", "float32")
+    ]
+    assert sizes == [4096, 1024]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,4 +1,4 @@
-"""The machine made ready: what a process keeps of what it has freed."""
+"""The machine made ready: what a process keeps of what it has freed, and how large micro-batches are."""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ def _micro_batch_tokens(given: int, known: ValidationInfo) -> int:
 
 
 MicroBatchTokens = Annotated[int, Field(ge=0, validate_default=True), AfterValidator(_micro_batch_tokens)]
-"""The setting beside a config's precision, which stands before it. 0 becomes what is quickest there: products of two
-bytes take so little time that what is done once a micro-batch (weights rounded, gradients added up) weighs more, and
-activations of four need the caches more."""
+"""The setting in a config, after its precision. 0 becomes what suits that: where products are of two bytes they take so
+little time that what is done once a micro-batch (weights rounded, gradients added up) weighs more; activations of four
+take twice the memory."""
 
 
 def release() -> None:
