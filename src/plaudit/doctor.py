@@ -21,6 +21,8 @@ EXTRAS = {"postgres": ("psycopg", "a feedback store on PostgreSQL")}
 MEMORY_GB, DISK_GB = 3.0, 2.0
 """What the quickstart needs: memory in all, and room for the model where it is not ready yet (10^9 bytes)."""
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -37,7 +39,7 @@ class Check:
 def examine() -> list[Check]:
     """Every check, in reading order; none raises."""
     checks: tuple[Callable[[], list[Check]], ...] = (
-        python, packages, device, memory, cache, default_model, extras
+        python, packages, device, memory, huge_pages, cache, default_model, extras
     )  # fmt: skip
     return [found for check in checks for found in check()]
 
@@ -115,6 +117,17 @@ def memory() -> list[Check]:
         return [Check("memory", "unknown")]
     fix = f"the quickstart needs about {MEMORY_GB:g} GB"
     return [Check("memory", f"{total / 1e9:.1f} GB", total >= MEMORY_GB * 1e9, True, fix)]
+
+
+def huge_pages() -> list[Check]:
+    """Whether Linux gives large pages to who asks for them, as `training.machine` does."""
+    try:
+        setting = HUGE_PAGES.read_text(encoding="ascii")
+    except OSError:
+        return []
+    off = "[never]" in setting
+    fix = f"sampling and training are slower without them: echo madvise | sudo tee {HUGE_PAGES}"
+    return [Check("huge pages", "switched off" if off else "used", not off, fix=fix)]
 
 
 def cache_directory() -> Path:

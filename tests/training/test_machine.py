@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,34 @@ def test_what_a_stage_has_freed_goes_back(tmp_path: object, after: str, given_ba
 def test_release_is_harmless_where_there_is_nothing_to_give() -> None:
     machine.release()
     machine.release()
+
+
+HUGE = """
+import re, torch
+from pathlib import Path
+from plaudit.training import machine
+
+machine.prepare("float32", 1)
+{before}
+block = torch.ones(300, 1 << 18)
+smaps = Path("/proc/self/smaps").read_text()
+print(sum(int(kb) for kb in re.findall(r"AnonHugePages: +(\\d+) kB", smaps)) / 1024)
+"""
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not THP.exists() or "[never]" in THP.read_text(), reason="platform: no transparent huge pages"
+)
+@pytest.mark.parametrize(
+    "before",
+    ["", "rest = torch.ones(100, 1 << 18); del rest; machine.release()"],
+    ids=["at first", "after a release"],
+)
+def test_memory_is_in_huge_pages(before: str) -> None:
+    script = HUGE.format(before=before)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 100
 
 
 class Sized(Config):

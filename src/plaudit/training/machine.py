@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import resource
@@ -17,10 +18,12 @@ from plaudit.types import UserError
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
+_NEVER = -1
+_HUGE_PAGE = 2 << 20
 
 
 def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch.dtype]:
-    """Choose device and dtype, fix the thread count, make kernels deterministic, keep freed memory.
+    """Choose device and dtype, fix the thread count, make kernels deterministic, keep freed memory, in huge pages.
 
     precision "auto": bfloat16 on a GPU or on a CPU that multiplies it natively, else float32.
     threads 0: one a core that this process may use; UserError for more than `most_threads`. Freed blocks are kept
@@ -34,8 +37,9 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
         )
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         libc = ctypes.CDLL(None)
-        for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+        for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 64 << 20)):
             libc.mallopt(setting, value)
+        _use_huge_pages()
     torch.set_num_threads(threads or available_cores())
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills every fresh tensor, against code that reads what it has not written: in a step
@@ -69,6 +73,23 @@ def release() -> None:
     that fit: without this the memory of a long run is that of all its stages together."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
+        _use_huge_pages()
+
+
+def _use_huge_pages() -> None:
+    """Have the heap grow by half of the machine's memory, as addresses alone, and ask for huge pages there: what reads
+    weights or a cache once a step waits for page tables much of its time. Nothing happens where the system has none."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if block := libc.malloc(size):
+        start = block + -block % _HUGE_PAGE
+        libc.madvise(start, (block + size - start) // _HUGE_PAGE * _HUGE_PAGE, mmap.MADV_HUGEPAGE)
+        libc.free(block)
 
 
 def available_cores() -> int:
