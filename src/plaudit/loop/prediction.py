@@ -11,6 +11,9 @@ from plaudit.types import UserError
 PER_CHARACTER = 12
 """Bytes that a run keeps of a character of its data: its text, and its ids as Python's numbers (11.3 were measured, of
 English dialogues with the default model's tokenizer)."""
+GAPS = 1.15
+"""A run holds so much more than its rehearsal at the most: step by step, gaps add up between blocks of many sizes (by
+benchmarks/estimate.py, from 2 to 34 %)."""
 AT_ONCE = 3
 """Checkpoints that stand at once at the most: two are kept, and the next is written beside them."""
 
@@ -51,7 +54,7 @@ def from_steps(
         stepping=first + (steps / each - 1) * one + (saves - 1) * saving(seen),
         steps=steps,
         finish=seen.end - seen.last,
-        memory=seen.memory,
+        memory=kept(seen.memory, 0),
         disk=seen.disk + (min(saves, AT_ONCE) - 1) * seen.checkpoint,
         gpu=seen.gpu,
         length=seen.length,
@@ -92,10 +95,15 @@ def from_texts(
         stepping=stepping,
         steps=steps,
         finish=grown(small.end - small.last, large.end - large.last, sizes),
-        memory=max(small.memory, large.memory) + PER_CHARACTER * max(0, sizes.whole - sizes.large),
+        memory=kept(max(small.memory, large.memory), sizes.whole - sizes.large),
         disk=round(disk),
         gpu=max(small.gpu or 0, large.gpu or 0) or None,
     )
+
+
+def kept(seen: int, characters: int) -> int:
+    """The memory of a run from its rehearsal's, which lacked so many characters of the data."""
+    return round(GAPS * seen) + PER_CHARACTER * max(0, characters)
 
 
 def grown(small: float, large: float, sizes: Sizes, times: float = 1) -> float:

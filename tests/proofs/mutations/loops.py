@@ -16,7 +16,8 @@ PREDICTION = of_room(
      "what is constant, once an epoch"),
     ("slope = min(max(0.0, (large - small)", "slope = min(max(-1.0, (large - small)", "what shrinks goes on shrinking"),
     ("max(small.memory, large.memory)", "large.memory", "the smaller part's peak forgotten"),
-    ("PER_CHARACTER * max(0, sizes.whole - sizes.large)", "0", "the rest of the data takes no memory"),
+    ("PER_CHARACTER * max(0, characters)", "0", "the rest of the data takes no memory"),
+    ("round(GAPS * seen)", "seen", "a run that holds no more than its rehearsal"),
     ("looking(large) * sizes.whole / sizes.large", "looking(large)", "as much is held out as in the rehearsal"),
     ("gaps[-1] - statistics.median", "gaps[0] - statistics.median", "measured after the first step"),
 ) + of_room(

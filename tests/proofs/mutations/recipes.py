@@ -563,7 +563,11 @@ HUGE_PAGES = of_room(
     "training/machine",
     "training/test_machine",
     ("        _use_huge_pages()\n    torch.set", "    torch.set", "no huge pages"),
-    ("malloc_trim(0)\n        _use_huge_pages()", "malloc_trim(0)", "no huge pages once memory was given back"),
+    (
+        "malloc_trim(0)\n        _use_huge_pages()",
+        "malloc_trim(0)",
+        "no huge pages once memory was given back",
+    ),
 )
 MICRO_BATCHES = of_room(
     "training/machine",
