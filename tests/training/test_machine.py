@@ -49,10 +49,15 @@ print(max(most[::2]), max(most[1::2]))
     [
         ("pass", False),
         ("machine.release()", True),
-        ("checkpoint.save(place / 'checkpoints', number, dict(a=torch.ones(1)), {})", True),
+        ("checkpoint.save(place / 'checkpoints', number, dict(a=torch.ones(1)), {})", False),
+        (
+            "checkpoint.RELEASE_EVERY = 0;"
+            "checkpoint.save(place / 'checkpoints', number, dict(a=torch.ones(1)), {})",
+            True,
+        ),
         ("journal.do(number, 'stage', dict)", True),
     ],
-    ids=["nothing", "release", "a checkpoint", "a transition"],
+    ids=["nothing", "release", "checkpoints at once", "a checkpoint later", "a transition"],
 )
 def test_what_a_stage_has_freed_goes_back(tmp_path: object, after: str, given_back: bool) -> None:
     """Stages of 200 to 350 MB with small tensors between the large: kept, they would add up."""

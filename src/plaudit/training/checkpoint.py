@@ -17,6 +17,9 @@ from plaudit.phases import phase
 from plaudit.training import machine
 from plaudit.types import UserError
 
+RELEASE_EVERY = 60.0
+"""Seconds between two times at the least that free memory goes back: the next step pays for fetching it again."""
+
 
 @phase("checkpoint")
 def save(
@@ -29,7 +32,7 @@ def save(
     spare: int | None = None,
 ) -> None:
     """Write directory/step-N at once; then drop all but the newest `keep` and the one of step `spare`. What memory is
-    free by then goes back to the system."""
+    free by then goes back to the system, unless some did a moment ago."""
     with files.new_directory(_place(directory, step)) as place:
         save_file(
             {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()},
@@ -39,7 +42,7 @@ def save(
     for old in _steps(directory)[:-keep]:
         if spare is None or old != _place(directory, spare):
             shutil.rmtree(old)
-    machine.release()
+    machine.release(every=RELEASE_EVERY)
 
 
 def latest(directory: Path, before: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float64"]
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 _NEVER = -1
 _HUGE_PAGE = 2 << 20
+_released = float("-inf")
 
 
 def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch.dtype]:
@@ -29,6 +31,7 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
     threads 0: one a core that this process may use; UserError for more than `most_threads`. Freed blocks are kept
     rather than given back to the system: fresh pages cost a CPU training step more than half of its time.
     """
+    global _released
     if threads > (most := most_threads()):
         raise UserError(
             f"{threads} is more than help any machine",
@@ -40,6 +43,7 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
         for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 64 << 20)):
             libc.mallopt(setting, value)
         _use_huge_pages()
+        _released = time.monotonic()
     torch.set_num_threads(threads or available_cores())
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills every fresh tensor, against code that reads what it has not written: in a step
@@ -68,9 +72,16 @@ little time that what is done once a micro-batch (weights rounded, gradients add
 take twice the memory."""
 
 
-def release() -> None:
+def release(every: float = 0.0) -> None:
     """Give the system what is free. `prepare` keeps freed blocks, and a stage whose tensors have other sizes finds few
-    that fit: without this the memory of a long run is that of all its stages together."""
+    that fit: without this the memory of a long run is that of all its stages together.
+
+    every: nothing is done within so many seconds of `prepare`, or of the last time.
+    """
+    global _released
+    if time.monotonic() - _released < every:
+        return
+    _released = time.monotonic()
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
         _use_huge_pages()

@@ -438,7 +438,7 @@ TRAINING = (
     *of_room("training/machine", "training/test_machine",
            ("        ctypes.CDLL(None).malloc_trim(0)\n", "        pass\n", "freed memory that is never given back")),
     *of_room("training/checkpoint", "training/test_machine",
-           ("    machine.release()\n", "", "freed memory kept from checkpoint to checkpoint")),
+           ("    machine.release(every=RELEASE_EVERY)\n", "", "freed memory kept from checkpoint to checkpoint")),
     *of_room("loop/rounds", "training/test_machine",
            ("        machine.release()\n", "", "freed memory kept from stage to stage")),
     *of_room("training/metrics", "recipes/test_ppo",
@@ -562,7 +562,12 @@ LAST_WEIGHTS = tuple(
 HUGE_PAGES = of_room(
     "training/machine",
     "training/test_machine",
-    ("        _use_huge_pages()\n    torch.set", "    torch.set", "no huge pages"),
+    ("        _use_huge_pages()\n        _released", "        _released", "no huge pages"),
+    (
+        "if time.monotonic() - _released < every",
+        "if False",
+        "memory given back and fetched again at every checkpoint",
+    ),
     (
         "malloc_trim(0)\n        _use_huge_pages()",
         "malloc_trim(0)",
