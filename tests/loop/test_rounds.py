@@ -12,6 +12,7 @@ import pytest
 
 from plaudit import files
 from plaudit.loop.rounds import Journal
+from plaudit.training import machine
 from plaudit.types import UserError
 
 
@@ -78,6 +79,7 @@ def test_work_that_failed_is_not_recorded(tmp_path: Path) -> None:
 def test_seconds_are_summed_by_step_over_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 1.25, 10.0, 12.0, 20.0, 20.5])
     monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(machine, "release", lambda: None)
     journal, calls = Journal(tmp_path), list[int]()
     for round, step in ((1, "sample"), (1, "judge"), (2, "sample")):
         journal.do(round, step, gives(0, calls))

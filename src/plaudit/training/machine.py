@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -53,6 +54,14 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
     return device, dtype_of(precision)
 
 
+def _counts_addresses() -> bool:
+    """Whether Linux promises no more memory than there is (overcommit_memory 2): what is asked for, others lack."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
+    except OSError:
+        return True
+
+
 def dtype_of(precision: Precision) -> torch.dtype:
     """What this machine multiplies in at that setting, as `prepare` chooses it."""
     if precision != "auto":
@@ -89,8 +98,9 @@ def release(every: float = 0.0) -> None:
 
 def _use_huge_pages() -> None:
     """Have the heap grow by half of the machine's memory, as addresses alone, and ask for huge pages there: what reads
-    weights or a cache once a step waits for page tables much of its time. Nothing happens where the system has none."""
-    if sys.platform != "linux":
+    weights or a cache once a step waits for page tables much of its time. Nothing happens where the system has none, or
+    counts addresses as memory."""
+    if sys.platform != "linux" or _counts_addresses():
         return
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
