@@ -55,7 +55,7 @@ def test_doctor_says_what_is_missing_and_how_to_mend_it(
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [("always [madvise] never\n", "used"), ("always madvise [never]\n", "switched off"), (None, None)],
+    [("always [madvise] never\n", "to be had"), ("always madvise [never]\n", "switched off"), (None, None)],
 )
 def test_doctor_says_where_huge_pages_are_switched_off(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str | None, said: str | None
@@ -64,7 +64,7 @@ def test_doctor_says_where_huge_pages_are_switched_off(
     if setting:
         doctor.HUGE_PAGES.write_text(setting)
     assert [check.found for check in doctor.huge_pages()] == ([said] if said else [])
-    assert [check.ok for check in doctor.huge_pages()] == ([said == "used"] if said else [])
+    assert [check.ok for check in doctor.huge_pages()] == ([said == "to be had"] if said else [])
 
 
 def test_doctor_answers_soon_and_loads_no_model_library() -> None:

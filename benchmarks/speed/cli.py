@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def run(name: str, given: argparse.Namespace) -> list[str]:
             failed.append(f"{name}, {case.name}: {error}")
             continue
         rows.append(row)
-        results.write(path, name, [row], about, " ".join(["python -m benchmarks", *sys.argv[1:]]))
+        results.write(path, name, [row], about, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
     if rows:
         print(page.table(rows))
         print(f"written: {path}", file=sys.stderr)

@@ -22,6 +22,7 @@ MEMORY_GB, DISK_GB = 3.0, 2.0
 """What the quickstart needs: memory in all, and room for the model where it is not ready yet (10^9 bytes)."""
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+"""Whether Linux has large pages for everybody, for who asks, or for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +121,14 @@ def memory() -> list[Check]:
 
 
 def huge_pages() -> list[Check]:
-    """Whether Linux gives large pages to who asks for them, as `training.machine` does."""
+    """Whether Linux has large pages for who asks for them, as `training.machine` does."""
     try:
         setting = HUGE_PAGES.read_text(encoding="ascii")
     except OSError:
         return []
     off = "[never]" in setting
     fix = f"sampling and training are slower without them: echo madvise | sudo tee {HUGE_PAGES}"
-    return [Check("huge pages", "switched off" if off else "used", not off, fix=fix)]
+    return [Check("huge pages", "switched off" if off else "to be had", not off, fix=fix)]
 
 
 def cache_directory() -> Path:

@@ -100,6 +100,29 @@ def test_memory_is_in_huge_pages(before: str) -> None:
     assert float(done.stdout) > 100
 
 
+ADDRESSES = """
+from pathlib import Path
+from plaudit.training import machine
+
+def addresses():
+    return int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) / 1024
+
+machine.OVERCOMMIT = Path("{overcommit}")
+before = addresses()
+machine.prepare("float32", 1)
+print(addresses() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="platform: the settings are glibc's")
+@pytest.mark.parametrize(("setting", "taken"), [("0", True), ("1", True), ("2", False)])
+def test_no_addresses_are_taken_where_they_count_as_memory(tmp_path: Path, setting: str, taken: bool) -> None:
+    (overcommit := tmp_path / "overcommit_memory").write_text(setting + "\n")
+    script = ADDRESSES.format(overcommit=overcommit)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (float(done.stdout) > 500) == taken
+
+
 class Sized(Config):
     precision: machine.Precision = "auto"
     micro_batch_tokens: machine.MicroBatchTokens = 0

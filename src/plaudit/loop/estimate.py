@@ -28,7 +28,7 @@ FEW, MANY, SECONDS = 2, 64, 30.0
 LEAST_TOKENS = 256
 """A micro_batch_tokens below this wins nothing: a text is in one piece."""
 MARGIN = 1.2
-"""A run may hold so much more than is foretold (17 % were measured): it fits where that fits, too."""
+"""A run may hold so much more than is foretold: it fits where that fits, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ PER_CHARACTER = 12
 """Bytes that a run keeps of a character of its data: its text, and its ids as Python's numbers (11.3 were measured, of
 English dialogues with the default model's tokenizer)."""
 GAPS = 1.15
-"""A run holds so much more than its rehearsal at the most: step by step, gaps add up between blocks of many sizes (by
-benchmarks/estimate.py, from 2 to 34 %)."""
+"""What a run holds at the most, beside its rehearsal's most: step by step, gaps add up between blocks of many sizes
+(benchmarks/estimate.py has run and rehearsal of seven)."""
 AT_ONCE = 3
 """Checkpoints that stand at once at the most: two are kept, and the next is written beside them."""
 

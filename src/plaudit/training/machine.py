@@ -23,6 +23,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 _NEVER = -1
 _HUGE_PAGE = 2 << 20
 _released = float("-inf")
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+"""How much memory Linux promises."""
 
 
 def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch.dtype]:
@@ -39,11 +41,10 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
             where="threads",
             fix=f"set {most} or fewer, or 0: one a core",
         )
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        libc = ctypes.CDLL(None)
+    if libc := _glibc():
         for setting, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, 64 << 20)):
             libc.mallopt(setting, value)
-        _use_huge_pages()
+        _use_huge_pages(libc)
         _released = time.monotonic()
     torch.set_num_threads(threads or available_cores())
     torch.use_deterministic_algorithms(True)
@@ -52,14 +53,6 @@ def prepare(precision: Precision, threads: int = 0) -> tuple[torch.device, torch
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, dtype_of(precision)
-
-
-def _counts_addresses() -> bool:
-    """Whether Linux promises no more memory than there is (overcommit_memory 2): what is asked for, others lack."""
-    try:
-        return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
-    except OSError:
-        return True
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -91,18 +84,25 @@ def release(every: float = 0.0) -> None:
     if time.monotonic() - _released < every:
         return
     _released = time.monotonic()
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-        _use_huge_pages()
+    if libc := _glibc():
+        libc.malloc_trim(0)
+        _use_huge_pages(libc)
 
 
-def _use_huge_pages() -> None:
-    """Have the heap grow by half of the machine's memory, as addresses alone, and ask for huge pages there: what reads
-    weights or a cache once a step waits for page tables much of its time. Nothing happens where the system has none, or
-    counts addresses as memory."""
-    if sys.platform != "linux" or _counts_addresses():
-        return
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is the one whose settings these are."""
+    if sys.platform != "linux":
+        return None
     libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+def _use_huge_pages(libc: ctypes.CDLL) -> None:
+    """Have the heap grow by half of the machine's memory, as addresses alone, and ask for huge pages there: what reads
+    weights or a cache once a step waits for page tables much of its time. Nothing happens where Linux counts addresses
+    as memory (2: it promises no more than there is), since others would lack it."""
+    if sys.platform != "linux" or _read(OVERCOMMIT).strip() not in ("0", "1"):
+        return
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -139,12 +139,16 @@ def processor() -> str:
 
 def _cpuinfo(*names: str) -> str:
     """What the system says of the first CPU under one of these names; "" where it says nothing."""
+    lines = _read(Path("/proc/cpuinfo")).splitlines()
+    return next((line for line in lines if line.startswith(names)), "").partition(":")[2].strip()
+
+
+def _read(place: Path) -> str:
+    """ "" where the system has no such file."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            line = next((line for line in file if line.startswith(names)), "")
+        return place.read_text(encoding="utf-8")
     except OSError:
         return ""
-    return line.partition(":")[2].strip()
 
 
 def record() -> dict[str, Any]:

@@ -436,7 +436,7 @@ SFT = (
 )  # fmt: skip
 TRAINING = (
     *of_room("training/machine", "training/test_machine",
-           ("        ctypes.CDLL(None).malloc_trim(0)\n", "        pass\n", "freed memory that is never given back")),
+           ("        libc.malloc_trim(0)\n", "", "freed memory that is never given back")),
     *of_room("training/checkpoint", "training/test_machine",
            ("    machine.release(every=RELEASE_EVERY)\n", "", "freed memory kept from checkpoint to checkpoint")),
     *of_room("loop/rounds", "training/test_machine",
@@ -562,14 +562,15 @@ LAST_WEIGHTS = tuple(
 HUGE_PAGES = of_room(
     "training/machine",
     "training/test_machine",
-    ("        _use_huge_pages()\n        _released", "        _released", "no huge pages"),
+    ("        _use_huge_pages(libc)\n        _released", "        _released", "no huge pages"),
+    ('_read(OVERCOMMIT).strip() not in ("0", "1")', "False", "addresses taken where they count as memory"),
     (
         "if time.monotonic() - _released < every",
         "if False",
         "memory given back and fetched again at every checkpoint",
     ),
     (
-        "malloc_trim(0)\n        _use_huge_pages()",
+        "malloc_trim(0)\n        _use_huge_pages(libc)",
         "malloc_trim(0)",
         "no huge pages once memory was given back",
     ),
