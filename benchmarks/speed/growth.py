@@ -151,7 +151,10 @@ def run(quick: bool, out: Path | None, threads: int = 0) -> None:
     threads = threads or machine.available_cores()
     calibrated = calibrate(threads)
     found = {"name": "growth", "date": datetime.datetime.now(datetime.UTC).date().isoformat(), **calibrated}
-    found |= {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), "series": series(threads, quick)}
+    found |= {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "series": series(threads, quick),
+    }
     held = memory_of(STEPS // 10 if quick else STEPS, threads)
     settled = min(SETTLED, len(held) // 2)
     fit = line(range(settled, len(held)), held[settled:])
